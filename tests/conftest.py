@@ -1,0 +1,21 @@
+"""Shared by all tests: no network, few threads, and the one helper that finds the developers' shared folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(os.environ.get("EUNOE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def shared(relative: str) -> Path:
+    """A path below the developers' shared folder (``EUNOE_SHARED``, else ``../shared``); skips where it is absent."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"{path} is not here: set EUNOE_SHARED to the folder that holds {relative}")
+    return path
