@@ -1,0 +1,125 @@
+"""Blocks -> batches. Every batch is a pure function of (seed, position), so a run that is taken up again needs no loader state.
+
+Masked LM: BERT's rule, each ordinary token is asked for with probability 0.15; of those 80 % become the mask token,
+10 % a random token, 10 % stay. Causal LM: each token asks for the next. Only asked positions reach the LM head:
+``positions`` indexes the flattened (batch * block) tokens and ``labels`` holds what is asked there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eunoe.data.corpus import Blocks
+
+Objective = Literal["masked", "causal"]
+Batch = dict[str, Tensor]
+
+
+def mask_tokens(
+    ids: NDArray[np.int64],
+    askable: NDArray[np.bool_],
+    mask_id: int,
+    vocabulary: int,
+    rate: float,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """BERT's 80/10/10 rule on one block.
+
+    ``ids`` (block,) token ids; ``askable`` (block,) False at special tokens. Returns the changed ids and where the
+    model is asked, both (block,). If chance picks no token one askable token is asked, so every block has a loss.
+    """
+    asked = askable & (rng.random(len(ids)) < rate)
+    if not asked.any() and askable.any():
+        asked[rng.choice(np.flatnonzero(askable))] = True
+    draw = rng.random(len(ids))
+    random_ids = rng.integers(0, vocabulary, len(ids))
+    changed = np.where(asked & (draw < 0.8), mask_id, np.where(asked & (draw >= 0.9), random_ids, ids))
+    return changed, asked
+
+
+@dataclass(frozen=True)
+class LMBatches:
+    """``batches[step]``: the micro-batches of one optimizer step, for any step in any order.
+
+    Positions run on over epochs: step s takes places s*batch ... of the epochs' seeded permutations laid end to end.
+    """
+
+    blocks: Blocks
+    objective: Objective
+    mask_id: int
+    vocabulary: int
+    batch: int
+    steps: int
+    seed: int
+    micro_batch: int | None = None
+    mask_rate: float = 0.15
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        places = range(step * self.batch, (step + 1) * self.batch)
+        chosen = [self._locate(p) for p in places]
+        size = self.micro_batch or self.batch
+        groups = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+        return [self._collate(group[self.rank :: self.world]) for group in groups]
+
+    def _locate(self, place: int) -> tuple[int, int]:
+        epoch, offset = divmod(place, len(self.blocks))
+        return epoch, int(_permutation(self.seed, epoch, len(self.blocks))[offset])
+
+    def _collate(self, chosen: list[tuple[int, int]]) -> Batch:
+        rows = [(self.blocks.ids[i], (self.seed, epoch, i)) for epoch, i in chosen]
+        return collate_lm(rows, self.blocks.special, self.objective, self.mask_id, self.vocabulary, self.mask_rate)
+
+
+_held: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+
+
+def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """The order of one epoch; the last few are kept, as steps ask for them again and again."""
+    key = (seed, epoch, n)
+    if key not in _held:
+        while len(_held) > 3:
+            _held.pop(next(iter(_held)))
+        _held[key] = np.random.default_rng((0x0DE2, seed, epoch)).permutation(n)
+    return _held[key]
+
+
+def collate_lm(
+    rows: list[tuple[NDArray[np.integer], tuple[int, ...]]],
+    special: NDArray[np.int64],
+    objective: Objective,
+    mask_id: int,
+    vocabulary: int,
+    mask_rate: float,
+) -> Batch:
+    """``rows``: (block of ids, key of its random numbers) -> ``input_ids`` (B, block), ``positions`` (n,), ``labels`` (n,)."""
+    ids = np.stack([row.astype(np.int64) for row, _ in rows])
+    if objective == "causal":
+        asked = np.ones_like(ids, dtype=bool)
+        asked[:, -1] = False
+        positions = np.flatnonzero(asked)
+        labels = ids.reshape(-1)[positions + 1]
+        inputs = ids
+    else:
+        askable = ~np.isin(ids, special)
+        inputs, asked = np.empty_like(ids), np.empty_like(askable)
+        for i, (_, key) in enumerate(rows):
+            rng = np.random.default_rng((0xA5C, *key))
+            inputs[i], asked[i] = mask_tokens(ids[i], askable[i], mask_id, vocabulary, mask_rate, rng)
+        positions = np.flatnonzero(asked)
+        labels = ids.reshape(-1)[positions]
+    return {
+        "input_ids": torch.from_numpy(inputs),
+        "positions": torch.from_numpy(positions),
+        "labels": torch.from_numpy(labels),
+    }

