@@ -1,4 +1,4 @@
-"""What ``train.py`` knows about a method of learning one domain after another: six hooks and three facts.
+"""What ``train.py`` knows about a method of learning one domain after another: six hooks and four facts.
 
 design: the loop calls, for each domain, ``before_task``; for each optimizer step ``before_step`` (it sets what the
 forward pass reads, such as CPT's mask temperature), ``penalty`` (once per micro-batch), ``on_gradients`` (after all
@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+
+from eunoe.lookup import lookup
+from eunoe.models.anatomy import anatomy
 
 
 class Method:
@@ -56,6 +59,20 @@ class Method:
 
     def activate(self, domain: str | None) -> None:
         """Make the model read as it should for text of ``domain`` (None: text of no learnt domain), for use."""
+
+    def for_end_task(self, model: nn.Module, domain: str | None, freeze: str | None = None) -> dict[str, float]:
+        """Get ``model``, a deep copy of the learnt one with a fresh head, ready for an end task of ``domain``.
+
+        Sets what trains: everything, or with ``freeze="backbone"`` all but the pretrained weights. Returns names of
+        weights whose learning rate differs, each with its factor on the rate. The method itself is not changed.
+        """
+        frozen = lookup({"none": False, "backbone": True}, freeze or "none", "freeze")
+        for p in model.parameters():
+            p.requires_grad_(True)
+        if frozen:
+            for p in anatomy(model).base.parameters():
+                p.requires_grad_(False)
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only: all that is not in the model's weights."""

@@ -1,0 +1,296 @@
+"""CPT: learn domain after domain in shared plug-ins, each domain through its own masks, and forget nothing.
+
+Paper: Ke, Lin, Shao, Xu, Shu, Liu 2022, "Continual Training of Language Models for Few-Shot Learning" (EMNLP 2022,
+https://arxiv.org/abs/2210.05549); code https://github.com/UIC-Liu-Lab/CPT.
+
+A domain learns the weights of the plug-ins and which of their units it uses. When it ends, its hard masks are kept; the
+weights between used units are then closed for later domains, in the gradient and in the finished update (momentum and
+weight decay would move them without a gradient). Later domains may use those units, which is how they profit.
+
+What we do differently, and why:
+
+- The LayerNorms and the LM head are frozen, as the paper's figure says. The release trains them and throws them away
+  before the next domain; trained and kept they would change what earlier domains compute.
+- ``placement`` is ``sequential`` by default: at h2 = 0 the model is its base. The released results used ``parallel``,
+  where the feed-forward input enters twice (``plugins/inject.py``).
+- Sizes follow the model's width: the published 512 and 768 belong to width 768.
+- ``s`` grows over all steps of a domain; the release restarts it in each epoch, and trains one.
+- A domain's mask is hard at s_max in use, and read from bits kept when it ended.
+- No sparsity regulariser, as released: about half of the units are on for a new domain, so ``capacity()`` tells how
+  much room is left.
+
+The embeddings' compensated gradients are up to 100 times the plain ones: with global clipping they set the scale of the
+whole step. The release clips each tensor by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eunoe.errors import EunoeError
+from eunoe.lookup import lookup, unknown
+from eunoe.methods.base import Method, freeze
+from eunoe.models.anatomy import anatomy
+from eunoe.plugins.adapter import Adapter
+from eunoe.plugins.inject import PLACEMENTS, Site, adapters, inject
+from eunoe.plugins.task_mask import Active, TaskMask, anneal, clamp, compensate, free_pairs, free_units
+
+END_TASK_LR = 3e-5 / 5e-5
+"""The paper's rate of plug-in weights over that of all other weights in end-task fine-tuning."""
+
+
+@dataclass(kw_only=True)
+class CptSettings:
+    """The published settings, but for what the head of this file says."""
+
+    placement: str = "sequential"
+    """Where the plug-ins stand: sequential, parallel (as released) or parallel_clean (as the paper's figure draws)."""
+    attention_size: int | None = None
+    """Inner units of an attention plug-in; None: the published 512 of width 768, that is two thirds of the width."""
+    ffn_size: int | None = None
+    """Inner units of a feed-forward plug-in; None: the published 768 of width 768, that is the width."""
+    s_max: float = 400.0
+    """The largest mask temperature; at it a mask is hard."""
+    cosh_clip: float = 50.0
+    """Limit on s * e in the compensation of the mask embeddings' gradients."""
+    embedding_clip: float = 6.0
+    """Limit on the mask embeddings after each step."""
+
+    def __post_init__(self) -> None:
+        lookup(PLACEMENTS, self.placement, "placement")
+        for name in ("attention_size", "ffn_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EunoeError(f"cpt: {name} is {value}; give 1 or more, or leave it out for the published ratio.")
+        if self.s_max < 1:
+            raise EunoeError(f"cpt: s_max is {self.s_max}; give 1 or more (published: 400).")
+        for name in ("cosh_clip", "embedding_clip"):
+            if getattr(self, name) <= 0:
+                raise EunoeError(f"cpt: {name} is {getattr(self, name)}; give a number above 0.")
+
+    def size(self, part: str, width: int) -> int:
+        """Inner units of the plug-in of ``part`` in a model of ``width``."""
+        given = {"attention": self.attention_size, "feed_forward": self.ffn_size}[part]
+        published = {"attention": 512, "feed_forward": 768}[part]
+        return given if given is not None else max(1, round(width * published / 768))
+
+
+class Cpt(Method):
+    """Only plug-ins train; the base model, its LayerNorms and its head keep their bits. ``forgets`` nothing.
+
+    Raises ``EunoeError`` for a model family without anatomy, a model that has plug-ins, or a domain named twice.
+    """
+
+    forgets = False
+
+    def __init__(self, model: nn.Module, settings: CptSettings, domains: list[str]) -> None:
+        super().__init__(model, settings, domains)
+        twice = sorted({name for name in domains if domains.count(name) > 1})
+        if twice:
+            raise EunoeError(f"cpt: {', '.join(twice)} stands twice in the domains; give each domain its own name.")
+        self.active = Active(domains=tuple(domains), s=settings.s_max, s_max=settings.s_max)
+        self.running: int | None = None
+
+        def make(site: Site) -> Adapter:
+            return Adapter(site.width, settings.size(site.part, site.width), self.active, out=site.out, skip=site.skip)
+
+        parts = anatomy(model)
+        freeze(model)
+        self.adapters = inject(model, parts, make, placement=settings.placement)
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+    def before_task(self, domain: str) -> None:
+        index = self._index(domain)
+        if index in self.active.finished:
+            raise EunoeError(
+                f"cpt: domain {domain!r} is learnt and its weights are closed. Learn more text of it under a new name."
+            )
+        self.running = self.active.domain = index
+        self.active.s = anneal(0.0, self.active.s_max)
+
+    def before_step(self, progress: float) -> None:
+        # the domain too: an evaluation between two steps may have activated another
+        self.active.domain = self.running
+        self.active.s = anneal(progress, self.active.s_max)
+
+    def on_gradients(self, progress: float) -> None:
+        if self.running is None:
+            raise RuntimeError("on_gradients before before_task")
+        for adapter in self.adapters.values():
+            if self.active.finished:
+                for weight, factor in _free(adapter):
+                    if weight.grad is not None:
+                        weight.grad.mul_(factor)
+            for mask in (adapter.mask1, adapter.mask2):
+                if mask.embedding.grad is not None:
+                    self._compensate(mask.embedding, mask.embedding.grad, self.running)
+
+    def after_step(self) -> None:
+        if self.running is None:
+            raise RuntimeError("after_step before before_task")
+        with torch.no_grad():
+            for mask in self._masks():
+                row = mask.embedding[self.running]
+                row.copy_(clamp(row, self.settings.embedding_clip))
+
+    def after_task(self, domain: str) -> None:
+        index = self._index(domain)
+        for mask in self._masks():
+            mask.keep(index)
+        self.active.finished.add(index)
+        self.running = None
+        self.activate(domain)
+
+    # -- facts -------------------------------------------------------------------------------------------------
+    def protected(self) -> dict[nn.Parameter, Tensor]:
+        """Blocked weights (factor <= 0.5) and every embedding row but the running domain's."""
+        keep: dict[nn.Parameter, Tensor] = {}
+        for adapter in self.adapters.values():
+            if self.active.finished:
+                keep.update({weight: (factor <= 0.5).expand_as(weight) for weight, factor in _free(adapter)})
+            for mask in (adapter.mask1, adapter.mask2):
+                rows = torch.ones_like(mask.embedding, dtype=torch.bool)
+                if self.running is not None:
+                    rows[self.running] = False
+                keep[mask.embedding] = rows
+        return keep
+
+    def activate(self, domain: str | None) -> None:
+        """The domain's hard masks; None, or a domain never trained, turns the plug-ins off (the base model)."""
+        self._use(self.active, domain)
+
+    def for_end_task(self, model: nn.Module, domain: str | None, freeze: str | None = None) -> dict[str, float]:
+        """Plug-ins, backbone and head train under the domain's hard masks; only the mask embeddings stay.
+
+        With ``freeze="backbone"`` plug-ins and head train. Plug-in weights get the paper's 3e-5 against 5e-5.
+        """
+        super().for_end_task(model, domain, freeze)
+        slower = set()
+        for adapter in adapters(model).values():
+            self._use(adapter.active, domain)
+            for p in adapter.parameters():
+                p.requires_grad_(True)
+            adapter.mask1.embedding.requires_grad_(False)
+            adapter.mask2.embedding.requires_grad_(False)
+            slower |= {p for p in adapter.parameters() if p.requires_grad}
+        return {name: END_TASK_LR for name, p in model.named_parameters() if p in slower}
+
+    def reads(self, domain: str) -> dict[str, Tensor]:
+        """Which entries of the model's weights a domain's output depends on: name -> bool tensor of its shape.
+
+        All of the base model, and the plug-in entries between the units the domain uses. ``eunoe verify`` hashes them.
+        """
+        index = self._index(domain)
+        plugins: dict[nn.Parameter, Tensor] = {}
+        for adapter in self.adapters.values():
+            weights = dict(adapter.named_parameters())
+            plugins.update({weights[name]: entries for name, entries in adapter.reads(index).items()})
+        everything = torch.ones((), dtype=torch.bool)
+        return {
+            name: plugins[p] if p in plugins else everything.to(p.device).expand_as(p)
+            for name, p in self.model.named_parameters()
+        }
+
+    def capacity(self) -> list[dict[str, Any]]:
+        """How much room is left: one row per layer and mask, plain values only.
+
+        ``size`` units: ``used`` by at least one finished domain, ``shared`` by two or more, ``free``; ``domains`` says
+        how many each finished domain uses. ``units`` is inner (between W1 and W2) or outer (after W2).
+        """
+        rows: list[dict[str, Any]] = []
+        for name, adapter in self.adapters.items():
+            layer, _, plugin = name.rpartition(".")
+            for units, mask in (("inner", adapter.mask1), ("outer", adapter.mask2)):
+                masks = {i: mask.hard_mask(i) for i in sorted(self.active.finished)}
+                times = torch.stack([*masks.values(), torch.zeros(mask.n, dtype=torch.bool, device=mask.bits.device)])
+                uses = times.sum(0)
+                rows.append(
+                    {
+                        "layer": layer,
+                        "part": plugin.removesuffix("_plugin"),
+                        "units": units,
+                        "size": mask.n,
+                        "used": int((uses > 0).sum()),
+                        "shared": int((uses > 1).sum()),
+                        "free": int((uses == 0).sum()),
+                        "domains": {self.domains[i]: int(m.sum()) for i, m in masks.items()},
+                    }
+                )
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """``finished`` and ``running`` domains, ``s``, and ``masks``: uint8 (finished, bytes), side by side."""
+        finished = sorted(self.active.finished)
+        bits = [mask.bits[finished] for mask in self._masks()]
+        return {
+            "finished": [self.domains[i] for i in finished],
+            "running": None if self.running is None else self.domains[self.running],
+            "s": self.active.s,
+            "masks": torch.cat(bits, dim=1).cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        finished = [self._index(name) for name in state["finished"]]
+        widths = [mask.bits.shape[1] for mask in self._masks()]
+        masks: Tensor = state["masks"]
+        if tuple(masks.shape) != (len(finished), sum(widths)):
+            raise EunoeError(
+                f"cpt: the saved masks have shape {tuple(masks.shape)}, this model needs "
+                f"{(len(finished), sum(widths))}: they belong to other sizes or another model. "
+                "Go on with the settings the run was begun with."
+            )
+        for mask, bits in zip(self._masks(), torch.split(masks, widths, dim=1), strict=True):
+            mask.taken.zero_()
+            for index, row in zip(finished, bits, strict=True):
+                mask.restore(index, row.to(mask.bits.device))
+        self.active.finished = set(finished)
+        self.running = None if state["running"] is None else self._index(state["running"])
+        self.active.domain = self.running
+        self.active.s = float(state["s"])
+
+    # -- parts -------------------------------------------------------------------------------------------------
+    def _masks(self) -> Iterator[TaskMask]:
+        for adapter in self.adapters.values():
+            yield adapter.mask1
+            yield adapter.mask2
+
+    def _index(self, domain: str) -> int:
+        if domain not in self.domains:
+            raise unknown(domain, self.domains, "domain")
+        return self.domains.index(domain)
+
+    def _use(self, active: Active, domain: str | None) -> None:
+        """Hard masks of ``domain`` for the model that reads ``active``: the learnt one, or a copy for an end task."""
+        index = None if domain is None else self._index(domain)
+        begun = index in self.active.finished or index == self.running
+        active.domain = index if begun else None
+        active.s = active.s_max
+
+    def _compensate(self, embedding: Tensor, grad: Tensor, row: int) -> None:
+        """The running row's gradient with annealing undone; nothing in any other row."""
+        with torch.no_grad():
+            new = compensate(grad[row], embedding[row], self.active.s, self.active.s_max, self.settings.cosh_clip)
+            grad.zero_()
+            grad[row] = new
+
+
+def _free(adapter: Adapter) -> list[tuple[nn.Parameter, Tensor]]:
+    """The plug-in's weights, each with the factor on its gradient that keeps finished domains as they are.
+
+    Factors broadcast over the weights: W1 (size, width) has one per row.
+    """
+    inner, outer = adapter.mask1.taken, adapter.mask2.taken
+    return [
+        (adapter.get_parameter("fc1.weight"), free_units(inner)[:, None]),
+        (adapter.get_parameter("fc1.bias"), free_units(inner)),
+        (adapter.get_parameter("fc2.weight"), free_pairs(outer, inner)),
+        (adapter.get_parameter("fc2.bias"), free_units(outer)),
+    ]
+
+
+__all__ = ["END_TASK_LR", "Cpt", "CptSettings"]

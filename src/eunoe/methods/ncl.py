@@ -1,0 +1,30 @@
+"""NCL, naive continual learning: each domain with all weights and nothing else, the baseline that forgets.
+
+Papers.: Ke et al. 2022 (CPT, https://arxiv.org/abs/2210.05549) name it so; it is plain continued pretraining
+(Gururangan et al. 2020, https://arxiv.org/abs/2004.10964) on one domain after another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from eunoe.methods.base import Method
+
+
+@dataclass(kw_only=True)
+class NclSettings:
+    """Nothing to set."""
+
+
+class Ncl(Method):
+    """Minimise the LM loss of the running domain over all weights, starting from the last domain's."""
+
+    def __init__(self, model: nn.Module, settings: NclSettings, domains: list[str]) -> None:
+        super().__init__(model, settings, domains)
+        for p in model.parameters():
+            p.requires_grad_(True)
+
+
+__all__ = ["Ncl", "NclSettings"]

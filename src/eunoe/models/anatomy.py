@@ -1,0 +1,237 @@
+"""Where the sub-layers of a Hugging Face model are: the only place of the project that knows layer names.
+
+A plug-in method needs a handful of places in every layer: what enters the attention and the feed-forward sub-layer,
+and what leaves each of them just before it is added to the residual stream. Every family names them differently, so
+each family is one frozen row of dotted names in ``FAMILIES`` (checked against transformers 5.23), and ``anatomy``
+resolves a row on a model. A new family is a new row; no code asks for a family by name.
+
+What to look for when a row is written:
+
+- ``attention_out`` must be the module whose *output* is the sub-layer's result after output projection and dropout and
+  before add & norm: a dropout where there is one (``nn.Dropout`` and ``nn.Identity`` are called, and so can be hooked,
+  in evaluation mode too), else the projection. It must return a tensor: attention modules return tuples.
+- BERT's ``attention.output`` and ``output`` are not it: they hold the LayerNorm as well.
+- ALBERT runs one layer many times. ``layers`` are the distinct layer modules, so a plug-in belongs to a shared layer
+  and runs each time that layer runs; with one group there is one plug-in pair for the whole model.
+- ModernBERT's first layer has no attention norm (``nn.Identity``): ``norms`` holds only what has weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from eunoe.errors import EunoeError
+from eunoe.lookup import unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Dotted names of one model family: ``embeddings`` and ``layers`` from the base model, the rest from a layer."""
+
+    embeddings: str
+    """The input embedding table."""
+    layers: str
+    """The layers, in order; ``*`` stands for every entry of a list."""
+    attention_in: str
+    """The first projection of the attention sub-layer; its input is the sub-layer's input."""
+    attention_proj: str
+    """The attention output projection; its input is the concatenated heads."""
+    attention_out: str
+    """The module whose output is the attention sub-layer's result, before add & norm."""
+    feed_forward_in: tuple[str, ...]
+    """The first projection(s) of the feed-forward sub-layer; each gets the sub-layer's input."""
+    feed_forward_out: str
+    """The module whose output is the feed-forward sub-layer's result, before add & norm."""
+    norms: tuple[str, ...]
+    """LayerNorms or RMSNorms of a layer, where this layer has them."""
+
+
+_BERT = Family(
+    embeddings="embeddings.word_embeddings",
+    layers="encoder.layer.*",
+    attention_in="attention.self.query",
+    attention_proj="attention.output.dense",
+    attention_out="attention.output.dropout",
+    feed_forward_in=("intermediate.dense",),
+    feed_forward_out="output.dropout",
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
+)
+
+_LLAMA = Family(
+    embeddings="embed_tokens",
+    layers="layers.*",
+    attention_in="self_attn.q_proj",
+    attention_proj="self_attn.o_proj",
+    attention_out="self_attn.o_proj",
+    feed_forward_in=("mlp.gate_proj", "mlp.up_proj"),
+    feed_forward_out="mlp.down_proj",
+    norms=("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"),
+)
+
+FAMILIES: dict[str, Family] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "electra": _BERT,
+    "distilbert": Family(
+        embeddings="embeddings.word_embeddings",
+        layers="transformer.layer.*",
+        attention_in="attention.q_lin",
+        attention_proj="attention.out_lin",
+        attention_out="attention.out_lin",
+        feed_forward_in=("ffn.lin1",),
+        feed_forward_out="ffn",
+        norms=("sa_layer_norm", "output_layer_norm"),
+    ),
+    "albert": Family(
+        embeddings="embeddings.word_embeddings",
+        layers="encoder.albert_layer_groups.*.albert_layers.*",
+        attention_in="attention.query",
+        attention_proj="attention.dense",
+        attention_out="attention.output_dropout",
+        feed_forward_in=("ffn",),
+        feed_forward_out="ffn_output",
+        norms=("attention.LayerNorm", "full_layer_layer_norm"),
+    ),
+    "modernbert": Family(
+        embeddings="embeddings.tok_embeddings",
+        layers="layers.*",
+        attention_in="attn.Wqkv",
+        attention_proj="attn.Wo",
+        attention_out="attn.out_drop",
+        feed_forward_in=("mlp.Wi",),
+        feed_forward_out="mlp",
+        norms=("attn_norm", "mlp_norm"),
+    ),
+    "gpt2": Family(
+        embeddings="wte",
+        layers="h.*",
+        attention_in="attn.c_attn",
+        attention_proj="attn.c_proj",
+        attention_out="attn.resid_dropout",
+        feed_forward_in=("mlp.c_fc",),
+        feed_forward_out="mlp.dropout",
+        norms=("ln_1", "ln_2"),
+    ),
+    "llama": _LLAMA,
+    "qwen3": _LLAMA,
+}
+"""``config.model_type`` -> names. A family is added here and nowhere else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The modules of one layer that ``Family`` names. Shapes are (batch, tokens, width) unless said otherwise."""
+
+    name: str
+    module: nn.Module
+    attention_in: nn.Module
+    attention_proj: nn.Module
+    attention_out: nn.Module
+    feed_forward_in: tuple[nn.Module, ...]
+    feed_forward_out: nn.Module
+    norms: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """A model's parts. ``name`` of a layer counts from ``base``, so it is the same with any head or wrapper."""
+
+    model_type: str
+    base: PreTrainedModel
+    embeddings: nn.Module
+    layers: tuple[Layer, ...]
+    width: int
+    """Width of the residual stream: of ``attention_out``, ``feed_forward_out`` and of what enters the sub-layers."""
+    heads_width: int
+    """Width of the concatenated heads, the input of ``attention_proj``. Qwen3's and some Llamas' differs from width."""
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """The parts of ``model``: a transformers model with any head, or any module that has one inside.
+
+    Raises ``EunoeError`` if there is none, or if its family has no row in ``FAMILIES``.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=9)
+    >>> [layer.name for layer in anatomy(BertModel(tiny)).layers]
+    ['encoder.layer.0', 'encoder.layer.1']
+    """
+    base = _base(model)
+    model_type = str(base.config.model_type)
+    if model_type not in FAMILIES:
+        names = ", ".join(f'{field.name}="..."' for field in fields(Family))
+        raise EunoeError(
+            f"{unknown(model_type, FAMILIES, 'model family')} To add it, write one row into FAMILIES of "
+            f'eunoe/models/anatomy.py: "{model_type}": Family({names}), with the names of {type(base).__name__}; '
+            "that file says what each of them must be."
+        )
+    family = FAMILIES[model_type]
+    config = base.config
+    heads = int(config.num_attention_heads)
+    head_width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
+    return Anatomy(
+        model_type=model_type,
+        base=base,
+        embeddings=_find(base, family.embeddings, base),
+        layers=tuple(_layer(base, name, module, family) for name, module in _every(base, family.layers)),
+        width=int(config.hidden_size),
+        heads_width=heads * int(head_width),
+    )
+
+
+def _base(model: nn.Module) -> PreTrainedModel:
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module.base_model
+    raise EunoeError(
+        f"{type(model).__name__} holds no transformers model. Pass a model made by transformers (AutoModelForMaskedLM, "
+        "AutoModelForCausalLM, ...), or a module that keeps one in an attribute."
+    )
+
+
+def _layer(base: nn.Module, name: str, layer: nn.Module, family: Family) -> Layer:
+    present = [_get(layer, norm) for norm in family.norms]
+    return Layer(
+        name=name,
+        module=layer,
+        attention_in=_find(layer, family.attention_in, base),
+        attention_proj=_find(layer, family.attention_proj, base),
+        attention_out=_find(layer, family.attention_out, base),
+        feed_forward_in=tuple(_find(layer, part, base) for part in family.feed_forward_in),
+        feed_forward_out=_find(layer, family.feed_forward_out, base),
+        norms=tuple(norm for norm in present if norm is not None and any(True for _ in norm.parameters())),
+    )
+
+
+def _every(base: nn.Module, pattern: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules a pattern with ``*`` names, in order, each with its dotted name."""
+    head, star, rest = pattern.partition(".*")
+    for name, module in _find(base, head, base).named_children() if star else [("", base)]:
+        if not rest:
+            yield f"{head}.{name}", module
+        else:
+            yield from ((f"{head}.{name}.{below}", found) for below, found in _every(module, rest.lstrip(".")))
+
+
+def _get(module: nn.Module, name: str) -> nn.Module | None:
+    found: object = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def _find(module: nn.Module, name: str, base: nn.Module) -> nn.Module:
+    found = _get(module, name)
+    if found is None:
+        raise EunoeError(
+            f"{type(base).__name__} has no {name!r} in {type(module).__name__}: its row in FAMILIES of "
+            "eunoe/models/anatomy.py does not fit the installed transformers. Mend it, or install transformers 5.23."
+        )
+    return found
+
+
+__all__ = ["FAMILIES", "Anatomy", "Family", "Layer", "anatomy"]

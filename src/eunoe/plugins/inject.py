@@ -1,0 +1,334 @@
+"""Attach plug-ins to any model of ``models/anatomy.py``, without an edit of its code, and take them off again.
+
+Each layer gets two children, ``attention_plugin`` and ``feed_forward_plugin``, and hooks on the sub-layers' modules, so
+no name of the base model changes. Where a plug-in reads and where its output goes is a row of ``PLACEMENTS``:
+
+- ``sequential``: after the sub-layer (output projection and dropout done), before add & norm, with the inner skip. The
+  default: it is what the paper's text calls sequential, and with h2 = 0 the model is its base.
+- ``parallel``: what the CPT release (https://github.com/UIC-Liu-Lab/CPT) runs for its published result. The attention
+  plug-in reads the sub-layer's input and is added to the heads before the output projection, without skip; the
+  feed-forward plug-in reads its sub-layer's input x and x + h2 is added to the sub-layer's output, so that x enters the
+  add & norm twice and the model differs from its base even at h2 = 0.
+- ``parallel_clean``: as the paper's figure draws it: both read the sub-layer's input and h2 alone is added to its
+  output.
+
+On families that normalise before the sub-layer (GPT-2, Llama, Qwen3, ModernBERT) the sub-layer's input is the
+normalised one, which is what its first projection gets.
+
+A tap's hooks are bound methods, not closures: ``copy.deepcopy`` of the whole model then binds them to the copied
+plug-ins and the copied ``Active``, and the copy is independent of the original.
+
+Saved in the file layout of PEFT (``adapter_config.json``, ``adapter_model.safetensors``), tensor names counted from the
+base model, so a folder saved from a masked LM loads into a classifier of the same model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from eunoe.errors import EunoeError
+from eunoe.lookup import lookup, unknown
+from eunoe.models.anatomy import Anatomy, Layer, anatomy
+from eunoe.plugins.adapter import Adapter
+from eunoe.plugins.task_mask import Active
+
+PARTS = ("attention", "feed_forward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one plug-in of a layer reads and writes. The names are fields of ``models.anatomy.Layer``."""
+
+    reads: str | None
+    """The module whose input the plug-in gets; None: the plug-in gets what it is applied to."""
+    writes: str
+    """The module whose output (or input) changes."""
+    to_input: bool = False
+    """Change the input of ``writes`` instead of its output."""
+    out: str = "width"
+    """The width of the plug-in's output, a field of ``models.anatomy.Anatomy``."""
+    skip: bool
+    """Inner skip: x + h2 rather than h2."""
+
+
+PLACEMENTS: dict[str, dict[str, Place]] = {
+    "sequential": {
+        "attention": Place(reads=None, writes="attention_out", skip=True),
+        "feed_forward": Place(reads=None, writes="feed_forward_out", skip=True),
+    },
+    "parallel": {
+        "attention": Place(reads="attention_in", writes="attention_proj", to_input=True, out="heads_width", skip=False),
+        "feed_forward": Place(reads="feed_forward_in", writes="feed_forward_out", skip=True),
+    },
+    "parallel_clean": {
+        "attention": Place(reads="attention_in", writes="attention_out", skip=False),
+        "feed_forward": Place(reads="feed_forward_in", writes="feed_forward_out", skip=False),
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What a plug-in must fit: ``make_adapter`` gets one for each plug-in to make."""
+
+    part: str
+    """``attention`` or ``feed_forward``."""
+    width: int
+    out: int
+    skip: bool
+
+
+class Tap:
+    """One plug-in in its layer: the hooks that feed it and put its output where its place says."""
+
+    def __init__(self, adapter: Adapter, layer: Layer, placement: str, part: str) -> None:
+        place = PLACEMENTS[placement][part]
+        self.adapter = adapter
+        self.placement = placement
+        self.seen: Tensor | None = None
+        writes = _module(layer, place.writes)
+        self.handles: list[RemovableHandle] = []
+        if place.reads is None:
+            self.handles.append(writes.register_forward_hook(self.through))
+            return
+        self.handles.append(_module(layer, place.reads).register_forward_pre_hook(self.see))
+        if place.to_input:
+            self.handles.append(writes.register_forward_pre_hook(self.add_to_input))
+        else:
+            self.handles.append(writes.register_forward_hook(self.add_to_output))
+
+    @property
+    def off(self) -> bool:
+        return self.adapter.active.domain is None
+
+    def through(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output if self.off else self.adapter(output)
+
+    def see(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.seen = None if self.off else args[0]
+
+    def add_to_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return args if self.off else (args[0] + self.adapter(self._take()), *args[1:])
+
+    def add_to_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output if self.off else output + self.adapter(self._take())
+
+    def _take(self) -> Tensor:
+        """What ``see`` saw, let go of: an activation kept here would hold its graph and stop a deep copy."""
+        seen, self.seen = self.seen, None
+        if seen is None:
+            raise RuntimeError("the sub-layer's output came before its input: this layer runs in an unexpected order")
+        return seen
+
+
+def inject(
+    model: nn.Module, parts: Anatomy, make_adapter: Callable[[Site], Adapter], *, placement: str = "sequential"
+) -> dict[str, Adapter]:
+    """Give every layer its two plug-ins; returns them by name (``encoder.layer.0.attention_plugin``), in layer order.
+
+    ``parts`` is ``anatomy(model)``. New weights go to the layer's device, in float32 (float64 on a float64 model).
+    Raises ``EunoeError`` for an unknown placement and for a model that has plug-ins already.
+    """
+    places = lookup(PLACEMENTS, placement, "placement")
+    if adapters(model):
+        raise EunoeError(
+            f"{type(model).__name__} has plug-ins already: detach(model) removes them, set_domain uses them."
+        )
+    for layer in parts.layers:
+        like = next(layer.module.parameters())
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        for part in PARTS:
+            place = places[part]
+            site = Site(part=part, width=parts.width, out=getattr(parts, place.out), skip=place.skip)
+            adapter = make_adapter(site).to(like.device, dtype).train(layer.module.training)
+            layer.module.add_module(f"{part}_plugin", adapter)
+            layer.module.__dict__.setdefault("plugin_taps", []).append(Tap(adapter, layer, placement, part))
+    return adapters(model)
+
+
+def detach(model: nn.Module) -> None:
+    """Remove every plug-in and hook; what is left is the base model, with the bits its weights have now."""
+    for module in model.modules():
+        for tap in module.__dict__.pop("plugin_taps", ()):
+            for handle in tap.handles:
+                handle.remove()
+        for part in PARTS:
+            if isinstance(getattr(module, f"{part}_plugin", None), Adapter):
+                delattr(module, f"{part}_plugin")
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """The plug-ins of a model by name, in layer order; empty where there is none."""
+    found = {}
+    for layer in anatomy(model).layers:
+        for part in PARTS:
+            adapter = getattr(layer.module, f"{part}_plugin", None)
+            if isinstance(adapter, Adapter):
+                found[f"{layer.name}.{part}_plugin"] = adapter
+    return found
+
+
+def set_domain(model: nn.Module, name: str | None) -> None:
+    """Make the model read as it did when it had learnt domain ``name``; None: as the base model, bit for bit.
+
+    Raises ``EunoeError`` if the model has no plug-ins or has not learnt ``name``.
+
+    Example: ``load_plugins(model, "run/domains/3-acl"); set_domain(model, "acl")``.
+    """
+    active = _one(model).active
+    learnt = [active.domains[i] for i in sorted(active.finished)]
+    if name is not None and name not in learnt:
+        raise unknown(name, learnt, "learnt domain")
+    active.domain = None if name is None else active.domains.index(name)
+    active.s = active.s_max
+
+
+def save_plugins(model: nn.Module, folder: str | Path) -> None:
+    """Write the plug-ins, and nothing of the base model, to ``folder`` (made where it is missing)."""
+    tensors, active, placement = {}, _one(model).active, _taps(model)[0].placement
+    for name, adapter in adapters(model).items():
+        for key, tensor in _tensors(adapter):
+            tensors[f"base_model.model.{name}.{key}"] = tensor.detach().contiguous()
+    parts = anatomy(model)
+    first = parts.layers[0].module
+    config = {
+        "peft_type": "CL_PLUGIN",
+        "task_type": None,
+        "base_model_name_or_path": parts.base.name_or_path or None,
+        "inference_mode": True,
+        "model_type": parts.model_type,
+        "placement": placement,
+        **{f"{part}_size": getattr(first, f"{part}_plugin").fc1.out_features for part in PARTS},
+        "s_max": active.s_max,
+        "domains": list(active.domains),
+        "finished": [active.domains[i] for i in sorted(active.finished)],
+    }
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_plugins(model: nn.Module, folder: str | Path) -> None:
+    """Attach the plug-ins that ``save_plugins`` wrote; they are off until ``set_domain``. Draws no random number.
+
+    Raises ``EunoeError`` where the folder, its files or their shapes do not fit this model, which then stays as it was.
+    """
+    path = Path(folder)
+    config = _config(path)
+    parts = anatomy(model)
+    if config["model_type"] != parts.model_type:
+        raise EunoeError(
+            f"the plug-ins of {path} are for a {config['model_type']!r} model, this one is {parts.model_type!r}: "
+            f"load them into {config['base_model_name_or_path'] or 'the model they were trained on'}."
+        )
+    try:
+        tensors = load_file(path / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise EunoeError(
+            f"cannot read {path / 'adapter_model.safetensors'}: {error}. Save the plug-ins again."
+        ) from error
+    domains = tuple(config["domains"])
+    active = Active(domains=domains, s=config["s_max"], s_max=config["s_max"])
+    active.finished = {domains.index(name) for name in config["finished"]}
+
+    def make(site: Site) -> Adapter:
+        return Adapter(site.width, config[f"{site.part}_size"], active, out=site.out, skip=site.skip)
+
+    with torch.random.fork_rng(devices=[]):
+        attached = inject(model, parts, make, placement=config["placement"])
+    try:
+        _fill(attached, tensors, active, path)
+    except EunoeError:
+        detach(model)
+        raise
+
+
+def _fill(attached: dict[str, Adapter], tensors: dict[str, Tensor], active: Active, path: Path) -> None:
+    wanted = {
+        f"base_model.model.{name}.{key}": tensor
+        for name, adapter in attached.items()
+        for key, tensor in _tensors(adapter)
+    }
+    wrong = sorted(wanted.keys() ^ tensors.keys())
+    wrong += [key for key in wanted.keys() & tensors.keys() if wanted[key].shape != tensors[key].shape]
+    if wrong:
+        raise EunoeError(
+            f"the plug-ins of {path} do not fit this model: {len(wrong)} tensors differ in name or shape, first "
+            f"{wrong[0]!r}. Load them into a model with the same number of layers and the same width."
+        )
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(tensors[key])
+    for adapter in attached.values():
+        for mask in (adapter.mask1, adapter.mask2):
+            for domain in sorted(active.finished):
+                mask.restore(domain, mask.bits[domain])
+
+
+def _tensors(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+    yield from adapter.named_parameters()
+    yield "mask1.bits", adapter.mask1.bits
+    yield "mask2.bits", adapter.mask2.bits
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EunoeError(
+            f"cannot read {file}: {error}. Pass a folder that save_plugins wrote; it holds adapter_config.json and "
+            "adapter_model.safetensors."
+        ) from error
+    if not isinstance(config, dict) or config.get("peft_type") != "CL_PLUGIN":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise EunoeError(
+            f"{file} describes {kind!r}, not 'CL_PLUGIN': save_plugins did not write it. Load it with the peft library."
+        )
+    needed = {"model_type", "base_model_name_or_path", "placement", "s_max", "domains", "finished"}
+    missing = sorted((needed | {f"{part}_size" for part in PARTS}) - config.keys())
+    if missing:
+        raise EunoeError(f"{file} lacks {', '.join(missing)}: it was cut or edited. Save the plug-ins again.")
+    return config
+
+
+def _module(layer: Layer, name: str) -> nn.Module:
+    found = getattr(layer, name)
+    module: nn.Module = found[0] if isinstance(found, tuple) else found
+    return module
+
+
+def _taps(model: nn.Module) -> list[Tap]:
+    return [tap for module in model.modules() for tap in module.__dict__.get("plugin_taps", ())]
+
+
+def _one(model: nn.Module) -> Adapter:
+    for adapter in adapters(model).values():
+        return adapter
+    raise EunoeError(f"{type(model).__name__} has no plug-ins: load_plugins(model, folder) attaches saved ones.")
+
+
+__all__ = [
+    "PARTS",
+    "PLACEMENTS",
+    "Adapter",
+    "Place",
+    "Site",
+    "adapters",
+    "detach",
+    "inject",
+    "load_plugins",
+    "save_plugins",
+    "set_domain",
+]

@@ -1,0 +1,163 @@
+"""Learned masks over units, one per domain: which units of a layer a domain uses.
+
+Paper: Serra et al. 2018, "Overcoming Catastrophic Forgetting with Hard Attention to the Task" (HAT,
+https://arxiv.org/abs/1801.01423), as used by Ke et al. 2022, "Continual Training of Language Models for Few-Shot
+Learning" (CPT, https://arxiv.org/abs/2210.05549; code https://github.com/UIC-Liu-Lab/CPT).
+
+While a domain is learnt its mask is soft, ``sigmoid(s * e)``, and ``s`` grows from 1/s_max to s_max. At s_max the mask
+is hard (CPT; HAT stays soft, so that blocking is only partial and old outputs drift). A finished domain's hard mask is
+kept as packed bits and read from them: its embedding row could change without changing what the domain computes.
+
+What differs from the release: the threshold ``sigmoid(s_max * e) > 0.5`` is taken as ``e > 0``, which is the same but
+for positive ``e`` so small that the sigmoid rounds to one half; the domain and ``s`` come from a shared ``Active``
+instead of call arguments, which transformers' layers cannot pass on.
+
+Shapes: T domains, n units, B = ceil(n / 8) bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+def gate(embedding: Tensor, s: float) -> Tensor:
+    """The soft mask ``sigmoid(s * e)``, same shape."""
+    return torch.sigmoid(s * embedding)
+
+
+def hard(embedding: Tensor) -> Tensor:
+    """The mask at s_max: True where the gate is more than half open, which is where ``e > 0``. Bool, same shape."""
+    return embedding > 0
+
+
+def anneal(progress: float, s_max: float) -> float:
+    """``s`` after a fraction ``progress`` of a domain's steps: 1/s_max at 0, s_max at 1, straight between.
+
+    >>> anneal(0.0, 400.0), anneal(1.0, 400.0)
+    (0.0025, 400.0)
+    """
+    return 1 / s_max + (s_max - 1 / s_max) * progress
+
+
+def compensate(grad: Tensor, embedding: Tensor, s: float, s_max: float = 400.0, clip: float = 50.0) -> Tensor:
+    """The embedding's gradient with the effect of annealing undone: s_max times the one that s = 1 would give.
+
+    ``grad * (s_max / s) * (cosh(clip(s * e, -clip, clip)) + 1) / (cosh(e) + 1)``: the gate's slope is
+    ``s / (2 (cosh(s e) + 1))``, next to nothing for most units once ``s`` is large.
+    """
+    return grad * (s_max / s) * (torch.cosh((s * embedding).clamp(-clip, clip)) + 1) / (torch.cosh(embedding) + 1)
+
+
+def clamp(embedding: Tensor, limit: float = 6.0) -> Tensor:
+    """``e`` held within +-limit, where the gate at s = 1 still has a slope."""
+    return embedding.clamp(-limit, limit)
+
+
+def accumulate(before: Tensor, mask: Tensor) -> Tensor:
+    """The units taken once this mask's domain is finished: the elementwise maximum."""
+    return torch.maximum(before, mask)
+
+
+def free_units(taken: Tensor) -> Tensor:
+    """The factor on gradients of weights that belong to one unit (rows of W1, b1, b2): ``1 - taken``, shape (n,)."""
+    return 1 - taken
+
+
+def free_pairs(taken_out: Tensor, taken_in: Tensor) -> Tensor:
+    """The factor on W2's gradient: blocked only where both units are taken. Shape (out units, in units)."""
+    return 1 - torch.minimum(taken_out[:, None], taken_in[None, :])
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A bool mask (..., n) as uint8 (..., B), lowest bit first.
+
+    >>> pack(torch.tensor([True, False, True])).tolist()
+    [5]
+    """
+    padded = nn.functional.pad(mask.to(torch.uint8), (0, -mask.shape[-1] % 8))
+    bits = padded.reshape(*padded.shape[:-1], -1, 8) << _places(mask.device)
+    return bits.sum(-1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, n: int) -> Tensor:
+    """The bool mask (..., n) that ``pack`` was given."""
+    return (bits[..., None] >> _places(bits.device) & 1).flatten(-2)[..., :n].bool()
+
+
+def _places(device: torch.device) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)
+
+
+@dataclass
+class Active:
+    """What all plug-ins of a model read at each forward pass: one object, shared by them."""
+
+    domains: tuple[str, ...]
+    domain: int | None = None
+    """Index of the domain whose masks are used; None: plug-ins are off and the model is its base, bit for bit."""
+    s: float = 400.0
+    s_max: float = 400.0
+    finished: set[int] = field(default_factory=set)
+    """Domains whose hard masks are kept as bits."""
+
+
+class TaskMask(nn.Module):
+    """The masks over ``n`` units, one embedding row per domain (T, n), N(0, 1) at the start (the release's default).
+
+    ``bits`` (T, B) holds the hard masks of finished domains and ``taken`` (n,) their union, 0 or 1. Neither is part of
+    ``state_dict``: who saves a plug-in also says which domains are finished (``methods/cpt.py``,
+    ``plugins/inject.py``).
+    """
+
+    bits: Tensor
+    taken: Tensor
+
+    def __init__(self, n: int, active: Active) -> None:
+        super().__init__()
+        self.n = n
+        self.active = active
+        self.embedding = nn.Parameter(torch.randn(len(active.domains), n))
+        self.register_buffer("bits", pack(torch.zeros(len(active.domains), n, dtype=torch.bool)), persistent=False)
+        self.register_buffer("taken", torch.zeros(n), persistent=False)
+
+    def forward(self) -> Tensor:
+        """The mask (n,) of the active domain in the embedding's dtype: soft below s_max, exactly 0 or 1 at s_max."""
+        if self.active.domain is None:
+            raise RuntimeError("no domain is active: the plug-in is off and its masks mean nothing")
+        if self.active.s < self.active.s_max:
+            return gate(self.embedding[self.active.domain], self.active.s)
+        return self.hard_mask(self.active.domain).to(self.embedding.dtype)
+
+    def hard_mask(self, domain: int) -> Tensor:
+        """The hard mask (n,) of a domain, bool: the kept one if the domain is finished, else as it is now."""
+        if domain in self.active.finished:
+            return unpack(self.bits[domain], self.n)
+        return hard(self.embedding[domain].detach())
+
+    def keep(self, domain: int) -> None:
+        """Keep the hard mask of a domain that ends now."""
+        self.restore(domain, pack(hard(self.embedding[domain].detach())))
+
+    def restore(self, domain: int, bits: Tensor) -> None:
+        """Take back what ``keep`` had kept: the packed mask (B,) of a finished domain."""
+        self.bits[domain] = bits
+        self.taken = accumulate(self.taken, unpack(self.bits[domain], self.n).to(self.taken.dtype))
+
+
+__all__ = [
+    "Active",
+    "TaskMask",
+    "accumulate",
+    "anneal",
+    "clamp",
+    "compensate",
+    "free_pairs",
+    "free_units",
+    "gate",
+    "hard",
+    "pack",
+    "unpack",
+]
