@@ -19,3 +19,9 @@ def shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not here: set EUNOE_SHARED to the folder that holds {relative}")
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenised text goes to a folder of the test, never to the user's cache."""
+    monkeypatch.setenv("EUNOE_CACHE", str(tmp_path_factory.mktemp("cache")))
