@@ -1,6 +1,6 @@
 """Tiny random models and a tokenizer made on the spot, so that no test needs a network or a second.
 
-``tiny_tokenizer()`` knows some common words and all letters; ``tiny_bert()``, ``tiny_llama()`` and ``tiny_gpt2()`` fit it.
+``tiny_tokenizer()`` knows some common words and all letters; ``tiny_bert``, ``tiny_llama`` and ``tiny_gpt2`` fit it.
 ``tiny_folder`` saves one of them with its tokenizer, so that AutoTokenizer and AutoModelFor... load the folder.
 """
 
@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = (
+WORDS = (  # noqa: SIM905 - readable
     "the a an of in on and or to is was it this that with for from by at as be has had not but goal match team player "
     "coach score win lost league season market stock bank price profit share trade growth tax film song music actor "
     "award show star album phone computer software game web data user vote party minister law good bad great poor new "
