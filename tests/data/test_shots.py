@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eunoe.data.shots import cpt_rule, evenly, per_class, random_split, resplit
+from eunoe.errors import EunoeError
+from tests.conftest import shared
+
+LABELS = st.lists(st.sampled_from("abcde"), max_size=60)
+
+
+def labels_of(name: str, split: str) -> list[str]:
+    lines = shared(f"data/{name}/{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["label"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "r", "train", "test", "moved"), [("acl_arc", 0.9, 1520, 421, 28), ("scierc", 0.7, 2260, 2388, 137)]
+)
+def test_resplit_reproduces_the_sizes_of_the_release(name: str, r: float, train: int, test: int, moved: int) -> None:
+    parts = [labels_of(name, split) for split in ("train", "dev", "test")]
+    kept, scored = resplit(*parts, r)
+    assert (len(kept), len(scored)) == (train, test)
+    assert sorted(kept + scored) == list(range(sum(map(len, parts))))
+    left = Counter(parts[0][i] for i in scored if i < len(parts[0]))
+    assert set(left.values()) == {moved}
+    assert set(left) == set(parts[0])
+
+
+def test_cpt_rule_draws_8_a_class_from_real_end_tasks() -> None:
+    for name, r, rows in (("acl_arc", 0.9, 48), ("scierc", 0.7, 56)):
+        parts = [labels_of(name, split) for split in ("train", "dev", "test")]
+        kept = [parts[0][i] for i in resplit(*parts, r)[0]]
+        drawn = cpt_rule(kept)
+        assert len(drawn) == len(set(drawn)) == rows
+        assert set(Counter(kept[i] for i in drawn).values()) == {8}
+
+
+def test_draws_and_splits_equal_those_of_hugging_face_datasets() -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"row": list(range(101)), "label": ["x", "y", "z"] * 33 + ["x", "y"]})
+    shuffled = rows.shuffle(seed=2022)
+    assert cpt_rule(rows["label"]) == shuffled["row"][:32]
+    split = rows.train_test_split(test_size=0.1, seed=2021)
+    assert random_split(101, 0.1, 2021) == (split["train"]["row"], split["test"]["row"])
+
+
+def test_cpt_rule_below_five_classes_is_not_stratified() -> None:
+    labels = ["common"] * 200 + ["rare"]
+    drawn = cpt_rule(labels, seed=2022)
+    assert len(drawn) == 32
+    assert Counter(labels[i] for i in drawn)["common"] >= 31
+
+
+def test_cpt_rule_counts_classes_not_rows() -> None:
+    assert len(cpt_rule(["a", "b", "c", "d"] * 10)) == 32
+    assert len(cpt_rule(["a", "b", "c", "d", "e"] * 10)) == 40
+
+
+def test_cpt_rule_refuses_too_few_rows() -> None:
+    with pytest.raises(EunoeError, match="32 rows in all, but there are only 31"):
+        cpt_rule(["a"] * 31)
+
+
+@given(LABELS, st.integers(1, 5), st.integers(0, 2**31))
+def test_per_class_is_balanced_or_names_the_class_that_falls_short(labels: list[str], k: int, seed: int) -> None:
+    counts = Counter(labels)
+    short = [label for label in sorted(counts) if counts[label] < k]
+    if short:
+        with pytest.raises(EunoeError) as caught:
+            per_class(labels, k, seed)
+        assert all(f"{label!r} has {counts[label]}" in str(caught.value) for label in short)
+        return
+    drawn = per_class(labels, k, seed)
+    assert Counter(labels[i] for i in drawn) == dict.fromkeys(counts, k)
+    assert len(set(drawn)) == len(drawn)
+    assert drawn == per_class(labels, k, seed)
+
+
+def test_another_seed_draws_other_rows() -> None:
+    labels = ["a", "b"] * 100
+    assert per_class(labels, 8, 1) != per_class(labels, 8, 2)
+    assert cpt_rule(labels, 1) != cpt_rule(labels, 2)
+
+
+def test_resplit_counts_exactly_where_floats_fall_short() -> None:
+    labels = ["a", "b"] * 50  # 100 * (1 - 0.9) / 2 is 4.999... in floats
+    kept, scored = resplit(labels, [], [], 0.9)
+    assert (len(kept), scored) == (90, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+
+
+def test_resplit_refuses_to_empty_a_class() -> None:
+    with pytest.raises(EunoeError, match=r"no training row of 'rare' \(3 rows\)"):
+        resplit(["common"] * 50 + ["rare"] * 3, [], ["rare"], 0.8)
+    for r in (0.0, 1.0, float("nan")):
+        with pytest.raises(EunoeError, match="between 0 and 1"):
+            resplit(["a"], [], [], r)
+
+
+@given(st.integers(0, 200), st.floats(0, 1), st.integers(0, 2**31))
+def test_random_split_parts_the_rows_and_leaves_no_side_empty(n: int, share: float, seed: int) -> None:
+    try:
+        train, test = random_split(n, share, seed)
+    except EunoeError:
+        return
+    assert sorted(train + test) == list(range(n))
+    assert train
+    assert test
+
+
+def test_random_split_refuses_an_empty_side() -> None:
+    with pytest.raises(EunoeError, match="leaves none to train on"):
+        random_split(1, 0.5, 0)
+    with pytest.raises(EunoeError, match="between 0 and 1"):
+        random_split(10, 1.5, 0)
+
+
+@given(st.integers(0, 500), st.integers(1, 600))
+def test_evenly_gives_different_rising_rows_from_end_to_end(n: int, count: int) -> None:
+    chosen = evenly(n, count)
+    assert len(chosen) == min(n, count)
+    assert chosen == sorted(set(chosen))
+    if len(chosen) > 1:
+        assert (chosen[0], chosen[-1]) == (0, n - 1)
+        gaps = [b - a for a, b in pairwise(chosen)]
+        assert max(gaps) - min(gaps) <= 1
