@@ -1,7 +1,7 @@
 """NCL, naive continual learning: each domain with all weights and nothing else, the baseline that forgets.
 
-Papers.: Ke et al. 2022 (CPT, https://arxiv.org/abs/2210.05549) name it so; it is plain continued pretraining
-(Gururangan et al. 2020, https://arxiv.org/abs/2004.10964) on one domain after another.
+Paper: Ke et al. 2022 (CPT, https://arxiv.org/abs/2210.05549), whose baseline it is. It is plain continued pretraining on
+one domain after another.
 """
 
 from __future__ import annotations

@@ -300,6 +300,9 @@ def _config(path: Path) -> dict[str, Any]:
     missing = sorted((needed | {f"{part}_size" for part in PARTS}) - config.keys())
     if missing:
         raise EunoeError(f"{file} lacks {', '.join(missing)}: it was cut or edited. Save the plug-ins again.")
+    strangers = sorted(set(config["finished"]) - set(config["domains"]))
+    if strangers:
+        raise EunoeError(f"{file} calls {', '.join(strangers)} finished but not a domain. Save the plug-ins again.")
     return config
 
 

@@ -1,0 +1,481 @@
+"""CPT's promise, attacked: later domains must not move one bit of what an earlier domain computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from eunoe.errors import EunoeError
+from eunoe.methods import METHODS
+from eunoe.methods.base import trainable
+from eunoe.methods.cpt import END_TASK_LR, Cpt, CptSettings
+from eunoe.optim.protect import Protected
+from eunoe.plugins.inject import adapters
+from tests.models.families import SMALL, tiny, tokens
+
+DOMAINS = ["food", "law", "sea"]
+STEPS = 12
+
+
+def make(family: str = "bert", seed: int = 0, **change: Any) -> Cpt:
+    model = tiny(family, seed, **({"hidden_dropout_prob": 0.1} if family == "bert" else {}))
+    settings = CptSettings(**{"attention_size": 12, "ffn_size": 16, **change})
+    return Cpt(model, settings, list(DOMAINS))
+
+
+def adamw(cpt: Cpt) -> Optimizer:
+    return AdamW([p for _, p in trainable(cpt.model)], lr=0.02, weight_decay=0.1)
+
+
+def sgd(cpt: Cpt) -> Optimizer:
+    return SGD([p for _, p in trainable(cpt.model)], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1)
+
+
+def step(cpt: Cpt, domain: str, number: int, optimizer: Optimizer) -> float:
+    torch.manual_seed(100 * DOMAINS.index(domain) + number)
+    ids = torch.randint(3, SMALL["vocab_size"], (4, 9))
+    cpt.model.train()
+    progress = number / STEPS
+    cpt.before_step(progress)
+    loss: Tensor = cpt.model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    cpt.on_gradients(progress)
+    optimizer.step()
+    optimizer.zero_grad()
+    cpt.after_step()
+    return loss.item()
+
+
+def learn(cpt: Cpt, domain: str, optimizer: Optimizer | None = None, protect: bool = True) -> list[float]:
+    cpt.before_task(domain)
+    optimizer = optimizer or adamw(cpt)
+    guard = Protected(optimizer, cpt.protected() if protect else {})
+    losses = [step(cpt, domain, i, optimizer) for i in range(STEPS)]
+    guard.release()
+    cpt.after_task(domain)
+    return losses
+
+
+def states(cpt: Cpt, domain: str | None) -> list[Tensor]:
+    """All hidden states and the logits under a domain's masks."""
+    cpt.activate(domain)
+    cpt.model.eval()
+    with torch.no_grad():
+        out = cpt.model(tokens(), output_hidden_states=True)
+    return [*out.hidden_states, out.logits]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def readings(cpt: Cpt, domain: str) -> dict[str, Tensor]:
+    """The values of all entries that a domain reads."""
+    weights = dict(cpt.model.named_parameters())
+    return {name: weights[name].detach()[entries].clone() for name, entries in cpt.reads(domain).items()}
+
+
+# -- the proof -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("placement", ["sequential", "parallel", "parallel_clean"])
+@pytest.mark.parametrize("make_optimizer", [adamw, sgd])
+def test_later_domains_leave_every_bit_of_earlier_ones(
+    make_optimizer: Callable[[Cpt], Optimizer], placement: str
+) -> None:
+    cpt = make(placement=placement)
+    base = states(cpt, None)
+    optimizer = make_optimizer(cpt)  # one for all domains, so that moments of a domain reach into the next
+    kept: dict[str, list[Tensor]] = {}
+    read: dict[str, dict[str, Tensor]] = {}
+    for domain in DOMAINS:
+        before = states(cpt, None)
+        learn(cpt, domain, optimizer)
+        kept[domain], read[domain] = states(cpt, domain), readings(cpt, domain)
+        assert not same(kept[domain], before), "the domain must have changed the model, or the proof is empty"
+        for earlier in kept:
+            assert same(states(cpt, earlier), kept[earlier]), f"{earlier} changed while learning {domain}"
+            now = readings(cpt, earlier)
+            assert all(torch.equal(now[name], values) for name, values in read[earlier].items())
+    assert not same(kept["food"], kept["law"])
+    assert same(states(cpt, None), base)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "albert"])
+def test_the_promise_holds_for_decoders_and_shared_layers(family: str) -> None:
+    cpt = make(family)
+    learn(cpt, "food")
+    kept = states(cpt, "food")
+    learn(cpt, "law")
+    learn(cpt, "sea")
+    assert same(states(cpt, "food"), kept)
+    assert not same(states(cpt, "sea"), kept)
+
+
+@pytest.mark.parametrize("make_optimizer", [adamw, sgd])
+def test_without_protection_of_the_finished_update_earlier_domains_change(
+    make_optimizer: Callable[[Cpt], Optimizer],
+) -> None:
+    """The proof can fail: blocked gradients alone do not stop momentum and weight decay."""
+    cpt = make()
+    optimizer = make_optimizer(cpt)
+    learn(cpt, "food", optimizer)
+    kept = states(cpt, "food")
+    learn(cpt, "law", optimizer, protect=False)
+    assert not same(states(cpt, "food"), kept)
+
+
+def test_without_blocked_gradients_protection_alone_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpt = make()
+    learn(cpt, "food")
+    kept = states(cpt, "food")
+    monkeypatch.setattr(Cpt, "on_gradients", lambda self, progress: None)
+    learn(cpt, "law")
+    assert same(states(cpt, "food"), kept)
+
+
+def test_one_flipped_bit_in_what_a_domain_reads_is_seen() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    kept, read = states(cpt, "food"), readings(cpt, "food")
+    name = "bert.encoder.layer.0.feed_forward_plugin.fc2.bias"
+    weight = dict(cpt.model.named_parameters())[name]
+    outputs_differ = []
+    for row in cpt.reads("food")[name].nonzero().flatten().tolist():
+        with torch.no_grad():
+            weight.view(torch.int32)[row] ^= 1
+            assert not torch.equal(readings(cpt, "food")[name], read[name])
+            outputs_differ.append(not same(states(cpt, "food"), kept))
+            weight.view(torch.int32)[row] ^= 1
+    assert any(outputs_differ), "not all: a unit below zero on all these tokens hides its bias"
+    assert same(states(cpt, "food"), kept)
+
+
+def test_mask_embeddings_moments_and_layer_norms_of_earlier_domains_stay() -> None:
+    cpt = make()
+    optimizer = adamw(cpt)
+    learn(cpt, "food", optimizer)
+    norms = {n: p.clone() for n, p in cpt.model.named_parameters() if "LayerNorm" in n}
+    rows = [mask.embedding[0].detach().clone() for mask in cpt._masks()]
+    learn(cpt, "law", optimizer)
+    assert norms
+    assert all(torch.equal(p, norms[n]) for n, p in cpt.model.named_parameters() if n in norms)
+    for row, mask in zip(rows, cpt._masks(), strict=True):
+        assert torch.equal(mask.embedding[0], row)
+        moments = optimizer.state[mask.embedding]
+        assert not moments["exp_avg"][0].any()
+        assert not moments["exp_avg_sq"][0].any()
+        assert moments["exp_avg"][1].any()
+
+
+def test_all_rows_of_domains_still_to_come_wait_untouched() -> None:
+    cpt = make()
+    rows = [mask.embedding[2].detach().clone() for mask in cpt._masks()]
+    learn(cpt, "food")
+    learn(cpt, "law")
+    assert all(torch.equal(mask.embedding[2], row) for mask, row in zip(cpt._masks(), rows, strict=True))
+
+
+def test_learning_lowers_the_loss_that_the_hard_masks_give() -> None:
+    cpt, ids = make(), tokens(4, 9)
+    cpt.model.eval()
+    with torch.no_grad():  # a random head gives almost equal logits whatever it reads
+        cpt.model.get_output_embeddings().weight.mul_(20)
+
+    def loss() -> Tensor:
+        return cpt.model(input_ids=ids, labels=ids).loss
+
+    before = loss().item()
+    cpt.before_task("food")
+    optimizer = AdamW([p for _, p in trainable(cpt.model)], lr=0.01)
+    for i in range(60):
+        cpt.before_step(i / 60)
+        loss().backward()
+        cpt.on_gradients(i / 60)
+        optimizer.step()
+        optimizer.zero_grad()
+        cpt.after_step()
+    cpt.after_task("food")
+    assert loss().item() < before - 0.5
+
+
+# -- hooks, one by one ----------------------------------------------------------------------------------------------
+def test_only_plug_ins_train() -> None:
+    cpt = make()
+    assert {name for name, _ in trainable(cpt.model)} == {n for n, _ in cpt.model.named_parameters() if "_plugin." in n}
+    assert not cpt.forgets
+    assert (METHODS["cpt"].method, METHODS["cpt"].settings) == (Cpt, CptSettings)
+
+
+def test_sizes_are_the_published_ones_at_width_768_and_in_proportion_elsewhere() -> None:
+    settings = CptSettings()
+    assert [settings.size(part, 768) for part in ("attention", "feed_forward")] == [512, 768]
+    assert [settings.size(part, 384) for part in ("attention", "feed_forward")] == [256, 384]
+    assert CptSettings(attention_size=7).size("attention", 768) == 7
+    plugin = Cpt(tiny("bert"), settings, ["a"]).adapters["encoder.layer.0.attention_plugin"]
+    assert plugin.fc1.weight.shape == (11, 16)
+
+
+def test_the_start_depends_on_the_seed_alone() -> None:
+    first, second, other = make(seed=1), make(seed=1), make(seed=2)
+    assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), second.model.parameters(), strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(first.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_the_temperature_follows_progress_and_an_evaluation_in_between_does_no_harm() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    cpt.before_task("law")
+    cpt.before_step(0.0)
+    assert (cpt.active.domain, cpt.active.s) == (1, 1 / 400)
+    cpt.activate("food")
+    assert (cpt.active.domain, cpt.active.s) == (0, 400.0)
+    cpt.before_step(0.5)
+    assert (cpt.active.domain, cpt.active.s) == (1, pytest.approx(200.00125))
+
+
+def test_embeddings_stay_within_the_limit() -> None:
+    cpt = make(embedding_clip=0.5)
+    learn(cpt, "food")
+    for mask in cpt._masks():
+        assert mask.embedding[0].abs().max() <= 0.5
+        assert mask.embedding[1].abs().max() > 0.5, "other domains' rows are not touched"
+
+
+def test_gradients_of_other_domains_rows_are_zero_and_of_closed_weights_too() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    cpt.before_task("law")
+    cpt.before_step(0.01)
+    ids = tokens()
+    cpt.model(input_ids=ids, labels=ids).loss.backward()
+    for mask in cpt._masks():
+        assert mask.embedding.grad is not None
+        mask.embedding.grad += 1.0
+    cpt.on_gradients(0.01)
+    closed = cpt.protected()
+    for p, entries in closed.items():
+        assert p.grad is not None
+        assert not p.grad[entries].any()
+    assert len(closed) == len(trainable(cpt.model))
+
+
+def test_the_first_domain_finds_every_weight_open() -> None:
+    cpt = make()
+    cpt.before_task("food")
+    rows = cpt.protected()
+    assert all(entries.shape[0] == 3 and not entries[0].any() and entries[1:].all() for entries in rows.values())
+    assert len(rows) == 2 * len(cpt.adapters)
+
+
+def test_a_domain_never_trained_reads_like_the_base_model() -> None:
+    cpt = make()
+    base = states(cpt, None)
+    learn(cpt, "food")
+    assert same(states(cpt, "sea"), base)
+    assert same(states(cpt, None), base)
+    assert not same(states(cpt, "food"), base)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda cpt: cpt.before_task("fod"), r"unknown domain 'fod'. Did you mean food\?"),
+        (lambda cpt: cpt.activate("fod"), r"unknown domain 'fod'. Did you mean food\?"),
+        (lambda cpt: (learn(cpt, "food"), cpt.before_task("food")), "domain 'food' is learnt"),
+        (lambda cpt: Cpt(cpt.model, cpt.settings, DOMAINS), "has plug-ins already"),
+        (lambda cpt: Cpt(tiny("bert"), cpt.settings, ["a", "b", "a"]), "a stands twice"),
+        (lambda cpt: CptSettings(placement="paralel"), r"unknown placement 'paralel'. Did you mean parallel"),
+        (lambda cpt: CptSettings(attention_size=0), "attention_size is 0"),
+        (lambda cpt: CptSettings(s_max=0.5), r"s_max is 0\.5"),
+        (lambda cpt: CptSettings(cosh_clip=0), "cosh_clip is 0"),
+    ],
+)
+def test_mistakes_are_refused_in_words(call: Callable[[Cpt], Any], message: str) -> None:
+    with pytest.raises(EunoeError, match=message):
+        call(make())
+
+
+# -- state ----------------------------------------------------------------------------------------------------------
+def carry(cpt: Cpt) -> Cpt:
+    """A fresh process: a new model and method, the saved weights, the saved state."""
+    state = copy.deepcopy(cpt.state_dict())
+    fresh = make(seed=0)
+    with torch.no_grad():
+        for p in fresh.model.parameters():
+            if p.requires_grad:
+                p.normal_()
+    fresh.model.load_state_dict(cpt.model.state_dict())
+    fresh.load_state_dict(state)
+    return fresh
+
+
+def test_a_fresh_method_goes_on_exactly_between_domains() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    kept = states(cpt, "food")
+    fresh = carry(cpt)
+    assert same(states(fresh, "food"), kept)
+    learn(cpt, "law")
+    learn(fresh, "law")
+    assert all(torch.equal(p, q) for p, q in zip(cpt.model.parameters(), fresh.model.parameters(), strict=True))
+    assert same(states(fresh, "food"), kept)
+    assert same(states(fresh, "law"), states(cpt, "law"))
+    assert fresh.capacity() == cpt.capacity()
+
+
+@pytest.mark.parametrize("load_first", [True, False])
+def test_a_fresh_method_goes_on_exactly_in_the_middle_of_a_domain(load_first: bool) -> None:
+    cpt = make()
+    learn(cpt, "food")
+    cpt.before_task("law")
+    optimizer = SGD([p for _, p in trainable(cpt.model)], lr=0.1)
+    for i in range(5):
+        step(cpt, "law", i, optimizer)
+    state, weights = copy.deepcopy(cpt.state_dict()), copy.deepcopy(cpt.model.state_dict())
+
+    fresh = make(seed=0)
+    if load_first:
+        fresh.load_state_dict(state)
+        fresh.before_task("law")
+    else:
+        fresh.before_task("law")
+        fresh.load_state_dict(state)
+    fresh.model.load_state_dict(weights)
+    other = SGD([p for _, p in trainable(fresh.model)], lr=0.1)
+    for i in range(5, STEPS):
+        step(cpt, "law", i, optimizer)
+        step(fresh, "law", i, other)
+    assert all(torch.equal(p, q) for p, q in zip(cpt.model.parameters(), fresh.model.parameters(), strict=True))
+
+
+def test_state_is_plain_and_a_finished_domain_costs_a_bit_per_unit() -> None:
+    cpt = make()
+    empty = cpt.state_dict()
+    assert empty["masks"].shape[0] == 0
+    learn(cpt, "food")
+    learn(cpt, "sea")
+    state = cpt.state_dict()
+    assert (state["finished"], state["running"]) == (["food", "sea"], None)
+    assert isinstance(state["s"], float)
+    # 2 layers x (12 -> 2 bytes, 16 -> 2, 16 -> 2, 16 -> 2)
+    assert state["masks"].dtype == torch.uint8
+    assert state["masks"].shape == (2, 16)
+
+
+def test_state_of_other_sizes_is_refused() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    with pytest.raises(EunoeError, match="other sizes or another model"):
+        make(ffn_size=40).load_state_dict(cpt.state_dict())
+
+
+# -- what is read, what is left -------------------------------------------------------------------------------------
+def test_reads_names_all_weights_and_whatever_it_leaves_out_has_no_influence() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    kept = states(cpt, "food")
+    entries = cpt.reads("food")
+    weights = dict(cpt.model.named_parameters())
+    assert {name: e.shape for name, e in entries.items()} == {name: p.shape for name, p in weights.items()}
+    assert all(e.all() for name, e in entries.items() if "_plugin." not in name)
+    left_out = sum(int((~e).sum()) for e in entries.values())
+    assert left_out > 500
+    with torch.no_grad():
+        for name, e in entries.items():
+            if "_plugin." in name:  # base weights are tied in places, and all of them are read
+                weights[name][~e] = 3.0
+    assert same(states(cpt, "food"), kept)
+
+
+def test_what_is_read_is_closed_to_later_domains() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    cpt.before_task("law")
+    closed = cpt.protected()
+    weights = dict(cpt.model.named_parameters())
+    for name, entries in cpt.reads("food").items():
+        if "_plugin." in name:
+            assert closed[weights[name]][entries].all(), name
+        else:
+            assert not weights[name].requires_grad
+
+
+def test_capacity_counts_used_shared_and_free_units() -> None:
+    cpt = make()
+    assert all(row["free"] == row["size"] and row["domains"] == {} for row in cpt.capacity())
+    with torch.no_grad():
+        mask = cpt.adapters["encoder.layer.1.feed_forward_plugin"].mask1
+        mask.embedding[0] = torch.tensor([1.0] * 6 + [-1.0] * 10)
+        mask.embedding[1] = torch.tensor([-1.0] * 4 + [1.0] * 5 + [-1.0] * 7)
+    for domain in ("food", "law"):
+        cpt.before_task(domain)
+        cpt.after_task(domain)
+    rows = cpt.capacity()
+    assert len(rows) == 8
+    assert rows[6] == {
+        "layer": "encoder.layer.1",
+        "part": "feed_forward",
+        "units": "inner",
+        "size": 16,
+        "used": 9,
+        "shared": 2,
+        "free": 7,
+        "domains": {"food": 6, "law": 5},
+    }
+
+
+# -- end tasks ------------------------------------------------------------------------------------------------------
+class WithHead(nn.Module):
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.trunk(ids).last_hidden_state[:, 0])
+
+
+def test_on_an_end_task_all_but_the_mask_embeddings_train_and_nothing_is_written_back() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    learn(cpt, "law")
+    kept = states(cpt, "food"), states(cpt, "law")
+    end = WithHead(copy.deepcopy(cpt.model.bert))
+    rates = cpt.for_end_task(end, "food")
+    names = {name for name, _ in trainable(end)}
+    assert names == {name for name, _ in end.named_parameters() if ".embedding" not in name or "_plugin" not in name}
+    assert set(rates) == {name for name in names if "_plugin" in name}
+    assert set(rates.values()) == {END_TASK_LR} == {0.6}
+
+    cpt.activate("law")
+    assert {(a.active.domain, a.active.s) for a in adapters(end).values()} == {(0, 400.0)}
+    optimizer = AdamW([p for _, p in trainable(end)], lr=0.01)
+    for _ in range(3):
+        end.train()(tokens()).square().sum().backward()
+        optimizer.step()
+    assert same(states(cpt, "food"), kept[0])
+    assert same(states(cpt, "law"), kept[1])
+
+
+def test_a_frozen_backbone_leaves_plug_ins_and_head() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    end = WithHead(copy.deepcopy(cpt.model.bert))
+    rates = cpt.for_end_task(end, "food", "backbone")
+    assert {name for name, _ in trainable(end)} == {*rates, "head.weight", "head.bias"}
+    assert all("_plugin.fc" in name for name in rates)
+
+
+def test_an_end_task_of_no_learnt_domain_runs_on_the_base_model() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    end = WithHead(copy.deepcopy(cpt.model.bert)).eval()
+    cpt.for_end_task(end, None)
+    base = states(cpt, None)[-2][:, 0]
+    with torch.no_grad():
+        assert torch.equal(end(tokens()), end.head(base))

@@ -1,0 +1,53 @@
+"""A tiny random language model of every family in FAMILIES: two distinct layers, width 16, no dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+CHANGES: dict[str, dict[str, Any]] = {
+    "bert": QUIET,
+    "roberta": QUIET,
+    "electra": {**QUIET, "embedding_size": 8},
+    "distilbert": {"dim": 16, "hidden_dim": 24, "n_heads": 2, "n_layers": 2, "dropout": 0.0, "attention_dropout": 0.0},
+    "albert": {**QUIET, "embedding_size": 8, "num_hidden_groups": 2},
+    "modernbert": {"cls_token_id": 1, "sep_token_id": 2},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": 32},
+    "llama": {"num_key_value_heads": 1},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 12},  # heads together wider than the model, as in Qwen3-0.6B
+}
+CAUSAL = {"gpt2", "llama", "qwen3"}
+NORM_FIRST = {"modernbert", *CAUSAL}
+"""Families that normalise what enters a sub-layer; the others normalise after adding its result."""
+
+
+def tiny(family: str, seed: int = 0, **change: Any) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    renamed = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
+    drop = renamed if family in ("gpt2", "distilbert") else set()
+    settings = {key: value for key, value in SMALL.items() if key not in drop}
+    config = AutoConfig.for_model(family, **{**settings, **CHANGES[family], **change})
+    make = AutoModelForCausalLM if family in CAUSAL else AutoModelForMaskedLM
+    model = make.from_config(config).eval()
+    for name, p in model.named_parameters():  # a freshly made LayerNorm is the identity scale: a test could not see it
+        if p.ndim == 1:
+            torch.nn.init.normal_(p, 1.0 if name.endswith("weight") else 0.0, 0.3)
+    return model
+
+
+def tokens(rows: int = 2, length: int = 7) -> torch.Tensor:
+    return torch.randint(3, SMALL["vocab_size"], (rows, length), generator=torch.Generator().manual_seed(1))

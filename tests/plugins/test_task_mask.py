@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eunoe.plugins.task_mask import (
+    Active,
+    TaskMask,
+    accumulate,
+    anneal,
+    clamp,
+    compensate,
+    free_pairs,
+    free_units,
+    gate,
+    hard,
+    pack,
+    unpack,
+)
+
+masks = st.lists(st.booleans(), min_size=1, max_size=70).map(torch.tensor)
+embeddings = st.lists(st.floats(-6, 6), min_size=1, max_size=9).map(lambda x: torch.tensor(x, dtype=torch.float64))
+
+
+def test_the_gate_is_the_sigmoid_of_s_times_e() -> None:
+    e = torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64)
+    expected = [1 / (1 + math.exp(2.0)), 0.5, 1 / (1 + math.exp(-1.0))]
+    assert gate(e, 2.0).tolist() == pytest.approx(expected)
+
+
+@given(embeddings)
+def test_a_hard_mask_is_the_gate_at_s_max_above_one_half(e: torch.Tensor) -> None:
+    clear = (e == 0) | (e.abs() > 1e-12)  # nearer to zero the sigmoid itself rounds to one half
+    assert torch.equal(hard(e)[clear], (gate(e, 400.0) > 0.5)[clear])
+
+
+@given(st.floats(0, 1), st.floats(1, 800))
+def test_annealing_rises_from_one_over_s_max_to_s_max(progress: float, s_max: float) -> None:
+    assert anneal(0.0, s_max) == pytest.approx(1 / s_max)
+    assert anneal(1.0, s_max) == pytest.approx(s_max)
+    assert 1 / s_max - 1e-9 <= anneal(progress, s_max) <= s_max + 1e-9
+    assert anneal(0.5, s_max) == pytest.approx((1 / s_max + s_max) / 2)
+
+
+@given(embeddings, st.floats(1 / 400, 2.0))  # beyond, autograd's own 1 - sigmoid has few digits left
+def test_compensation_gives_s_max_times_the_gradient_of_s_equal_one(e: torch.Tensor, s: float) -> None:
+    def slope(at: float) -> torch.Tensor:
+        row = e.clone().requires_grad_()
+        gate(row, at).sum().backward()
+        assert row.grad is not None
+        return row.grad
+
+    torch.testing.assert_close(compensate(slope(s), e, s), 400 * slope(1.0), rtol=1e-6, atol=1e-12)
+
+
+def test_compensation_stays_finite_where_cosh_would_not() -> None:
+    grad, e = torch.ones(2), torch.tensor([6.0, -6.0])
+    assert torch.isfinite(compensate(grad, e, 400.0)).all()
+    assert compensate(grad, e, 400.0, clip=2.0)[0] == pytest.approx((math.cosh(2) + 1) / (math.cosh(6) + 1))
+
+
+def test_clamp_holds_the_embedding_within_its_limit() -> None:
+    assert clamp(torch.tensor([-9.0, 1.0, 9.0])).tolist() == [-6.0, 1.0, 6.0]
+
+
+def test_accumulation_and_blocking_written_out() -> None:
+    inner = accumulate(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]))
+    outer = torch.tensor([1.0, 0.0])
+    assert inner.tolist() == [1.0, 0.0, 1.0]
+    assert free_units(inner).tolist() == [0.0, 1.0, 0.0]
+    assert free_pairs(outer, inner).tolist() == [[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
+
+
+@given(masks)
+def test_packed_masks_come_back_whole_in_an_eighth_of_the_room(mask: torch.Tensor) -> None:
+    bits = pack(mask)
+    assert bits.dtype == torch.uint8
+    assert len(bits) == math.ceil(len(mask) / 8)
+    assert torch.equal(unpack(bits, len(mask)), mask)
+    assert torch.equal(unpack(pack(torch.stack([mask, ~mask])), len(mask)), torch.stack([mask, ~mask]))
+
+
+def test_a_mask_is_soft_below_s_max_and_hard_at_it() -> None:
+    active = Active(domains=("a", "b"), domain=1, s=3.0)
+    mask = TaskMask(20, active)
+    assert torch.equal(mask(), torch.sigmoid(3.0 * mask.embedding[1]))
+    mask().sum().backward()
+    assert mask.embedding.grad is not None
+    assert not mask.embedding.grad[0].any()
+    assert mask.embedding.grad[1].all()
+    active.s = 400.0
+    assert torch.equal(mask(), (mask.embedding[1] > 0).float())
+    assert not mask().requires_grad
+
+
+def test_an_inactive_plug_in_has_no_mask() -> None:
+    with pytest.raises(RuntimeError, match="no domain is active"):
+        TaskMask(3, Active(domains=("a",)))()
+
+
+def test_a_finished_domain_is_read_from_its_bits_not_from_its_embedding() -> None:
+    active = Active(domains=("a", "b"), domain=0)
+    mask = TaskMask(20, active)
+    before = mask()
+    mask.keep(0)
+    active.finished.add(0)
+    with torch.no_grad():
+        mask.embedding.neg_()
+    assert torch.equal(mask(), before)
+    assert torch.equal(mask.taken, before)
+    active.domain = 1
+    assert torch.equal(mask(), (mask.embedding[1] > 0).float())
+
+
+def test_taken_units_are_the_union_of_finished_domains() -> None:
+    mask = TaskMask(30, Active(domains=("a", "b", "c")))
+    mask.keep(0)
+    mask.keep(2)
+    expected = (mask.embedding[0] > 0) | (mask.embedding[2] > 0)
+    assert torch.equal(mask.taken.bool(), expected)
+    other = copy.deepcopy(mask)
+    other.keep(1)
+    assert torch.equal(mask.taken.bool(), expected)
+
+
+def test_embedding_rows_start_standard_normal() -> None:
+    torch.manual_seed(0)
+    rows = TaskMask(20000, Active(domains=("a",))).embedding
+    assert abs(rows.mean().item()) < 0.03
+    assert abs(rows.std().item() - 1) < 0.03
