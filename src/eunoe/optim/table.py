@@ -1,0 +1,121 @@
+"""The one table of optimizers: a name, its settings, and how it is built for a model.
+
+Everything else (recipes, command line, transfers, docs) reads ``OPTIMIZERS``; a new optimizer is a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from math import ceil
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from eunoe.errors import EunoeError
+from eunoe.optim.groups import anchored_groups, param_groups
+from eunoe.optim.recadam import RecAdam
+
+
+@dataclass(kw_only=True)
+class AdamWSettings:
+    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101), torch's own."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Pull toward zero, times the rate; biases and norm weights have none."""
+
+
+@dataclass(kw_only=True)
+class BertAdamSettings:
+    """The Adam of BERT's release, which CPT trains with: AdamW without bias correction."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Pull toward zero, times the rate; biases and norm weights have none."""
+
+
+@dataclass(kw_only=True)
+class RecAdamSettings:
+    """RecAdam (https://arxiv.org/abs/2004.12651), defaults as in its GLUE script; anchored to the model as it starts."""
+
+    gamma: float = 5000.0
+    """Strength of the pull toward the pretrained weights; lr * gamma above 2 diverges."""
+    anneal: Literal["sigmoid", "linear", "constant"] = "sigmoid"
+    """How lambda, the share of the target task, grows; constant is Adam without any pull."""
+    k: float = 0.5
+    """How fast lambda grows, per step; the paper tried 0.05 to 1."""
+    t0: float = 250
+    """The step at which lambda is 1/2 (linear: 1); below 1 a share of the run. The paper tried 100 to 1000 steps."""
+    weight: float = 1.0
+    """Multiplies lambda and stands for the 1 in 1 - lambda; 0 is Adam without any pull."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Pull toward zero, times the rate; biases and norm weights have none."""
+    correct_bias: bool = True
+    """Whether the moments are corrected for their start at zero."""
+    form: Literal["released", "paper"] = "released"
+    """The authors' code, which the published numbers come from, or Algorithm 1 as printed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row: the settings class, and ``build(model, settings, lr, steps=None)``; ``steps`` is the length of the run."""
+
+    settings: type[Any]
+    make: Callable[[nn.Module, Any, float, int | None], Optimizer]
+
+    def build(self, model: nn.Module, settings: Any, lr: float, steps: int | None = None) -> Optimizer:
+        """The optimizer for the trainable weights of ``model``."""
+        return self.make(model, settings, lr, steps)
+
+
+def _adamw(model: nn.Module, settings: AdamWSettings, lr: float, steps: int | None) -> Optimizer:
+    groups = param_groups(model, settings.weight_decay)
+    # The kernel exists for these two; elsewhere torch chooses.
+    fused = True if all(p.device.type in ("cpu", "cuda") for p in model.parameters() if p.requires_grad) else None
+    return torch.optim.AdamW(groups, lr=lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def _bert_adam(model: nn.Module, settings: BertAdamSettings, lr: float, steps: int | None) -> Optimizer:
+    groups = param_groups(model, settings.weight_decay)
+    return RecAdam(groups, lr, betas=settings.betas, eps=settings.eps, correct_bias=False)
+
+
+def _recadam(model: nn.Module, settings: RecAdamSettings, lr: float, steps: int | None) -> Optimizer:
+    named = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    named["t0"] = steps_of(settings.t0, steps)
+    return RecAdam(anchored_groups(model, weight_decay=named.pop("weight_decay")), lr, **named)
+
+
+def steps_of(t0: float, steps: int | None) -> float:
+    """``t0`` in steps: a number above 0 and below 1 is a share of the run, rounded up to a step.
+
+    >>> steps_of(250, None), steps_of(0.25, 1000)
+    (250, 250)
+    """
+    if not 0 < t0 < 1:
+        return t0
+    if steps is None:
+        raise EunoeError(
+            f"t0 is {t0:g}, a share of the run, but the length of the run is not known here. Give t0 in steps."
+        )
+    return ceil(t0 * steps)
+
+
+OPTIMIZERS: dict[str, Entry] = {
+    "adamw": Entry(AdamWSettings, _adamw),
+    "bert_adam": Entry(BertAdamSettings, _bert_adam),
+    "recadam": Entry(RecAdamSettings, _recadam),
+}
