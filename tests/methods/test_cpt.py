@@ -367,6 +367,17 @@ def test_state_is_plain_and_a_finished_domain_costs_a_bit_per_unit() -> None:
     assert state["masks"].shape == (2, 16)
 
 
+def test_an_earlier_state_opens_again_what_was_closed_since() -> None:
+    cpt = make()
+    learn(cpt, "food")
+    state, taken = copy.deepcopy(cpt.state_dict()), [mask.taken.clone() for mask in cpt._masks()]
+    learn(cpt, "law")
+    assert not all(torch.equal(mask.taken, before) for mask, before in zip(cpt._masks(), taken, strict=True))
+    cpt.load_state_dict(state)
+    assert all(torch.equal(mask.taken, before) for mask, before in zip(cpt._masks(), taken, strict=True))
+    assert all("law" not in row["domains"] for row in cpt.capacity())
+
+
 def test_state_of_other_sizes_is_refused() -> None:
     cpt = make()
     learn(cpt, "food")
