@@ -4,7 +4,7 @@ Each layer gets two children, ``attention_plugin`` and ``feed_forward_plugin``, 
 no name of the base model changes. Where a plug-in reads and where its output goes is a row of ``PLACEMENTS``:
 
 - ``sequential``: after the sub-layer (output projection and dropout done), before add & norm, with the inner skip. The
-  default: it is what the paper's text calls sequential, and with h2 = 0 the model is its base.
+  default: at h2 = 0 the model is its base. The release holds it as a module that no script of it uses.
 - ``parallel``: what the CPT release (https://github.com/UIC-Liu-Lab/CPT) runs for its published result. The attention
   plug-in reads the sub-layer's input and is added to the heads before the output projection, without skip; the
   feed-forward plug-in reads its sub-layer's input x and x + h2 is added to the sub-layer's output, so that x enters the
