@@ -44,7 +44,9 @@ def anchored_groups(model: nn.Module, *, anchor: Anchor = None, weight_decay: fl
     for names, weight in _trainable(model):
         value = None
         if trunk is None or weight in trunk:
-            value = weight.detach().clone() if anchor is None else _first(value_of, names, prefix)
+            value = weight.detach() if anchor is None else _first(value_of, names, prefix)
+            if value is not None and value.data_ptr() == weight.data_ptr():
+                value = value.clone()  # ``model.state_dict()`` holds the weights themselves, which will move
         key = (value is None, _no_decay(weight))
         decay = 0.0 if key[1] else weight_decay
         group = groups.setdefault(key, {"params": [], "anchor": None if key[0] else [], "weight_decay": decay})

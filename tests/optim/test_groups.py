@@ -1,0 +1,194 @@
+"""Which weights are paired with which anchor: by name, from the model, a state dict or a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
+
+from eunoe.errors import EunoeError
+from eunoe.optim import RecAdam, anchored_groups, param_groups
+from eunoe.optim.groups import Anchor
+
+TINY = BertConfig(
+    vocab_size=20,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=16,
+)
+
+
+def pairs(groups: list[dict[str, object]]) -> dict[str, Tensor | None]:
+    """Weight name -> its anchor, over all groups."""
+    found: dict[str, Tensor | None] = {}
+    for group in groups:
+        anchors = group["anchor"] or [None] * len(group["params"])  # type: ignore[arg-type]
+        found.update({name: a for (name, _), a in zip(group["params"], anchors, strict=True)})  # type: ignore[call-overload]
+    return found
+
+
+def test_a_classifier_has_an_anchored_trunk_and_a_free_head() -> None:
+    model = BertForSequenceClassification(TINY)
+    groups = anchored_groups(model, weight_decay=0.1)
+    found = pairs(groups)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    assert {name for name, anchor in found.items() if anchor is None} == {"classifier.weight", "classifier.bias"}
+    assert [(g["anchor"] is None, g["weight_decay"]) for g in groups] == [
+        (False, 0.1),
+        (False, 0.0),
+        (True, 0.1),
+        (True, 0.0),
+    ]
+    for group in groups:
+        for name, weight in group["params"]:
+            assert (weight.ndim >= 2) is (group["weight_decay"] > 0), name
+
+
+def test_the_live_anchor_is_a_copy_that_training_does_not_move() -> None:
+    model = BertForSequenceClassification(TINY)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = RecAdam(anchored_groups(model), 1e-4, t0=1)
+    for _ in range(3):
+        model(input_ids=torch.arange(6)[None], labels=torch.tensor([1])).loss.backward()
+        optimizer.step()
+    for group in optimizer.param_groups:
+        for name, anchor in zip(group["param_names"], group["anchor"] or [], strict=group["anchor"] is not None):
+            assert torch.equal(anchor, before[name])
+    assert not torch.equal(model.bert.pooler.dense.weight, before["bert.pooler.dense.weight"])
+
+
+def saved(kind: str, state: dict[str, Tensor], folder: Path) -> Anchor:
+    state = {name: value.clone() for name, value in state.items()}
+    if kind == "state dict":
+        return state
+    if kind == "file":
+        save_file(state, folder / "weights.safetensors")
+        return folder / "weights.safetensors"
+    names = sorted(state)
+    save_file({n: state[n] for n in names[::2]}, folder / "model-00001-of-00002.safetensors")
+    save_file({n: state[n] for n in names[1::2]}, folder / "model-00002-of-00002.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["state dict", "file", "folder of shards"])
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_a_checkpoint_is_paired_by_name_whatever_its_order_prefix_and_extra_weights(
+    kind: str, prefixed: bool, tmp_path: Path
+) -> None:
+    base = BertModel(TINY, add_pooling_layer=False)
+    prefix = "bert." if prefixed else ""
+    state = {f"{prefix}{n}": p.detach() for n, p in reversed(list(base.named_parameters()))}
+    state["cls.extra.weight"] = torch.ones(2, 2)
+    model = BertForSequenceClassification(TINY)
+    found = pairs(anchored_groups(model, anchor=saved(kind, state, tmp_path)))
+    expected = {f"bert.{n}": p for n, p in base.named_parameters()}
+    for name, anchor in found.items():
+        if name in expected:
+            assert anchor is not None
+            assert torch.equal(anchor, expected[name])
+        else:  # the head, and a pooler that the checkpoint does not have
+            assert anchor is None
+            assert "pooler" in name or "classifier" in name
+
+
+def test_a_base_model_takes_the_checkpoint_of_a_model_with_a_head() -> None:
+    lm = BertForMaskedLM(TINY)
+    base = BertModel(TINY, add_pooling_layer=False)
+    found = pairs(anchored_groups(base, anchor=lm.state_dict()))
+    assert all(anchor is not None for anchor in found.values())
+    assert torch.equal(found["embeddings.word_embeddings.weight"], lm.bert.embeddings.word_embeddings.weight)  # type: ignore[arg-type]
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Embedding(6, 3), nn.Linear(3, 6, bias=False)
+        self.out.weight = self.inp.weight
+
+
+@pytest.mark.parametrize("held", ["inp.weight", "out.weight"])
+def test_a_tied_weight_appears_once_and_is_found_under_either_name(held: str) -> None:
+    anchor = torch.randn(6, 3)
+    found = pairs(anchored_groups(Tied(), anchor={held: anchor}))
+    assert list(found) == ["inp.weight"]
+    assert found["inp.weight"] is anchor
+
+
+def test_frozen_weights_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    assert set(pairs(anchored_groups(model))) == {"1.weight", "1.bias"}
+    assert [name for g in param_groups(model, 0.1) for name, _ in g["params"]] == ["1.weight", "1.bias"]
+    with pytest.raises(EunoeError, match="every weight of the model is frozen"):
+        param_groups(model.requires_grad_(False), 0.1)
+
+
+def test_plain_groups_spare_biases_and_norms_from_decay() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    decay, none = param_groups(model, 0.1)
+    assert ([n for n, _ in decay["params"]], decay["weight_decay"]) == (["0.weight"], 0.1)
+    assert ([n for n, _ in none["params"]], none["weight_decay"]) == (["0.bias", "1.weight", "1.bias"], 0.0)
+
+
+def test_an_enlarged_embedding_keeps_the_anchor_of_its_old_rows() -> None:
+    model = BertForSequenceClassification(TINY)
+    state = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model.resize_token_embeddings(23)
+    optimizer = RecAdam(anchored_groups(model, anchor=state), 1e-4)
+    model(input_ids=torch.tensor([[1, 22]]), labels=torch.tensor([1])).loss.backward()
+    optimizer.step()
+    assert model.bert.embeddings.word_embeddings.weight.shape == (23, 8)
+
+
+def test_a_mis_shaped_anchor_is_refused_by_name() -> None:
+    model = BertForSequenceClassification(TINY)
+    state = dict(model.state_dict())
+    state["bert.pooler.dense.weight"] = torch.ones(8, 9)
+    with pytest.raises(EunoeError, match=r"bert.pooler.dense.weight has shape \(8, 9\); the weight has \(8, 8\)"):
+        RecAdam(anchored_groups(model, anchor=state), 1e-5)
+
+
+def test_an_anchor_that_matches_no_name_is_refused_with_names_of_both() -> None:
+    with pytest.raises(EunoeError, match=r"the model has weight, bias.*the anchor has decoder.w"):
+        anchored_groups(nn.Linear(2, 2), anchor={"decoder.w": torch.ones(2, 2)})
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EunoeError, match="no safetensors weights at"):
+        anchored_groups(nn.Linear(2, 2), anchor=tmp_path)
+    with pytest.raises(EunoeError, match="no safetensors weights at"):
+        anchored_groups(nn.Linear(2, 2), anchor=tmp_path / "absent.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"not weights")
+    with pytest.raises(EunoeError, match=r"broken\.safetensors is no readable safetensors file"):
+        anchored_groups(nn.Linear(2, 2), anchor=tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's account of memory")
+def test_a_file_as_anchor_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    def own() -> int:  # Anonymous: not backed by a file, so the kernel cannot drop it and read it again
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+    model = nn.Linear(2048, 2048, bias=False)
+    model.weight.grad = torch.ones_like(model.weight)
+    save_file({"weight": torch.zeros(2048, 2048)}, tmp_path / "w.safetensors")
+    optimizer = RecAdam(anchored_groups(model), 1e-5)  # and a step, so that moments and code are in memory
+    optimizer.step()
+    optimizer.param_groups[0]["anchor"] = None
+    before = own()
+    optimizer.param_groups[0]["anchor"] = anchored_groups(model, anchor=tmp_path / "w.safetensors")[0]["anchor"]
+    optimizer.step()
+    assert own() - before < 4 * 2048 * 2048 // 4
+
+
+def test_the_models_own_state_dict_is_copied_and_a_foreign_one_is_not() -> None:
+    model = nn.Linear(2, 2)
+    own, foreign = model.state_dict(), {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
+    assert pairs(anchored_groups(model, anchor=own))["weight"].data_ptr() != model.weight.data_ptr()  # type: ignore[union-attr]
+    assert pairs(anchored_groups(model, anchor=foreign))["weight"] is foreign["weight"]

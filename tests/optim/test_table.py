@@ -1,0 +1,98 @@
+"""The table of optimizers: every row builds, learns and explains its settings."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from eunoe.errors import EunoeError
+from eunoe.optim import OPTIMIZERS, RecAdam
+from eunoe.optim.table import BertAdamSettings, RecAdamSettings
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_row_builds_with_its_defaults_and_lowers_a_loss(name: str) -> None:
+    entry, net = OPTIMIZERS[name], model()
+    optimizer = entry.build(net, entry.settings(), 1e-4)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = (net(x) - 1).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    if name != "recadam":  # which stands still until lambda grows
+        assert losses[-1] < losses[0]
+    assert losses[-1] <= losses[0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_settings_are_keyword_only_dataclasses_with_a_sentence_under_each_field(name: str) -> None:
+    settings = OPTIMIZERS[name].settings
+    assert is_dataclass(settings)
+    assert all(field.kw_only for field in fields(settings))
+    body = ast.parse(inspect.getsource(settings)).body[0].body  # type: ignore[attr-defined]
+    for i, node in enumerate(body):
+        if isinstance(node, ast.AnnAssign):
+            assert isinstance(body[i + 1], ast.Expr), ast.unparse(node)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_biases_and_norms_never_decay(name: str) -> None:
+    entry = OPTIMIZERS[name]
+    settings = entry.settings(weight_decay=0.3)
+    for group in entry.build(model(), settings, 1e-4).param_groups:
+        for p in group["params"]:
+            assert group["weight_decay"] == (0.3 if p.ndim > 1 else 0.0)
+
+
+def test_recadam_in_the_table_has_the_defaults_of_the_optimizer() -> None:
+    signature = inspect.signature(RecAdam.__init__).parameters
+    for field in fields(RecAdamSettings):
+        assert field.default == signature[field.name].default, field.name
+
+
+def test_recadam_in_the_table_anchors_the_trunk_and_not_the_head() -> None:
+    config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    entry = OPTIMIZERS["recadam"]
+    optimizer = entry.build(BertForSequenceClassification(config), entry.settings(), 1e-5)
+    for group in optimizer.param_groups:
+        assert all(n.startswith("classifier") is (group["anchor"] is None) for n in group["param_names"])
+
+
+def test_bert_adam_has_no_bias_correction() -> None:
+    p = model()
+    optimizer = OPTIMIZERS["bert_adam"].build(p, BertAdamSettings(), 1e-3)
+    before = [w.detach().clone() for w in p.parameters()]
+    for w in p.parameters():
+        w.grad = torch.ones_like(w)
+    optimizer.step()
+    step = 1e-3 * 0.1 / (0.001**0.5 + 1e-6)  # lr m / (sqrt(v) + eps)
+    for w, b in zip(p.parameters(), before, strict=True):
+        torch.testing.assert_close(b - w, torch.full_like(w, step), rtol=1e-3, atol=0)
+
+
+def test_t0_below_1_is_a_share_of_the_run() -> None:
+    entry = OPTIMIZERS["recadam"]
+    build = lambda t0, steps: entry.build(model(), RecAdamSettings(t0=t0), 1e-5, steps).param_groups[0]["t0"]  # noqa: E731
+    assert [build(0.25, 1000), build(0.001, 10), build(250, 1000), build(250, None), build(0, None)] == [
+        250,
+        1,
+        250,
+        250,
+        0,
+    ]
+    with pytest.raises(EunoeError, match=r"t0 is 0.25, a share of the run.*Give t0 in steps"):
+        build(0.25, None)
