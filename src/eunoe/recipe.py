@@ -38,10 +38,12 @@ class CorpusSettings:
     """Column that holds the text (default ``text``); a .txt file has none."""
     documents: Literal["paragraphs", "lines", "file"] | None = None
     """What one document of a .txt file is (default ``paragraphs``: blank lines part them)."""
+    fallback_encoding: str | None = None
+    """Lines of text files that are not UTF-8 are read in this encoding, as in ``latin-1``; default: they are refused."""
     config: str | None = None
     """Configuration of a hub dataset."""
     split: str | None = None
-    """Split of a hub dataset (default ``train``)."""
+    """Split of a hub dataset (default ``train``; of ``valid`` it is ``validation`` unless it ends in ``#SPLIT``)."""
     valid: str | None = None
     """A source of its own for the held-out text; else a share of the documents is held out."""
     valid_share: float | None = None
@@ -59,7 +61,8 @@ class TaskSettings:
     made: Literal["headlines"] | None = None
     """``headlines``: does this first line belong to this article? Made from the domain's reserved documents."""
     train: str | None = None
-    """Labelled rows to fine-tune on (a file as for a corpus, or ``hub:``)."""
+    """Labelled rows to fine-tune on: a file as for a corpus, or ``hub:OWNER/NAME``, of which the splits train,
+    validation (``dev``) and test are read unless ``#SPLIT`` at the end names another."""
     test: str | None = None
     """Labelled rows to score on; without it ``test_share`` of ``train`` is split off."""
     dev: str | None = None
@@ -231,7 +234,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML; also reads ``1e-4`` as the number it is (YAML 1.1 wants ``1.0e-4``) and refuses repeated keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = [self.construct_object(key, deep=True) for key, _ in node.value]
+        seen = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
         for key in seen:
             if seen.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
@@ -246,7 +249,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str) -> Any:
     """YAML as data; raises ``EunoeError`` naming ``where`` and the place of the fault."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise EunoeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 

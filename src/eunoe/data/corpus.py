@@ -22,14 +22,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eunoe.data.files import content_hash, read_hub, read_records, resolve
+from eunoe.data.files import content_hash, kind, read_rows, resolve, text_cell
+from eunoe.data.shots import evenly
 from eunoe.errors import EunoeError
-from eunoe.lookup import unknown
 from eunoe.recipe import CorpusSettings
 
 Part = Literal["train", "valid", "reserved", "all"]
 VALID_SHARE = 0.05
-_VERSION = 1  # of the cached format
+_VERSION = 2  # of the cached format
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Blocks:
         """At most ``count`` blocks, spread evenly over the corpus; the same ones every time."""
         if count is None or count >= len(self):
             return self
-        chosen = np.linspace(0, len(self) - 1, max(count, 1)).round().astype(np.int64)
-        return Blocks(self.ids[chosen], self.special, f"{self.digest}.{count}")
+        return Blocks(self.ids[evenly(len(self), count)], self.special, f"{self.digest}.{count}")
 
 
 def cache_folder() -> Path:
@@ -58,41 +57,57 @@ def cache_folder() -> Path:
 
 
 def texts(settings: CorpusSettings, source: str | None = None) -> Iterator[str]:
-    """The documents of a source, one string each; raises ``EunoeError`` for a missing column or a wrong value."""
-    source = source or settings.source
-    _refuse_unread(settings)
-    column = settings.column or "text"
-    if source.startswith("hub:"):
-        records = read_hub(source.removeprefix("hub:"), settings.config, settings.split or "train")
-    else:
-        records = read_records(source, documents=settings.documents or "paragraphs")
-    for i, record in enumerate(records):
-        value = record.get(column)
-        if value is None:
-            raise EunoeError(f"{source}, row {i + 1}: {unknown(column, record, 'column')}")
-        if not isinstance(value, str):
-            raise EunoeError(f"{source}, row {i + 1}: column {column!r} holds {value!r}, not text.")
+    """The documents of a source, one string each; raises ``EunoeError`` for a missing column or a wrong value.
+
+    ``source`` is the corpus's own or its ``valid``; of a hub dataset these are the splits train and validation.
+    """
+    check(settings)
+    held_out = source is not None and source == settings.valid
+    rows = read_rows(
+        source or settings.source,
+        documents=settings.documents or "paragraphs",
+        fallback_encoding=settings.fallback_encoding,
+        config=settings.config,
+        split="validation" if held_out else settings.split or "train",
+    )
+    for where, record in rows:
+        value = text_cell(record, settings.column or "text", where)
         if value.strip():
             yield value
 
 
-def _refuse_unread(settings: CorpusSettings) -> None:
-    hub = settings.source.startswith("hub:")
-    for key in ("config", "split"):
-        if not hub and getattr(settings, key) is not None:
-            raise EunoeError(f"corpus {settings.source!r}: {key} is read only for hub: sources; leave it out.")
-    endings = set() if hub else {s for p in resolve(settings.source) for s in p.suffixes[-2:]}
-    if settings.column is not None and not hub and endings <= {".txt", ".gz"}:
-        raise EunoeError(f"corpus {settings.source!r}: a .txt file has no column {settings.column!r}; leave it out.")
-    if settings.documents is not None and ".txt" not in endings:
-        raise EunoeError(f"corpus {settings.source!r}: documents is read only for .txt files; leave it out.")
-    if settings.valid is not None and settings.valid_share is not None:
-        raise EunoeError(f"corpus {settings.source!r}: give valid or valid_share, not both.")
+def check(settings: CorpusSettings) -> None:
+    """Refuse settings that nothing would read and numbers out of range; raises ``EunoeError`` naming the key."""
+    sources = [s for s in (settings.source, settings.valid) if s is not None]
+    hub = [s for s in sources if s.startswith("hub:")]
+    kinds = {kind(path) for s in sources if s not in hub for path in resolve(s)}
+    unread = {
+        "config": None if hub else "for hub: sources",
+        "split": None if settings.source in hub and "#" not in settings.source else "for a hub: source without #SPLIT",
+        "column": None if hub or kinds - {".txt"} else "where files have columns, and a .txt file has none",
+        "documents": None if ".txt" in kinds else "for .txt files",
+        "fallback_encoding": None if kinds - {".parquet"} else "for text files",
+        "valid_share": None if settings.valid is None else "without valid",
+    }
+    for key, only in unread.items():
+        if only is not None and getattr(settings, key) is not None:
+            raise EunoeError(f"corpus {settings.source!r}: {key} is read only {only}; leave it out.")
+    if settings.valid_share is not None and not 0 <= settings.valid_share <= 1:
+        raise EunoeError(
+            f"corpus {settings.source!r}: valid_share must lie in [0, 1], received {settings.valid_share}."
+        )
+    if settings.reserve < 0:
+        raise EunoeError(
+            f"corpus {settings.source!r}: reserve must be 0 or more documents, received {settings.reserve}."
+        )
+    if settings.tokens is not None and settings.tokens < 1:
+        raise EunoeError(f"corpus {settings.source!r}: tokens must be at least 1, received {settings.tokens}.")
 
 
 def place(text: str) -> float:
-    """Where a document falls in [0, 1), by a hash of its text: repeats fall together, whatever their order."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+    """Where a document falls in [0, 1), by a hash of its words: repeats fall together, whatever their order or white space."""
+    words = " ".join(text.split())
+    return (int.from_bytes(hashlib.sha256(words.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 11) / 2**53
 
 
 def part_of(settings: CorpusSettings, part: Part) -> Iterator[str]:
@@ -141,8 +156,8 @@ def _digest(settings: CorpusSettings, tokenizer: Any, block: int, part: Part) ->
     source = settings.valid if part == "valid" and settings.valid is not None else settings.source
     content = source if source.startswith("hub:") else content_hash(source)
     own = settings.tokens if source.startswith("hub:") else None
-    parts = (_VERSION, content, settings.column, settings.documents, settings.config, settings.split, settings.reserve,
-             settings.valid is not None, settings.valid_share, part, block, own, rules)  # fmt: skip
+    parts = (_VERSION, content, settings.column, settings.documents, settings.fallback_encoding, settings.config, settings.split,
+             settings.reserve, settings.valid is not None, settings.valid_share, part, block, own, rules)  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -164,10 +179,10 @@ def _encode(stream: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
 def _write(folder: Path, documents: Iterator[list[int]], block: int, vocabulary: int, enough: int | None) -> None:
     """Stream tokens to ``ids.bin``; the folder appears whole or not at all."""
     dtype = "uint16" if vocabulary <= 2**16 else "uint32"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
-    tokens = 0
+    tokens, partial = 0, None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
         with open(partial / "ids.bin", "wb") as file:
             for ids in documents:
                 file.write(np.asarray(ids, dtype=dtype).tobytes())
@@ -186,4 +201,5 @@ def _write(folder: Path, documents: Iterator[list[int]], block: int, vocabulary:
         raise EunoeError(f"the token cache {folder.parent} cannot be written: {error}. "
                          "Free space there or set EUNOE_CACHE to another folder.") from None  # fmt: skip
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)

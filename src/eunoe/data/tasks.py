@@ -1,0 +1,265 @@
+"""Labelled end tasks: single texts, text pairs or regression from files and the hub, or a task made from the domain itself.
+
+The way of CPT's end tasks (EMNLP 2022, https://arxiv.org/abs/2210.05549): resplit where the test set is small, then draw
+few shots from the training rows; test sets stay full unless ``test_rows`` says otherwise. The order is: read, resplit
+or split off a test set, draw, spread ``test_rows``.
+
+The made task, ``headlines``, is ours: it lets a domain without labels have an end task. A reserved document's first line
+is its headline, the rest its article; each document gives one true pair and one false, whose headline is that of the
+next document on the same side, so no training article lends a test pair anything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from eunoe.data.corpus import part_of, place
+from eunoe.data.files import cell, read_rows, text_cell
+from eunoe.data.shots import cpt_rule, evenly, per_class, random_split, resplit
+from eunoe.errors import EunoeError
+from eunoe.recipe import CorpusSettings, TaskSettings
+
+SPLIT_SEED = 2021
+"""Seed of ``test_share``: CPT's for AG News."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled row: ``text`` and ``pair`` in the order the model reads them; a class's name or a number."""
+
+    text: str
+    pair: str | None
+    label: str | float
+
+
+@dataclass(frozen=True)
+class Task:
+    """An end task as it is fine-tuned and scored."""
+
+    name: str
+    kind: str
+    """``classification`` or ``regression``."""
+    labels: tuple[str, ...]
+    """The classes of all training rows (before the draw), sorted; () for regression."""
+    train: tuple[Example, ...]
+    """What is fine-tuned on: the few shots, or all."""
+    test: tuple[Example, ...]
+    """What is scored."""
+    shots_seed: int | None
+    """Seed that drew the shots; None where nothing was drawn at random."""
+
+
+def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task:
+    """Read the end task ``name`` of the domain whose text is ``corpus`` (read only by a made task).
+
+    Raises ``EunoeError`` for settings that would go unread, missing columns, labels that are no number (regression) or
+    that no training row has, and draws that the rows do not allow; each names the file and row.
+    """
+    where = f"task of {name!r}"
+    check_task(settings, where)
+    if settings.made is not None:
+        return _headlines(name, settings, corpus, where)
+    assert settings.train is not None
+    rows = _read(settings.train, "train", settings)
+    train = [example for _, example in rows]
+    labels = _classes(settings, train, where)
+    if settings.test is None:
+        assert settings.test_share is not None
+        kept, scored = random_split(len(train), settings.test_share, SPLIT_SEED)
+        every = train
+    else:
+        dev = _known(_read(settings.dev, "validation", settings) if settings.dev is not None else [], labels)
+        test = _known(_read(settings.test, "test", settings), labels)
+        every = [*train, *dev, *test]
+        kept, scored = list(range(len(train))), list(range(len(train) + len(dev), len(every)))
+        if settings.resplit is not None:
+            kept, scored = resplit(_labels(train), _labels(dev), _labels(test), settings.resplit)
+    chosen, seed = _draw([every[i] for i in kept], settings, where)
+    scored = [scored[i] for i in evenly(len(scored), settings.test_rows or len(scored))]
+    return Task(name, settings.kind, labels, tuple(chosen), tuple(every[i] for i in scored), seed)
+
+
+def check_task(settings: TaskSettings, where: str = "task") -> None:
+    """Refuse settings that nothing would read, or that lack what they need; raises ``EunoeError`` naming the key."""
+    given = {f.name for f in fields(settings) if getattr(settings, f.name) != f.default}
+    if settings.made is not None:
+        _refuse(given - {"made", "shots", "test_rows"}, "for a task made from the domain's text", where)
+        if not isinstance(settings.shots, int):
+            raise EunoeError(f"{where}: a made task needs shots, the number of documents to train on (each gives one row a class); "
+                             f"received {settings.shots!r}. Try shots: 16.")  # fmt: skip
+    elif settings.train is None:
+        raise EunoeError(
+            f"{where}: it has no rows. Give train (a file with labelled rows) and test, or made: headlines."
+        )
+    elif settings.test is None and settings.test_share is None:
+        raise EunoeError(f"{where}: nothing to score on. Give test, or test_share (0.1 splits off a tenth of train).")
+    unread = {
+        "test_share": settings.test is not None and "where no test is given",
+        "pair_first": settings.pair is None and "with pair",
+        "dev": settings.resplit is None and "with resplit",
+        "resplit": (settings.test is None and "with test") or (settings.kind == "regression" and "for classes"),
+        "shots": settings.kind == "regression" and "for classes, and regression has none",
+        "shots_seed": settings.shots == "all" and "where shots are drawn",
+        "config": not any(s.startswith("hub:") for s in (settings.train, settings.test, settings.dev) if s) and "for hub: sources",
+    }  # fmt: skip
+    for key, only in unread.items():
+        if only:
+            _refuse(given & {key}, only, where)
+    for key in ("shots", "test_rows"):
+        value = getattr(settings, key)
+        if isinstance(value, int) and value < 1:
+            raise EunoeError(f"{where}: {key} must be at least 1, received {value}.")
+
+
+def _refuse(keys: set[str], only: str, where: str) -> None:
+    if keys:
+        names = sorted(keys)
+        verb = "is" if len(names) == 1 else "are"
+        reason = f"not read {only}" if only.startswith("for a task made") else f"read only {only}"
+        raise EunoeError(
+            f"{where}: {' and '.join(names)} {verb} {reason}; leave {'it' if verb == 'is' else 'them'} out."
+        )
+
+
+def _read(source: str, split: str, settings: TaskSettings) -> list[tuple[str, Example]]:
+    """The examples of a source, each with where it stands."""
+    text, pair, label = settings.text or "text", settings.pair, settings.label or "label"
+    examples = []
+    for where, record in read_rows(source, config=settings.config, split=split):
+        first = text_cell(record, text, where)
+        second = text_cell(record, pair, where) if pair is not None else None
+        if settings.pair_first and second is not None:
+            first, second = second, first
+        value = cell(record, label, where)
+        given = _number(value, label, where) if settings.kind == "regression" else _class(value, label, where)
+        examples.append((where, Example(first, second, given)))
+    if not examples:
+        raise EunoeError(f"{source} ({split}) has no rows. Give labelled rows.")
+    return examples
+
+
+def _number(value: Any, column: str, where: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise EunoeError(
+            f"{where}: column {column!r} holds {value!r}, not a finite number, which regression needs as a label."
+        )
+    return number
+
+
+def _class(value: Any, column: str, where: str) -> str:
+    """A class's name: text as it stands, whole numbers and truth values written out."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        raise EunoeError(f"{where}: column {column!r} holds {value!r}, not a class (text or a whole number). If labels are numbers on "
+                         "a scale, set kind: regression.")  # fmt: skip
+    if not value.strip():
+        raise EunoeError(f"{where}: column {column!r} is empty. Fill in the label or leave the row out.")
+    return text_cell({column: value}, column, where)
+
+
+def _classes(settings: TaskSettings, train: list[Example], where: str) -> tuple[str, ...]:
+    if settings.kind == "regression":
+        return ()
+    labels = tuple(sorted({str(example.label) for example in train}))
+    if len(labels) < 2:
+        raise EunoeError(f"{where}: all {len(train)} rows of {settings.train} have the label {labels[0]!r}; "
+                         "there is nothing to tell apart. Give rows of at least two classes.")  # fmt: skip
+    return labels
+
+
+def _known(rows: list[tuple[str, Example]], labels: tuple[str, ...]) -> list[Example]:
+    """The examples, after refusing a label that no training row has."""
+    for where, example in rows:
+        if labels and example.label not in labels:
+            shown = ", ".join(repr(label) for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
+            raise EunoeError(f"{where}: no training row has the label {example.label!r}. The {len(labels)} classes are {shown}. "
+                             "Mend the label, leave the row out, or give training rows of this class.")  # fmt: skip
+    return [example for _, example in rows]
+
+
+def _labels(rows: list[Example]) -> list[str]:
+    return [str(example.label) for example in rows]
+
+
+def _draw(train: list[Example], settings: TaskSettings, where: str) -> tuple[list[Example], int | None]:
+    """The training rows after the few-shot draw, and its seed."""
+    if settings.shots == "all":
+        return train, None
+    labels, seed = _labels(train), settings.shots_seed
+    try:
+        chosen = cpt_rule(labels, seed) if settings.shots == "cpt" else per_class(labels, settings.shots, seed)
+    except EunoeError as error:
+        raise EunoeError(f"{where} (train: {settings.train}): {error}") from None
+    return [train[i] for i in chosen], seed
+
+
+# -- the task made from the domain itself -----------------------------------------------------------------------
+def headline_pairs(documents: list[tuple[str, str]]) -> list[Example]:
+    """A true pair and a false one for each (headline, article); the false headline is the next different one, cyclically.
+
+    >>> [e.label for e in headline_pairs([("Rain", "It rained."), ("Sun", "It shone.")])]
+    ['yes', 'no', 'yes', 'no']
+    """
+    headlines = [headline for headline, _ in documents]
+    if len(set(headlines)) < 2:
+        raise EunoeError(f"a false pair needs another document's headline, but {len(documents)} document"
+                         f"{'s have' if len(documents) != 1 else ' has'} only {len(set(headlines))} between them.")  # fmt: skip
+    pairs = []
+    for i, (headline, article) in enumerate(documents):
+        wrong = next(h for h in headlines[i + 1 :] + headlines[:i] if h != headline)
+        pairs += [Example(headline, article, "yes"), Example(wrong, article, "no")]
+    return pairs
+
+
+def split_headline(text: str) -> tuple[str, str] | None:
+    """First non-empty line and the rest of a document, both stripped; None where it lacks one of them."""
+    headline, _, article = text.strip().partition("\n")
+    return (headline.strip(), article.strip()) if article.strip() else None
+
+
+def _different(texts: list[str]) -> list[tuple[str, str]]:
+    """(headline, article) of each text that has both; an article that comes again, under whatever headline, counts once."""
+    held: dict[str, tuple[str, str]] = {}
+    for text in texts:
+        parts = split_headline(text)
+        if parts is not None:
+            held.setdefault(" ".join(parts[1].split()), parts)
+    return list(held.values())
+
+
+def _headlines(name: str, settings: TaskSettings, corpus: CorpusSettings, where: str) -> Task:
+    if corpus.documents != "file":
+        raise EunoeError(f"{where}: made: headlines needs whole articles with the headline as first line; set the corpus's "
+                         f"documents to file (now {corpus.documents!r}).")  # fmt: skip
+    if not corpus.reserve:
+        raise EunoeError(
+            f"{where}: made: headlines reads documents that training does not; set the corpus's reserve above shots."
+        )
+    assert isinstance(settings.shots, int)
+    documents = _different(sorted(part_of(corpus, "reserved"), key=place))
+    train, test = documents[: settings.shots], documents[settings.shots :]
+    if len(train) < 2 or len(test) < 2:
+        raise EunoeError(f"{where}: shots = {settings.shots} of {len(documents)} reserved articles (reserve = {corpus.reserve}) leave "
+                         f"{len(test)} to test on; both sides need at least 2. Reserve more, or change shots.")  # fmt: skip
+    if settings.test_rows is not None and settings.test_rows < 2:
+        raise EunoeError(
+            f"{where}: test_rows must be at least 2, one true pair and one false; received {settings.test_rows}."
+        )
+    try:
+        shots, pairs = headline_pairs(train), headline_pairs(test)
+    except EunoeError as error:
+        raise EunoeError(f"{where}: {error}") from None
+    chosen = evenly(len(test), (settings.test_rows or len(pairs)) // 2)
+    scored = [pair for i in chosen for pair in pairs[2 * i : 2 * i + 2]]
+    return Task(name, "classification", ("no", "yes"), tuple(shots), tuple(scored), None)

