@@ -317,8 +317,6 @@ def _fused(pieces: list[Piece], n: Numbers, betas: tuple[float, float], form: st
         shrink, rate, add = n.pull + decay - n.pull * decay, n.lr * n.lam * keep, n.pull * (1 - decay)
     if abs(rate) < TINY:
         rate = TINY
-    # Dividing lr * weight_decay by lr would not give back the same bits.
-    kernel_decay = n.weight_decay if rate == n.lr and n.pull == 0 else shrink / rate
     anchored = pieces[0].anchor is not None
     step = torch.tensor(n.step, dtype=torch.float32, device=pieces[0].weight.device)
     on_cpu = pieces[0].weight.device.type == "cpu"  # other devices do better with few large launches
@@ -327,7 +325,7 @@ def _fused(pieces: list[Piece], n: Numbers, betas: tuple[float, float], form: st
         grads = [piece.grad.to(piece.weight.dtype).contiguous() for piece in batch]
         torch._fused_adamw_(
             weights, grads, [piece.m for piece in batch], [piece.v for piece in batch], [], [step] * len(batch), lr=rate,
-            beta1=betas[0], beta2=betas[1], weight_decay=kernel_decay, eps=n.eps, amsgrad=False, maximize=False,
+            beta1=betas[0], beta2=betas[1], weight_decay=shrink / rate, eps=n.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
         if anchored:
             torch._foreach_add_(weights, [piece.anchor for piece in batch if piece.anchor is not None], alpha=add)
