@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from eunoe.errors import EunoeError
 
-_TENSOR = "__tensor__"
+_FORMAT = 1
+_TENSOR, _PAIRS, _TUPLE = "__tensor__", "__pairs__", "__tuple__"
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class Checkpoint:
 def save(folder: Path, groups: Mapping[str, Any]) -> None:
     """Write ``groups`` (name -> nested dicts/lists of tensors and plain values) as the checkpoint ``folder``.
 
-    An older checkpoint of the same name is replaced. Raises ``EunoeError`` if the disk is full or not writable;
-    what was there before stays.
+    An older checkpoint of the same name is replaced; a kill between the two renames leaves it as ``NAME.old``, which
+    ``load``, ``newest`` and ``prune`` put back. Raises ``EunoeError`` if the disk is full or not writable; what was
+    there before stays.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
     try:
+        _put_back(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         hashes: dict[str, str] = {}
@@ -52,10 +56,9 @@ def save(folder: Path, groups: Mapping[str, Any]) -> None:
                 hashes[f"{name}.safetensors"] = _write(partial / f"{name}.safetensors", safetensors.torch.save(tensors))
         text = json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True)
         hashes["values.json"] = _write(partial / "values.json", text.encode("utf-8"))
-        manifest = json.dumps({"format": 1, "sha256": hashes}, indent=1, sort_keys=True)
+        manifest = json.dumps({"format": _FORMAT, "sha256": hashes}, indent=1, sort_keys=True)
         _write(partial / "manifest.json", manifest.encode("utf-8"))
         _sync_folder(partial)
-        old = folder.with_name(folder.name + ".old")
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -64,20 +67,36 @@ def save(folder: Path, groups: Mapping[str, Any]) -> None:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        _put_back(folder)
         raise EunoeError(f"the checkpoint {folder} could not be written: {error.strerror or error}. Earlier checkpoints "
                          "are whole; free space and run the same command again.") from None  # fmt: skip
+    except TypeError:  # something that cannot be saved: our fault, but nothing half-written stays
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _put_back(folder: Path) -> None:
+    """What a kill or a fault moved aside and could not replace goes back to its place."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
 
 
 def load(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint; raises ``EunoeError`` naming the file that is missing or does not match its hash."""
     try:
+        _put_back(folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        hashes = dict(manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        hashes, form = dict(manifest["sha256"]), manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EunoeError(f"{folder} is no whole checkpoint: its manifest.json cannot be read ({error}).") from None
+    if form != _FORMAT:
+        raise EunoeError(
+            f"{folder} has the checkpoint format {form!r}; this version of eunoe reads {_FORMAT}. Use the version that wrote it."
+        )
     held: dict[str, bytes] = {}
     for name, expected in hashes.items():
-        if Path(name).name != name:
+        if Path(name).name != name or Path(name).suffix not in (".json", ".safetensors"):
             raise EunoeError(f"{folder}: the manifest names {name!r}, which is no file of this folder.")
         try:
             held[name] = (folder / name).read_bytes()
@@ -92,21 +111,21 @@ def load(folder: Path) -> Checkpoint:
         for name, tree in values.items():
             data = held.get(f"{name}.safetensors")
             groups[name] = _join(tree, safetensors.torch.load(data) if data is not None else {})
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EunoeError(f"{folder} cannot be read as a checkpoint: {error}.") from None
     return Checkpoint(folder, groups)
 
 
 def whole(folder: Path) -> bool:
     """Is there a checkpoint here (complete, not yet verified)?"""
+    _put_back(folder)
     return (folder / "manifest.json").is_file()
 
 
 def newest(parent: Path, prefix: str = "step-") -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint below ``parent`` that verifies, and why newer ones were passed over."""
     skipped: list[str] = []
-    found = [p for p in parent.glob(f"{prefix}*") if p.name.removeprefix(prefix).isdigit()] if parent.is_dir() else []
-    for folder in sorted(found, key=lambda p: int(p.name.removeprefix(prefix)), reverse=True):
+    for folder in reversed(_series(parent, prefix)):
         try:
             return load(folder), skipped
         except EunoeError as error:
@@ -118,25 +137,36 @@ def prune(parent: Path, keep: int, prefix: str = "step-") -> None:
     """Delete all but the ``keep`` newest checkpoints of a series (and what a kill left half-written)."""
     if not parent.is_dir():
         return
-    for folder in [*parent.glob("*.partial"), *parent.glob("*.old")]:
+    found = _series(parent, prefix)
+    left = [p for p in parent.iterdir() if p.suffix in (".partial", ".old") and p.stem.startswith(prefix)]
+    for folder in [*left, *found[: max(len(found) - keep, 0)]]:
         shutil.rmtree(folder, ignore_errors=True)
-    found = [p for p in parent.glob(f"{prefix}*") if p.name.removeprefix(prefix).isdigit()]
-    for folder in sorted(found, key=lambda p: int(p.name.removeprefix(prefix)))[: max(len(found) - keep, 0)]:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _series(parent: Path, prefix: str) -> list[Path]:
+    """The checkpoints of a series, oldest first; one that a kill moved aside is put back."""
+    if not parent.is_dir():
+        return []
+    for old in [p for p in parent.iterdir() if p.suffix == ".old" and p.stem.startswith(prefix)]:
+        _put_back(old.with_suffix(""))
+    numbers = {p: p.name.removeprefix(prefix) for p in parent.iterdir() if p.name.startswith(prefix)}
+    return sorted((p for p, n in numbers.items() if n.isascii() and n.isdigit()), key=lambda p: int(numbers[p]))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; a file that already holds this text is not touched."""
     data = text.encode("utf-8")
+    partial = path.with_name(path.name + ".partial")
     try:
         if path.exists() and path.read_bytes() == data:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         _write(partial, data)
         partial.rename(path)
         _sync_folder(path.parent)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise EunoeError(
             f"{path} could not be written: {error.strerror or error}. Free space or choose another --out."
         ) from None
@@ -159,17 +189,24 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _split(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Plain JSON with references in place of tensors, which go to ``tensors``. Mappings keep non-string keys as pairs."""
+    """Plain JSON with references in place of tensors, which go to ``tensors``. Mappings keep non-string keys as pairs,
+    and tuples stay tuples."""
     if isinstance(tree, Tensor):
+        while path in tensors:  # {1: ..} and {"1": ..}, or a name with a slash
+            path += "'"
         tensors[path] = tree.detach().to("cpu").contiguous().clone()
         return {_TENSOR: path}
     if isinstance(tree, Mapping):
+        odd = next((key for key in tree if not isinstance(key, bool | int | float | str | None)), None)
+        if odd is not None:
+            raise TypeError(f"{path}: a checkpoint's keys are plain values, not {type(odd).__name__}")
         pairs = [[key, _split(value, f"{path}/{key}", tensors)] for key, value in tree.items()]
-        if all(isinstance(key, str) for key in tree) and _TENSOR not in tree and "__pairs__" not in tree:
+        if all(isinstance(key, str) for key in tree) and not {_TENSOR, _PAIRS, _TUPLE} & set(tree):
             return dict(pairs)
-        return {"__pairs__": pairs}
+        return {_PAIRS: pairs}
     if isinstance(tree, list | tuple):
-        return [_split(value, f"{path}/{i}", tensors) for i, value in enumerate(tree)]
+        items = [_split(value, f"{path}/{i}", tensors) for i, value in enumerate(tree)]
+        return {_TUPLE: items} if isinstance(tree, tuple) else items
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise TypeError(f"{path}: a checkpoint holds tensors and plain values, not {type(tree).__name__}")
@@ -179,8 +216,10 @@ def _join(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, dict):
         if _TENSOR in tree:
             return tensors[tree[_TENSOR]]
-        if "__pairs__" in tree:
-            return {key: _join(value, tensors) for key, value in tree["__pairs__"]}
+        if _PAIRS in tree:
+            return {key: _join(value, tensors) for key, value in tree[_PAIRS]}
+        if _TUPLE in tree:
+            return tuple(_join(value, tensors) for value in tree[_TUPLE])
         return {key: _join(value, tensors) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_join(value, tensors) for value in tree]

@@ -28,8 +28,9 @@ def lookup(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
 
 def unknown(name: str, known: Iterable[str], kind: str) -> EunoeError:
     """The error for a name that is not among ``known``: what was given, the close matches, all that is allowed."""
-    names = sorted(known)
-    close = get_close_matches(str(name).lower(), names, n=3, cutoff=0.6)
+    names = sorted(str(entry) for entry in known)
+    folded = {known.lower(): known for known in names}
+    close = [folded[match] for match in get_close_matches(str(name).lower(), folded, n=3, cutoff=0.6)]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     allowed = ", ".join(names) if names else "none"
     return EunoeError(f"unknown {kind} {name!r}.{hint} Allowed: {allowed}.")

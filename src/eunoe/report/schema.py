@@ -7,7 +7,9 @@ the row; times differ from run to run, so they live in ``times.jsonl`` beside it
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -64,29 +66,74 @@ def from_line(line: str, where: str = "row") -> Row:
         wrong = set(data) ^ names if isinstance(data, dict) else names
         if wrong - {"detail"}:
             raise ValueError(f"keys {sorted(wrong)} missing or unknown")
-        return Row(**{**data, "learnt": tuple(data["learnt"])})
-    except (ValueError, TypeError, KeyError) as error:
+        row = Row(**{**data, "learnt": tuple(data["learnt"])})
+        _check(row, data)
+        return row
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EunoeError(f"{where} is no row of this project ({error}). Delete the line or restore the file.") from None
+
+
+def _check(row: Row, data: dict[str, Any]) -> None:
+    """Refuse a value of the wrong type: a row is read long after it was written, perhaps by hand."""
+    texts = [
+        row.run,
+        row.method,
+        row.order,
+        row.task,
+        row.metric,
+        *row.learnt,
+        *([] if row.transfer is None else [row.transfer]),
+    ]
+    counts = [row.seed, row.n, row.steps, *([] if row.shots_seed is None else [row.shots_seed])]
+    if not isinstance(data["learnt"], list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is not text, or learnt is no list")
+    if not all(isinstance(count, int) and not isinstance(count, bool) for count in counts):
+        raise ValueError("a seed or a count is not a whole number")
+    if isinstance(row.value, bool) or not isinstance(row.value, int | float) or not math.isfinite(row.value):
+        raise ValueError(f"value {row.value!r} is not a finite number")
+    if row.detail is not None and not isinstance(row.detail, dict):
+        raise ValueError("detail is no mapping")
 
 
 def read_rows(path: Path) -> list[Row]:
     """All rows of a file. A last line cut short by a kill is left out; any other broken line is an error."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    return [from_line(line, f"{path}:{i}") for i, line in enumerate(whole.splitlines(), 1)]
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # not splitlines: a class's name may hold U+2028
+    except OSError as error:
+        raise EunoeError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return [from_line(_utf8(line, f"{path}:{i}"), f"{path}:{i}") for i, line in enumerate(lines, 1)]
+
+
+def _utf8(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EunoeError(f"{where} is not UTF-8 ({error}). Delete the line or restore the file.") from None
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows in one write and fsync; first cut off a line that a kill left unfinished."""
+    """Add rows in one write and fsync; first cut off a line that a kill left unfinished.
+
+    Raises ``EunoeError`` if the disk is full or the file not writable; then no row of this call is in the file.
+    """
     text = "".join(to_line(row) for row in rows)
-    with open(path, "ab+") as file:
-        file.seek(0)
-        held = file.read()
-        whole = held.rfind(b"\n") + 1
-        if whole < len(held):
-            file.truncate(whole)
-        file.write(text.encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
+    data = text.encode("utf-8")
+    try:
+        with open(path, "ab+", buffering=0) as file:
+            file.seek(0)
+            held = file.read()
+            whole = held.rfind(b"\n") + 1
+            try:
+                if whole < len(held):
+                    file.truncate(whole)
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(whole)
+                raise
+    except OSError as error:
+        raise EunoeError(f"{path} could not be written: {error.strerror or error}. Its earlier rows are whole; free space and "
+                         "run the same command again.") from None  # fmt: skip
