@@ -9,6 +9,7 @@ them over (``build``), so no key can go unread.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import types
@@ -249,9 +250,18 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str) -> Any:
     """YAML as data; raises ``EunoeError`` naming ``where`` and the place of the fault."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return _unshared(yaml.load(text, Loader=_Loader))
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2022-99-99
         raise EunoeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise EunoeError(f"{where} is not usable YAML: it is nested too deeply, or an alias holds itself.") from None
+
+
+def _unshared(data: Any) -> Any:
+    """A copy in which no part is shared, so that an override below one YAML alias leaves the others alone."""
+    if isinstance(data, dict):
+        return {key: _unshared(value) for key, value in data.items()}
+    return [_unshared(value) for value in data] if isinstance(data, list) else data
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -270,7 +280,7 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = (), sca
     0.001
     """
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):  # not Path.is_file, which raises on a name that is too long
         known = shipped_recipes()
         if str(path) not in known:
             missing = unknown(str(path), known, "recipe")
@@ -280,11 +290,14 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = (), sca
         data = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError as error:
         raise EunoeError(f"{file} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise EunoeError(f"{file} cannot be read: {error.strerror or error}.") from None
     if not isinstance(data, dict):
         raise EunoeError(f"{file} holds {type(data).__name__}, not the keys of a recipe. See `eunoe list recipes`.")
     if scale is not None:
-        for key, value in lookup(data.get("scales") or {}, scale, "scale").items():
-            _override(data, key, value)
+        chosen = lookup(_mapping(data.get("scales") or {}, "recipe.scales"), scale, "scale")
+        for key, value in _unshared(_mapping(chosen, f"recipe.scales.{scale}")).items():
+            _override(data, str(key), value)
     for key, text in overrides:
         _override(data, key, parse_yaml(text, f"--{key}"))
     recipe = build(Recipe, data, "recipe")
@@ -292,24 +305,44 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = (), sca
     return recipe
 
 
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise EunoeError(f"{where}: expected keys with values, received {value!r}.")
+    return value
+
+
 def _override(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested mappings and lists (``domains.0.name``; ``domains.*.name`` sets all)."""
+    """Set ``a.b.c`` in nested mappings and lists (``domains.0.name``; ``domains.*.name`` sets all).
+
+    Where a name may stand for a mapping (a method, a transfer, an optimizer), a key below it makes it one.
+    """
     *path, last = key.split(".")
     targets: list[Any] = [data]
-    for part in path:
+    for depth, part in enumerate(path):
         step: list[Any] = []
         for target in targets:
             if isinstance(target, list):
-                if part != "*" and not (part.isdigit() and int(part) < len(target)):
-                    raise EunoeError(f"--{key}: {part!r} picks no entry; there are {len(target)}: 0 to "
-                                     f"{len(target) - 1}, or * for all.")  # fmt: skip
-                step += target if part == "*" else [target[int(part)]]
+                if not target or (part != "*" and not (part.isdecimal() and int(part) < len(target))):
+                    there = (
+                        f"there are {len(target)}: 0 to {len(target) - 1}, or * for all"
+                        if target
+                        else "the list is empty"
+                    )
+                    raise EunoeError(f"--{key}: {part!r} picks no entry; {there}.")
+                for i in range(len(target)) if part == "*" else [int(part)]:
+                    if isinstance(target[i], str):
+                        target[i] = {"name": target[i]}
+                    step.append(target[i])
+            elif not isinstance(target, dict):
+                raise EunoeError(f"--{key}: {part!r} would stand below {target!r}, which has no key of its own.")
             else:
                 inner = target.get(part)
                 if isinstance(inner, str) and part in ("transfer", "optimizer"):
                     inner = {"name": inner}
                 if inner is None:
-                    inner = {}
+                    default = {"transfer": Recipe.transfer, "training.optimizer": LoopSettings.optimizer}
+                    here = ".".join(path[: depth + 1])
+                    inner = {"name": default[here]} if here in default else {}
                 if not isinstance(inner, dict | list):
                     raise EunoeError(f"--{key}: {part!r} is {inner!r} and has no key of its own.")
                 target[part] = inner
@@ -338,8 +371,13 @@ def build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
 
 
 def _check_keys(kind: Any, data: Any, where: str) -> None:
-    """Refuse keys that no dataclass field reads, wherever they are nested."""
+    """Refuse keys that no dataclass field reads, wherever they are nested; and true, nan and inf given for a number."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    allowed = set(args or (kind,)) if origin in (None, typing.Union, types.UnionType) else set()
+    if isinstance(data, bool) and allowed & {int, float} and bool not in allowed:
+        raise EunoeError(f"{where}: expected a number, received {str(data).lower()}.")
+    if isinstance(data, float) and not math.isfinite(data):
+        raise EunoeError(f"{where}: expected a finite number, received {data}.")
     if origin in (typing.Union, types.UnionType):
         for option in args:
             if dataclasses.is_dataclass(option) and isinstance(data, Mapping):
@@ -394,10 +432,31 @@ def _check(recipe: Recipe) -> None:
         raise EunoeError("model.head is train but recipe.head is missing: say which text to train the LM head on, "
                          "as in `head: {corpora: [{source: general.txt}]}`.")  # fmt: skip
     _check_loop(recipe.training, "recipe.training")
-    if recipe.training.block < 8:
-        raise EunoeError(f"recipe.training.block must be at least 8 tokens, received {recipe.training.block}.")
-    if not 0 < recipe.training.mask_rate < 1:
-        raise EunoeError(f"recipe.training.mask_rate must lie in (0, 1), received {recipe.training.mask_rate}.")
+    _check_text(recipe.training, "recipe.training")
+    if recipe.head is not None:
+        _check_text(recipe.head, "recipe.head")
+        for key, least in (("rank", 0), ("batch", 1), ("steps", 1), ("checkpoint_every", 1)):
+            _at_least(recipe.head, key, least, "recipe.head")
+        if recipe.head.lr <= 0 or not 0 <= recipe.head.warmup < 1 or not recipe.head.corpora:
+            raise EunoeError(f"recipe.head needs lr above 0, warmup in [0, 1) and at least one corpus; received lr {recipe.head.lr}, "
+                             f"warmup {recipe.head.warmup}, {len(recipe.head.corpora)} corpora.")  # fmt: skip
+    _at_least(recipe.evaluation, "batch", 1, "recipe.evaluation")
+    _at_least(recipe.evaluation, "blocks", 1, "recipe.evaluation")
+    if recipe.model.dropout is not None and not 0 <= recipe.model.dropout < 1:
+        raise EunoeError(f"recipe.model.dropout must lie in [0, 1), received {recipe.model.dropout}.")
+
+
+def _at_least(settings: Any, key: str, least: int, where: str) -> None:
+    value = getattr(settings, key)
+    if value is not None and value < least:
+        raise EunoeError(f"{where}.{key} must be at least {least}, received {value}.")
+
+
+def _check_text(settings: TrainingSettings | HeadSettings, where: str) -> None:
+    if settings.block < 8:
+        raise EunoeError(f"{where}.block must be at least 8 tokens, received {settings.block}.")
+    if not 0 < settings.mask_rate < 1:
+        raise EunoeError(f"{where}.mask_rate must lie in (0, 1), received {settings.mask_rate}.")
 
 
 def _check_loop(loop: LoopSettings, where: str) -> None:
