@@ -1,0 +1,608 @@
+"""From rows to what people read: matrices, averages with intervals, the answer in one sentence, a terminal table.
+
+Nothing here is stored: everything is computed from the rows each time. A sequence is one method going once through one
+order of the domains with one seed; it is the unit that averages and intervals run over. A score that several few-shot
+samples were drawn for is their mean, as these are no independent repeats of the learning.
+
+Forgetting is the loss at the end minus the loss right after learning (nats), or the score right after learning minus
+the score at the end (points, 100 x the fraction); above 0 is always "worse". The formulas are in
+``eunoe.evaluate.matrix``. Forward transfer is counted from the pretrained model (method ``base``), not from a model
+that learnt only that domain: that is what every run measures.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import fsum
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eunoe.errors import EunoeError
+from eunoe.evaluate.matrix import drops, final_average, forward_transfer
+from eunoe.evaluate.scores import mean_interval
+from eunoe.report.schema import Row
+
+BASE = "base"
+GENERAL = "general"
+CONFIDENCE = 0.95
+COUNTED = ("support", "predicted", "correct")
+
+
+# -- what a number is -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is read: its words, its unit, how a stored value becomes a shown one, which way is better."""
+
+    name: str
+    title: str
+    unit: str
+    scale: float
+    decimals: int
+    higher_is_better: bool
+
+
+LM_LOSS = Metric("lm_loss", "LM loss", "nats", 1.0, 3, False)
+# In the order they are shown; any other metric is a score in points and comes after these.
+METRICS = (
+    LM_LOSS,
+    Metric("accuracy", "Accuracy", "points", 100.0, 1, True),
+    Metric("macro_f1", "Macro-F1", "points", 100.0, 1, True),
+)
+
+
+def metric(name: str) -> Metric:
+    """How ``name`` is read.
+
+    >>> metric("pearson").title, metric("pearson").scale
+    ('Pearson', 100.0)
+    """
+    known = {m.name: m for m in METRICS}
+    return known.get(name) or Metric(name, name.replace("_", " ").capitalize(), "points", 100.0, 1, True)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over sequences. ``exact``: it is a change, and every difference that went into it was exactly 0."""
+
+    values: tuple[float, ...]
+    exact: bool = False
+
+    @property
+    def mean(self) -> float:
+        return fsum(self.values) / len(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Student's t interval of the mean (95 %); None for a single sequence."""
+        return mean_interval(self.values, CONFIDENCE)
+
+
+def number(value: float, of: Metric, *, signed: bool = False) -> str:
+    """``value`` as shown: in the metric's unit and precision, never as minus zero.
+
+    >>> number(0.21449, LM_LOSS), number(0.0634, metric("accuracy"), signed=True), number(-1e-9, LM_LOSS)
+    ('0.214', '+6.3', '0.000')
+    """
+    text = f"{value * of.scale:{'+' if signed else ''}.{of.decimals}f}"
+    return text.replace("-", "").replace("+", "") if float(text) == 0 else text
+
+
+def shown(estimate: Estimate | None, of: Metric) -> str:
+    """An estimate with the half width of its interval; ``-`` where there is none, ``0 (exactly)`` where nothing changed.
+
+    >>> shown(Estimate((0.0, 0.0), exact=True), LM_LOSS), shown(Estimate((0.0002, -0.0002)), LM_LOSS)
+    ('0 (exactly)', '0.000 ± 0.003')
+    """
+    if estimate is None:
+        return "-"
+    if estimate.exact:
+        return "0 (exactly)"
+    interval = estimate.interval
+    # Equal values (the pretrained model, scored once per seed) are one number measured again, not a sure one.
+    half = f" ± {number((interval[1] - interval[0]) / 2, of)}" if interval and interval[0] < interval[1] else ""
+    return number(estimate.mean, of) + half
+
+
+def typeset(text: str) -> str:
+    """Hyphens that are minus signs become minus signs (as wide as a digit), straight apostrophes curly: for pages, as a
+    terminal may have neither.
+
+    >>> typeset("its domains' loss moved by -0.2 in run-2")
+    'its domains’ loss moved by −0.2 in run-2'
+    """
+    return re.sub(r"(?<![^\W_])-(?=\d)", "\u2212", text).replace("'", "\u2019")
+
+
+# -- matrices ---------------------------------------------------------------------------------------------------
+class Key(NamedTuple):
+    """What a matrix belongs to. ``transfer`` is None for the language model itself."""
+
+    run: str
+    method: str
+    transfer: str | None
+    order: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The matrices of one method in one order and one metric, one per seed.
+
+    ``seeds[s][i][j]`` is the score of domain j after learning domains 0..i, None where not measured. ``before[s][j]`` is
+    that of the pretrained model. ``tasks`` are the columns that this metric exists for in the run. ``n[j]`` is how many
+    items a score of column j is a mean over.
+    """
+
+    key: Key
+    domains: tuple[str, ...]
+    tasks: tuple[int, ...]
+    seeds: dict[int, list[list[float | None]]]
+    before: dict[int, list[float | None]]
+    n: dict[int, int]
+
+    def mean(self) -> list[list[float | None]]:
+        """Cell by cell, the mean over the seeds that measured it."""
+        size = range(len(self.domains))
+        return [[_average(R[i][j] for R in self.seeds.values()) for j in size] for i in size]
+
+    def mean_before(self) -> list[float | None]:
+        return [_average(row[j] for row in self.before.values()) for j in range(len(self.domains))]
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    held = [value for value in values if value is not None]
+    return fsum(held) / len(held) if held else None
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Raises ``EunoeError`` where two rows give one score two values."""
+    seen: dict[tuple[object, ...], float] = {}
+    for row in rows:
+        held = seen.setdefault((row.run, *row.key), row.value)
+        if held != row.value:
+            raise EunoeError(
+                f"two rows of run {row.run!r} give {row.metric} of {row.task!r} ({row.method}, seed {row.seed}, after "
+                f"{list(row.learnt)}) as {held} and {row.value}. Rows of different runs need different run names."
+            )
+
+
+def domain_orders(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(run, order) -> its domains as learnt; those that no method has come to yet follow, in the order they were scored.
+
+    Raises ``EunoeError`` if two sequences of one order learnt different domains.
+    """
+    longest: dict[tuple[str, str], tuple[str, ...]] = {}
+    for row in rows:
+        held = longest.setdefault((row.run, row.order), ())
+        short, long = sorted((held, row.learnt), key=len)
+        if short != long[: len(short)]:
+            raise EunoeError(
+                f"order {row.order!r} of run {row.run!r} is learnt as {list(long)} and as {list(short)} (method {row.method}). "
+                "Rows of one order must agree: give the two orders two names."
+            )
+        longest[(row.run, row.order)] = long
+    later: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        if row.task != GENERAL and row.task not in longest[(row.run, row.order)]:
+            later.setdefault((row.run, row.order), {})[row.task] = None
+    return {k: domains + tuple(later.get(k, {})) if domains else () for k, domains in longest.items()}
+
+
+def matrices(rows: Sequence[Row]) -> list[Scores]:
+    """All matrices, by run and metric, methods in the order they first appear. ``base`` is in each one's ``before``."""
+    check_rows(rows)
+    own = [row for row in rows if row.task != GENERAL]
+    columns: dict[tuple[str, str | None, str], set[str]] = {}
+    for row in own:
+        columns.setdefault((row.run, row.transfer, row.metric), set()).add(row.task)
+    keys = dict.fromkeys(_key(row) for row in own if row.learnt)
+    held: dict[Key, list[Row]] = {}
+    for row in own:
+        held.setdefault(_key(row), []).append(row)
+    runs = list(dict.fromkeys(row.run for row in rows))
+    orders = domain_orders(rows)
+    found = []
+    for key in sorted(keys, key=lambda k: (runs.index(k.run), _metric_rank(k.metric), k.metric)):
+        domains = orders[(key.run, key.order)]
+        mine = [row for row in held[key] if row.learnt]
+        tasks = columns[(key.run, key.transfer, key.metric)]
+        cells = _cells(mine)
+        base = [row for row in held.get(key._replace(method=BASE), []) if not row.learnt]
+        start = _cells(base)
+        seeds = list(dict.fromkeys(row.seed for row in mine))
+        found.append(Scores(
+            key=key, domains=domains, tasks=tuple(j for j, name in enumerate(domains) if name in tasks),
+            seeds={s: [[cells.get((s, domains[: i + 1], name)) for name in domains] for i in range(len(domains))] for s in seeds},
+            before={s: [start.get((s, (), name)) for name in domains] for s in dict.fromkeys(row.seed for row in base)},
+            n={domains.index(row.task): row.n for row in mine if row.task in domains},
+        ))  # fmt: skip
+    return found
+
+
+def _key(row: Row) -> Key:
+    return Key(row.run, row.method, row.transfer, row.order, row.metric)
+
+
+def _metric_rank(name: str) -> int:
+    names = [m.name for m in METRICS]
+    return names.index(name) if name in names else len(names)
+
+
+def _cells(rows: Sequence[Row]) -> dict[tuple[int, tuple[str, ...], str], float]:
+    """(seed, learnt, task) -> the mean over few-shot samples; left out until all samples of that task are there."""
+    samples: dict[tuple[int, str], set[int | None]] = {}
+    cells: dict[tuple[int, tuple[str, ...], str], dict[int | None, float]] = {}
+    for row in rows:
+        samples.setdefault((row.seed, row.task), set()).add(row.shots_seed)
+        cells.setdefault((row.seed, row.learnt, row.task), {})[row.shots_seed] = row.value
+    return {k: fsum(v.values()) / len(v) for k, v in cells.items() if set(v) == samples[(k[0], k[2])]}
+
+
+# -- the summary ------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Line:
+    """One method on one metric. None where nothing can be said (one domain, no base rows, an unfinished run)."""
+
+    label: str
+    method: str
+    metric: Metric
+    transfer: str | None
+    final: Estimate | None
+    forgetting: Estimate | None
+    backward: Estimate | None
+    forward: Estimate | None
+    per_domain: dict[str, Estimate]
+    """Domain -> its drop, over the sequences in which it was not learnt last."""
+
+    @property
+    def n(self) -> int:
+        """Finished sequences behind ``final``."""
+        return len(self.final.values) if self.final else 0
+
+
+@dataclass(frozen=True)
+class General:
+    """LM loss on text of no learnt domain, before the first domain and after the last; ``change`` above 0 is worse."""
+
+    label: str
+    before: Estimate | None
+    after: Estimate | None
+    change: Estimate | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that the tables show, and the answer. ``unfinished`` holds one sentence per sequence that lacks scores."""
+
+    answer: str
+    lines: list[Line]
+    general: list[General]
+    unfinished: list[str]
+    matrices: list[Scores]
+
+    def sections(self) -> list[tuple[str, list[Line]]]:
+        """The lines by metric, each with its heading."""
+        by: dict[tuple[str, str | None], list[Line]] = {}
+        for line in self.lines:
+            by.setdefault((line.metric.name, line.transfer), []).append(line)
+        several = len({t for _, t in by if t is not None}) > 1
+        return [(heading(lines[0].metric, t if several else None), lines) for (_, t), lines in by.items()]
+
+
+def heading(of: Metric, transfer: str | None) -> str:
+    """What a section is called.
+
+    >>> heading(LM_LOSS, None)
+    "LM loss on the domains' own text, nats (lower is better)"
+    """
+    if of is LM_LOSS:
+        return "LM loss on the domains' own text, nats (lower is better)"
+    return f"{of.title} on the end tasks{f' after {transfer}' if transfer else ''}, points (higher is better)"
+
+
+def labels(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """(run, method) -> the method's name, with the run's before it where several runs have that method."""
+    pairs = list(dict.fromkeys((row.run, row.method) for row in rows))
+    names = [method for _, method in pairs]
+    return {(run, method): f"{run}: {method}" if names.count(method) > 1 else method for run, method in pairs}
+
+
+def summarize(rows: Sequence[Row]) -> Summary:
+    """Everything reported, from the rows. Raises ``EunoeError`` if rows contradict each other; holes are told, not raised."""
+    found, names = matrices(rows), labels(rows)
+    grouped: dict[tuple[str, str, str | None, str], list[Scores]] = {}
+    for scores in found:
+        k = scores.key
+        grouped.setdefault((k.run, k.metric, k.transfer, k.method), []).append(scores)
+        if scores.before:  # the pretrained model's own line, for comparison
+            grouped.setdefault((k.run, k.metric, k.transfer, BASE), [])
+    lines = []
+    for (run, name, transfer, method), group in grouped.items():
+        if method == BASE:
+            others = [s for s in found if (s.key.run, s.key.metric, s.key.transfer) == (run, name, transfer)]
+            group = [s for i, s in enumerate(others) if s.key.order not in {o.key.order for o in others[:i]}]
+            lines.append(_base_line(names[(run, BASE)], metric(name), transfer, group))
+        else:
+            lines.append(_line(names[(run, method)], method, metric(name), transfer, group))
+    # base first in each section
+    lines = [line for _, group in _by_section(lines) for line in group]
+    general = _general(rows, names)
+    unfinished = _unfinished(rows, found, names)
+    return Summary(_answer(rows, lines, found, unfinished), lines, general, unfinished, found)
+
+
+def _by_section(lines: list[Line]) -> list[tuple[tuple[str, str | None], list[Line]]]:
+    by: dict[tuple[str, str | None], list[Line]] = {}
+    for line in lines:
+        by.setdefault((line.metric.name, line.transfer), []).append(line)
+    order = sorted(by, key=lambda k: (_metric_rank(k[0]), k[0]))
+    return [(k, sorted(by[k], key=lambda line: line.method != BASE)) for k in order]
+
+
+def _line(label: str, method: str, of: Metric, transfer: str | None, group: Sequence[Scores]) -> Line:
+    final, forgot, forward = [], [], []
+    per_domain: dict[str, list[float]] = {}
+    better = of.higher_is_better
+    for scores in group:
+        for seed, R in scores.seeds.items():
+            # A hole (an unfinished run) or a single domain leaves out what needs it, and only that.
+            with suppress(ValueError):
+                final.append(final_average(R, tasks=scores.tasks))
+            with suppress(ValueError):
+                lost = drops(R, tasks=scores.tasks, higher_is_better=better)
+                forgot.append(lost)
+                for j, value in lost.items():
+                    per_domain.setdefault(scores.domains[j], []).append(value)
+            with suppress(ValueError):
+                before = scores.before.get(seed, [])
+                forward.append(forward_transfer(R, before, tasks=scores.tasks, higher_is_better=better))
+    exact = all(value == 0 for lost in forgot for value in lost.values())
+    rates = tuple(fsum(lost.values()) / len(lost) for lost in forgot)
+    return Line(
+        label, method, of, transfer,
+        final=Estimate(tuple(final)) if final else None,
+        forgetting=Estimate(rates, exact) if rates else None,
+        backward=Estimate(tuple(0.0 - rate for rate in rates), exact) if rates else None,
+        forward=Estimate(tuple(forward)) if forward else None,
+        per_domain={name: Estimate(tuple(v), all(x == 0 for x in v)) for name, v in per_domain.items()},
+    )  # fmt: skip
+
+
+def _base_line(label: str, of: Metric, transfer: str | None, group: Sequence[Scores]) -> Line:
+    """The pretrained model: an average and nothing else, as it learnt nothing that it could forget."""
+    averages = []
+    for scores in group:
+        for row in scores.before.values():
+            held = [row[j] for j in scores.tasks]
+            if None not in held:
+                averages.append(fsum(v for v in held if v is not None) / len(held))
+    return Line(label, BASE, of, transfer, Estimate(tuple(averages)) if averages else None, None, None, None, {})
+
+
+def _general(rows: Sequence[Row], names: dict[tuple[str, str], str]) -> list[General]:
+    own = [row for row in rows if row.task == GENERAL and row.metric == LM_LOSS.name]
+    orders = domain_orders(rows)
+    start = {(row.run, row.order, row.seed): row.value for row in own if row.method == BASE and not row.learnt}
+    found = []
+    for run, method in dict.fromkeys((row.run, row.method) for row in own):
+        mine = [row for row in own if (row.run, row.method) == (run, method)]
+        ends = [row for row in mine if row.learnt and row.learnt == orders[(run, row.order)]]
+        if method == BASE:
+            continue
+        if not any(row.learnt for row in mine):  # a model scored on its own, such as a head before it was trained
+            found.append(General(names[(run, method)], Estimate(tuple(row.value for row in mine)), None, None))
+            continue
+        pairs = [(start[k], row.value) for row in ends if (k := (run, row.order, row.seed)) in start]
+        change = tuple(after - before + 0.0 for before, after in pairs)
+        found.append(General(
+            names[(run, method)],
+            before=Estimate(tuple(before for before, _ in pairs)) if pairs else None,
+            after=Estimate(tuple(row.value for row in ends)) if ends else None,
+            change=Estimate(change, all(value == 0 for value in change)) if change else None,
+        ))  # fmt: skip
+    return found
+
+
+def _unfinished(rows: Sequence[Row], found: Sequence[Scores], names: dict[tuple[str, str], str]) -> list[str]:
+    """One sentence for each sequence that lacks a score its numbers need: the diagonal and the last row."""
+    by_key, orders = {s.key: s for s in found}, domain_orders(rows)
+    sentences = []
+    for run in dict.fromkeys(row.run for row in rows):
+        here = [row for row in rows if row.run == run]
+        methods = list(dict.fromkeys(row.method for row in here if row.learnt))
+        sequences = list(dict.fromkeys((row.order, row.seed) for row in here if row.learnt or row.method == BASE))
+        kinds: dict[tuple[str | None, str], set[str]] = {}
+        for row in here:
+            if row.task != GENERAL:
+                kinds.setdefault((row.transfer, row.metric), set()).add(row.task)
+        for method in methods:
+            for order, seed in sequences:
+                domains, missing, needed = orders[(run, order)], [], 0
+                for (transfer, name), tasks in kinds.items():
+                    scores = by_key.get(Key(run, method, transfer, order, name))
+                    R = scores.seeds.get(seed) if scores else None
+                    for j, task in enumerate(domains):
+                        for i in sorted({j, len(domains) - 1}) if task in tasks else ():
+                            needed += 1
+                            if R is None or R[i][j] is None:
+                                missing.append(f"{name} of {task} after {domains[i]}")
+                if missing:
+                    where = f"{names[(run, method)]} (order {order}, seed {seed})"
+                    lacks = f"lacks {len(missing)} of {needed} scores, first {missing[0]}"
+                    sentences.append(f"unfinished: {where} {lacks}")
+    return sentences
+
+
+# -- the answer -------------------------------------------------------------------------------------------------
+def _answer(rows: Sequence[Row], lines: Sequence[Line], found: Sequence[Scores], unfinished: Sequence[str]) -> str:
+    """What was forgotten, in one sentence, least first."""
+    learners = [line for line in lines if line.method != BASE]
+    if not learners:
+        if any(row.learnt for row in rows):
+            return "Only general text was scored after learning, so forgetting of the domains cannot be told."
+        return "No domain has been learnt yet, so nothing can be said about forgetting."
+    text = {line.label: line for line in learners if line.metric is LM_LOSS}
+    ends = [line for line in learners if line.metric is not LM_LOSS]
+    first = (ends[0].metric, ends[0].transfer) if ends else None
+    end = {line.label: line for line in ends if (line.metric, line.transfer) == first}
+    told = []
+    for label in dict.fromkeys(line.label for line in learners):
+        nats = text[label].forgetting if label in text else None
+        points = end[label].forgetting if label in end else None
+        if nats is not None or points is not None:
+            told.append((label, nats, points))
+    if not told:
+        single = next((s.domains for s in found if len(s.domains) == 1), None)
+        if single and all(len(s.domains) == 1 for s in found):
+            return f"One domain was learnt ({single[0]}), so nothing could be forgotten yet: forgetting needs at least two."
+        if unfinished:
+            return "Unfinished: no method has all the scores that forgetting is counted from."
+        return "Forgetting cannot be told: only the domain learnt last was scored."
+    told.sort(key=lambda t: (_rank(t[1]), _rank(t[2])))
+    score = first[0].title.lower() if first and first[0].name != "macro_f1" else "macro-F1"
+    parts = []
+    for i, (label, nats, points) in enumerate(told):
+        head = f"{label} forgot" if i == 0 else label
+        said_points = _said(points, end[label].metric, score if i == 0 else "") if points else ""
+        if nats:
+            of = " of its domains' language" if i == 0 else ""
+            tasks = " on their end tasks" if i == 0 else ""
+            parts.append(f"{head} {_said(nats, LM_LOSS)}{of}" + (f" ({said_points}{tasks})" if points else ""))
+        else:
+            parts.append(f"{head} {said_points}" + (" on its domains' end tasks" if i == 0 else ""))
+    below = any(e.mean < 0 for _, nats, points in told for e in (nats, points) if e and not e.exact)
+    tail = " Below 0 means that later domains helped." if below else ""
+    if unfinished:
+        one = len(unfinished) == 1
+        tail += f" Unfinished: {len(unfinished)} sequence{'' if one else 's'} still lack{'s' if one else ''} scores."
+    return ", ".join(parts) + "." + tail
+
+
+def _rank(estimate: Estimate | None) -> float:
+    return estimate.mean if estimate else float("inf")
+
+
+def _said(estimate: Estimate, of: Metric, kind: str = "") -> str:
+    value = "exactly 0" if estimate.exact else number(estimate.mean, of)
+    return f"{value} {kind + ' ' if kind else ''}{of.unit}"
+
+
+def answer(rows: Sequence[Row]) -> str:
+    """What was forgotten, in one sentence, the method that forgot least first.
+
+    For example "cpt forgot exactly 0 nats of its domains' language (0.2 accuracy points on their end tasks), ncl 0.214
+    nats (6.3 points)." Runs that are unfinished, have one domain or no end tasks get a sentence that says so.
+    """
+    return summarize(rows).answer
+
+
+# -- the terminal -----------------------------------------------------------------------------------------------
+def print_summary(rows: Sequence[Row], console: Console) -> None:
+    """The answer and the tables, readable at 80 columns."""
+    summary = summarize(rows)
+    console.print(Text(summary.answer, style="bold"))
+    for title, lines in summary.sections():
+        table = _table("at the end", "forgotten", "backward", "over base", "n")
+        for line in lines:
+            of = line.metric
+            backward = "-" if line.backward is None else "0" if line.backward.exact else number(line.backward.mean, of)
+            cells = (shown(line.final, of), shown(line.forgetting, of), backward, shown(line.forward, of), str(line.n))
+            table.add_row(Text(line.label), *map(Text, cells))
+        console.print("", Text(title), table, sep="\n")
+    if summary.general:
+        table = _table("before", "after", "change")
+        for g in summary.general:
+            table.add_row(Text(g.label), *(Text(shown(e, LM_LOSS)) for e in (g.before, g.after, g.change)))
+        console.print("", Text("LM loss on general text, nats (lower is better)"), table, sep="\n")
+    console.print()
+    for sentence in summary.unfinished:
+        console.print(Text(sentence, style="yellow"))
+    if any(line.n > 1 for line in summary.lines):
+        console.print(Text("± half the 95 % interval of the mean (Student's t) over n sequences", style="dim"))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column("method", overflow="fold", max_width=18)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+# -- for other programs -----------------------------------------------------------------------------------------
+def write_matrix(rows: Sequence[Row], path: Path) -> None:
+    """Every cell of every matrix as one line of CSV, in full precision; the file appears whole or not at all.
+
+    ``learnt`` counts the domains learnt before the score, ``after`` names the last of them; 0 and empty: the pretrained model.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["run", "method", "transfer", "order", "seed", "shots_seed", "metric", "learnt", "after", "task", "value", "n"]
+    )
+    for row in rows:
+        after = row.learnt[-1] if row.learnt else ""
+        writer.writerow([row.run, row.method, row.transfer or "", row.order, row.seed,
+                         "" if row.shots_seed is None else row.shots_seed, row.metric, len(row.learnt), after, row.task,
+                         repr(row.value), row.n])  # fmt: skip
+    write_text(path, out.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path`` and move it there: a reader never sees half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(text.encode("utf-8", "replace"))
+    os.replace(partial, path)
+
+
+Counts: TypeAlias = dict[str, int]
+"""support, predicted and correct of one class."""
+
+
+def class_counts(rows: Sequence[Row]) -> dict[tuple[str, str, str], dict[tuple[str, str], dict[str, Counts]]]:
+    """(run, transfer, task) -> (label, when) -> class -> its counts, summed over sequences and few-shot samples.
+
+    "when" is ``before`` (pretrained), ``learnt`` (right after its domain) or ``end``. Rows without counts are left out.
+    """
+    names, orders = labels(rows), domain_orders(rows)
+    found: dict[tuple[str, str, str], dict[tuple[str, str], dict[str, Counts]]] = {}
+    taken: set[tuple[object, ...]] = set()
+    for row in rows:
+        if not _counts(row.detail) or row.detail is None or row.transfer is None:
+            continue
+        test = (row.run, row.method, row.transfer, row.order, row.seed, row.shots_seed, row.learnt, row.task)
+        if test in taken:  # accuracy and macro-F1 of one test carry the same counts
+            continue
+        taken.add(test)
+        whens = {"before": not row.learnt, "learnt": row.learnt[-1:] == (row.task,)}
+        whens["end"] = bool(row.learnt) and row.learnt == orders[(row.run, row.order)]
+        task = found.setdefault((row.run, row.transfer, row.task), {})
+        for when in (name for name, holds in whens.items() if holds):
+            sums = task.setdefault((names[(row.run, row.method)], when), {})
+            for name, counts in row.detail.items():
+                held = sums.setdefault(name, dict.fromkeys(COUNTED, 0))
+                for part in COUNTED:
+                    held[part] += counts[part]
+    return found
+
+
+def _counts(detail: dict[str, Any] | None) -> bool:
+    return bool(detail) and all(
+        isinstance(c, dict) and all(isinstance(c.get(part), int) for part in COUNTED) for c in (detail or {}).values()
+    )
+
+
+__all__ = [
+    "Estimate", "General", "Key", "Line", "Metric", "Scores", "Summary", "answer", "class_counts", "domain_orders", "heading",
+    "labels", "matrices", "metric", "number", "print_summary", "shown", "summarize", "typeset", "write_matrix", "write_text",
+]  # fmt: skip

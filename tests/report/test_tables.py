@@ -1,0 +1,253 @@
+"""From rows to numbers and sentences: worked examples, holes, contradictions, and the width of a terminal."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from eunoe.errors import EunoeError
+from eunoe.report import tables
+from eunoe.report.schema import Row
+from eunoe.report.tables import answer, class_counts, matrices, print_summary, summarize, write_matrix
+from tests.report.made_up import DOMAINS, made_up_rows
+
+
+def loss(method: str, learnt: tuple[str, ...], task: str, value: float, seed: int = 0, order: str = "given") -> Row:
+    return Row(run="r", method=method, transfer=None, order=order, seed=seed, shots_seed=None, learnt=learnt, task=task,
+               metric="lm_loss", value=value, n=100, steps=1)  # fmt: skip
+
+
+def score(
+    method: str, learnt: tuple[str, ...], task: str, value: float, metric: str = "accuracy", shots: int = 1
+) -> Row:
+    return replace(loss(method, learnt, task, value), transfer="finetune", shots_seed=shots, metric=metric)
+
+
+# Domain a: 2.0 right after, 2.5 at the end; b: 3.0. Pretrained: 4.0 and 5.0.
+SMALL = [
+    loss("base", (), "a", 4.0), loss("base", (), "b", 5.0), loss("base", (), "general", 6.0),
+    loss("ncl", ("a",), "a", 2.0), loss("ncl", ("a", "b"), "a", 2.5), loss("ncl", ("a", "b"), "b", 3.0),
+    loss("ncl", ("a", "b"), "general", 6.25),
+]  # fmt: skip
+
+
+def printed(rows: list[Row], width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    print_summary(rows, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_examples_of_the_docstrings_hold() -> None:
+    results = doctest.testmod(tables)
+    assert results.attempted >= 5
+    assert results.failed == 0
+
+
+def test_a_matrix_has_a_row_for_each_learnt_domain_and_none_where_nothing_was_measured() -> None:
+    (scores,) = matrices(SMALL)
+    assert scores.domains == ("a", "b")
+    assert scores.seeds == {0: [[2.0, None], [2.5, 3.0]]}
+    assert scores.before == {0: [4.0, 5.0]}
+    assert scores.tasks == (0, 1)
+    assert scores.n == {0: 100, 1: 100}
+
+
+def test_the_summary_of_a_small_run_worked_by_hand() -> None:
+    summary = summarize(SMALL)
+    base, ncl = summary.lines
+    assert (base.label, base.final and base.final.mean) == ("base", 4.5)
+    assert ncl.final is not None and ncl.forgetting is not None and ncl.backward is not None and ncl.forward is not None  # noqa: PT018
+    assert ncl.final.mean == 2.75
+    assert ncl.forgetting.mean == 0.5
+    assert ncl.backward.mean == -0.5
+    assert ncl.forward.mean == 2.0  # (4.0 - 2.0 + 5.0 - 3.0) / 2: what each domain gained over the pretrained model
+    assert ncl.forgetting.interval is None
+    (general,) = summary.general
+    assert general.change is not None
+    assert general.change.mean == 0.25
+    assert summary.answer == "ncl forgot 0.500 nats of its domains' language."
+    assert summary.unfinished == []
+
+
+def test_averages_over_seeds_carry_students_interval() -> None:
+    rows = SMALL + [replace(row, seed=1, value=row.value + (0.25 if len(row.learnt) == 2 else 0)) for row in SMALL]
+    line = summarize(rows).lines[1]
+    assert line.forgetting is not None
+    assert line.forgetting.values == (0.5, 0.75)
+    assert line.n == 2
+    interval = line.forgetting.interval
+    assert interval is not None
+    assert interval[1] - 0.625 == pytest.approx(12.706204736 * 0.125, rel=1e-6)  # t(0.975, 1 df) * sd / sqrt(2)
+
+
+def test_orders_and_seeds_are_pooled_per_method_and_each_order_keeps_its_matrix() -> None:
+    other = {"a": "b", "b": "a", "general": "general"}
+    turned = [replace(r, order="ba", task=other[r.task], learnt=tuple(other[d] for d in r.learnt)) for r in SMALL]
+    assert [s.domains for s in matrices(SMALL + turned)] == [("a", "b"), ("b", "a")]
+    line = summarize(SMALL + turned).lines[1]
+    assert line.n == 2
+    assert line.per_domain["a"].values == (0.5,)
+    assert line.per_domain["b"].values == (0.5,)
+
+
+def test_the_answer_orders_methods_by_forgetting_and_tells_an_exact_zero_from_a_rounded_one() -> None:
+    rows = made_up_rows()
+    assert answer(rows).startswith(
+        "cpt forgot exactly 0 nats of its domains' language (exactly 0 accuracy points on their end tasks), ncl 0.1"
+    )
+    nudged = [replace(r, value=r.value + 1e-9) if r.method == "cpt" and r.learnt == DOMAINS else r for r in rows]
+    assert answer(nudged).startswith("cpt forgot 0.000 nats of its domains' language (0.0 accuracy points")
+    assert "0 (exactly)" not in printed([r for r in nudged if r.metric == "lm_loss" and r.task != "general"])
+
+
+def test_drops_that_cancel_are_no_exact_zero() -> None:
+    rows = [
+        score("m", ("a",), "a", 0.5), score("m", ("a", "b"), "b", 0.5), score("m", ("a", "b", "c"), "c", 0.5),
+        score("m", ("a", "b", "c"), "a", 0.75), score("m", ("a", "b", "c"), "b", 0.25),
+    ]  # fmt: skip
+    (line,) = summarize(rows).lines
+    assert line.forgetting is not None
+    assert line.forgetting.mean == 0
+    assert not line.forgetting.exact
+    assert answer(rows) == "m forgot 0.0 accuracy points on its domains' end tasks."
+
+
+def test_forgetting_below_zero_is_explained() -> None:
+    rows = [replace(r, value=1.5) if r.learnt == ("a", "b") and r.task == "a" else r for r in SMALL]
+    assert answer(rows) == "ncl forgot -0.500 nats of its domains' language. Below 0 means that later domains helped."
+
+
+def test_one_domain_has_nothing_to_forget_but_a_gain_over_the_pretrained_model() -> None:
+    rows = [row for row in SMALL if len(row.learnt) < 2 and row.task == "a"]
+    summary = summarize(rows)
+    assert summary.answer.startswith("One domain was learnt (a), so nothing could be forgotten yet")
+    line = summary.lines[1]
+    assert line.forgetting is None
+    assert line.forward is not None
+    assert line.forward.mean == 2.0
+    assert summary.unfinished == []
+    assert "One domain was learnt" in printed(rows)
+
+
+def test_domains_without_an_end_task_are_left_out_of_its_averages_only() -> None:
+    ends = [score("ncl", ("a",), "a", 0.75), score("ncl", ("a", "b"), "a", 0.5)]
+    summary = summarize(SMALL + ends)
+    line = summary.lines[-1]
+    assert line.metric.name == "accuracy"
+    assert line.final is not None and line.forgetting is not None  # noqa: PT018
+    assert (line.final.mean, line.forgetting.mean) == (0.5, 0.25)
+    assert summary.unfinished == []
+    assert summary.answer == "ncl forgot 0.500 nats of its domains' language (25.0 accuracy points on their end tasks)."
+
+
+def test_a_run_without_end_tasks_or_base_rows_is_told_by_its_loss() -> None:
+    rows = made_up_rows(end_tasks=False, base=False)
+    assert answer(rows).startswith("cpt forgot exactly 0 nats of its domains' language, ncl 0.1")
+    assert all(line.forward is None for line in summarize(rows).lines)
+    assert "over base" in printed(rows)
+
+
+def test_an_unfinished_run_is_summarized_as_far_as_it_goes() -> None:
+    summary = summarize([row for row in SMALL if (row.learnt, row.task) != (("a", "b"), "a")])
+    assert summary.unfinished == [
+        "unfinished: ncl (order given, seed 0) lacks 1 of 3 scores, first lm_loss of a after b"
+    ]
+    assert summary.answer == "Unfinished: no method has all the scores that forgetting is counted from."
+    early = summarize([row for row in SMALL if len(row.learnt) < 2])
+    assert "lacks 2 of 3 scores, first lm_loss of a after b" in early.unfinished[0]
+
+
+@pytest.mark.parametrize("length", [1, 5, 14, 15, 30, 31, 60, 100, 150, 200])
+def test_any_beginning_of_a_run_can_be_printed(length: int) -> None:
+    text = printed(made_up_rows()[:length])
+    assert text.strip()
+
+
+def test_base_rows_alone_say_that_nothing_was_learnt() -> None:
+    assert answer([r for r in SMALL if r.method == "base"]).startswith("No domain has been learnt yet")
+
+
+def test_a_model_scored_on_its_own_stands_beside_the_methods() -> None:
+    heads = [
+        loss("head-start", (), "general", 10.5, order="none"),
+        loss("head-trained", (), "general", 6.0, order="none"),
+    ]
+    summary = summarize(heads + SMALL)
+    assert [(g.label, g.before and g.before.mean) for g in summary.general][:2] == [
+        ("head-start", 10.5),
+        ("head-trained", 6.0),
+    ]
+    assert summary.unfinished == []
+
+
+def test_an_evaluation_of_diagonal_and_last_row_is_not_unfinished() -> None:
+    rows = [
+        r for r in made_up_rows() if not r.learnt or r.transfer is None or r.task == r.learnt[-1] or r.learnt == DOMAINS
+    ]
+    assert summarize(rows).unfinished == []
+    assert summarize(rows).answer == answer(made_up_rows())
+
+
+def test_scores_of_several_few_shot_samples_are_one_sequence() -> None:
+    rows = [
+        score("m", ("a",), "a", 0.5, shots=1), score("m", ("a",), "a", 1.0, shots=2), score("m", ("a", "b"), "a", 0.5, shots=1),
+        score("m", ("a", "b"), "b", 0.5, shots=1), score("m", ("a", "b"), "b", 0.5, shots=2),
+    ]  # fmt: skip
+    assert matrices(rows)[0].seeds == {0: [[0.75, None], [None, 0.5]]}  # a's second sample is still owed at the end
+    rows.append(score("m", ("a", "b"), "a", 0.25, shots=2))
+    line = summarize(rows).lines[0]
+    assert line.forgetting is not None
+    assert line.forgetting.values == (0.375,)
+
+
+def test_methods_of_several_runs_are_told_apart_only_where_they_clash() -> None:
+    text = answer(made_up_rows(run="one") + made_up_rows(run="two", methods=("ncl", "ewc")))
+    assert "one: ncl" in text
+    assert "two: ncl" in text
+    assert text.startswith("cpt forgot")
+
+
+def test_rows_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(EunoeError, match=r"two rows of run 'r' give lm_loss of 'a'.*as 2.0 and 2.125"):
+        summarize([*SMALL, loss("ncl", ("a",), "a", 2.125)])
+    with pytest.raises(EunoeError, match=r"order 'given' of run 'r' is learnt as .*Rows of one order must agree"):
+        summarize([*SMALL, loss("cpt", ("b",), "b", 2.0)])
+    assert summarize([*SMALL, SMALL[3]]).answer == summarize(SMALL).answer
+
+
+def test_the_terminal_table_fits_80_columns() -> None:
+    text = printed(made_up_rows(methods=("a-method-with-quite-a-long-name", "cpt")))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "..." not in text
+    assert "…" not in text  # nothing was cut off
+    for word in ("at the end", "forgotten", "backward", "over base", "0 (exactly)", "general text"):
+        assert word in text
+    assert "[/red]" in printed([replace(r, method="[/red]") if r.method == "ncl" else r for r in SMALL])
+
+
+def test_matrix_csv_holds_every_row_in_full_precision(tmp_path: Path) -> None:
+    rows = made_up_rows()
+    write_matrix(rows, tmp_path / "matrix.csv")
+    with open(tmp_path / "matrix.csv", encoding="utf-8", newline="") as file:
+        held = list(csv.DictReader(file))
+    assert [float(line["value"]) for line in held] == [row.value for row in rows]
+    assert held[0]["learnt"] == "0"
+    assert held[-1]["after"] == DOMAINS[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["matrix.csv"]
+
+
+def test_class_counts_are_summed_over_seeds_and_never_twice() -> None:
+    counts = class_counts(made_up_rows(seeds=(0, 1)))
+    states = counts[("four_domains", "finetune", DOMAINS[0])]
+    assert list(states) == [("base", "before"), ("ncl", "learnt"), ("ncl", "end"), ("cpt", "learnt"), ("cpt", "end")]
+    assert sum(c["support"] for c in states[("cpt", "end")].values()) == 400
+    assert states[("cpt", "learnt")] == states[("cpt", "end")]
+    broken = [replace(r, detail={"x": {"support": "many"}}) for r in made_up_rows(seeds=(0,))]
+    assert class_counts(broken) == {}
