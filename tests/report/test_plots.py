@@ -1,0 +1,128 @@
+"""Plots: the same bytes each time, ids of their own, text that stays text and is never read as markup or as a formula."""
+
+from __future__ import annotations
+
+import re
+import sys
+import xml.etree.ElementTree as ET
+
+import matplotlib as mpl
+import pytest
+
+from eunoe.report.plots import (
+    STYLES,
+    Curve,
+    colour_bar,
+    colour_limit,
+    forgetting_plot,
+    heat_maps,
+    learning_curves,
+    style,
+)
+from eunoe.report.tables import LM_LOSS, Scores, matrices, summarize
+from tests.report.made_up import made_up_rows
+
+
+def of_metric(name: str, **more: object) -> list[Scores]:
+    return [s for s in matrices(made_up_rows(**more)) if s.key.metric == name]  # type: ignore[arg-type]
+
+
+def words(svg: str) -> list[str]:
+    return ["".join(node.itertext()) for node in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def fills(svg: str) -> list[str]:
+    return [f for f in re.findall(r"fill: (#[0-9a-f]{6})", svg) if f != "#0c0d0e"]
+
+
+def all_plots() -> list[str]:
+    rows = made_up_rows()
+    looks = {"ncl": style(0), "cpt": style(1)}
+    curves = [
+        Curve("ncl", 0, (1, 2, 3), (3.0, 2.5, 2.25)),
+        Curve("ncl", 1, (1, 2, 3), (3.1, 2.6, 2.2)),
+        Curve("cpt", 0, (1,), (3.0,)),
+    ]
+    lines = [line for line in summarize(rows).lines if line.metric is LM_LOSS]
+    return [
+        *heat_maps(of_metric("lm_loss"), "heat"), colour_bar(0.25, LM_LOSS, "bar"),
+        learning_curves(curves, looks, "curve"), forgetting_plot(lines, looks, "forget"),
+    ]  # fmt: skip
+
+
+def test_the_same_numbers_give_the_same_bytes_and_touch_no_global_setting() -> None:
+    before = dict(mpl.rcParams)
+    assert all_plots() == all_plots()
+    assert dict(mpl.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or mpl.pyplot.get_fignums() == []
+
+
+def test_no_id_is_used_twice_on_a_page_and_every_reference_is_met() -> None:
+    text = "".join(all_plots())
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text))
+    assert {a or b for a, b in used} <= set(ids)
+
+
+def test_nothing_points_out_of_the_page_and_text_stays_text() -> None:
+    for svg in all_plots():
+        assert set(re.findall(r"https?://[^\"' ]+", svg)) == {"http://www.w3.org/2000/svg"}
+        assert "<style" not in svg
+        assert "<metadata" not in svg
+        assert "DejaVu" not in svg
+        assert words(svg)
+
+
+def test_a_heat_map_shows_each_score_its_move_and_what_was_before() -> None:
+    ncl, cpt = heat_maps(of_metric("lm_loss", seeds=(0,)), "heat")
+    scores = of_metric("lm_loss", seeds=(0,))[0]
+    R = scores.seeds[0]
+    assert R[3][0] is not None and R[0][0] is not None  # noqa: PT018
+    assert f"{R[3][0]:.3f}" in words(ncl)
+    assert f"+{R[3][0] - R[0][0]:.3f}" in words(ncl)
+    assert "4.100" in words(ncl)
+    assert "same" not in words(ncl)
+    assert words(cpt).count("same") == 6
+
+
+def test_all_methods_share_one_scale_on_which_worse_is_orange_for_losses_and_scores_alike() -> None:
+    for name in ("lm_loss", "accuracy"):
+        both = of_metric(name, seeds=(0,))
+        ncl, cpt = heat_maps(both, "heat")
+        assert "#f0953f" in fills(ncl)  # the largest move of all ends the scale, and it is a loss
+        assert len(set(fills(cpt))) == 1  # nothing moved: one neutral colour
+        assert colour_limit(both) == max(colour_limit(both[:1]), colour_limit(both[1:])) > 0
+        assert heat_maps(both[:1], "heat")[0] == ncl
+
+
+@pytest.mark.parametrize("name", ["</text><script>alert(1)</script>", "$x^2$ $", "--><b>", 'a"b', "&amp;", "中文"])
+def test_names_are_drawn_as_they_are(name: str) -> None:
+    (svg,) = heat_maps(of_metric("lm_loss", domains=(name, "b"), methods=("ncl",), seeds=(0,)), "heat")
+    assert any(name[:6] in word for word in words(svg))
+    assert "<script" not in svg
+
+
+def test_methods_differ_by_dash_and_marker_as_well_as_by_colour() -> None:
+    for part in ("light", "dark", "dash", "marker"):
+        assert len({getattr(look, part) for look in STYLES}) == len(STYLES)
+    assert style(len(STYLES)) == STYLES[0]
+
+
+def test_colours_come_from_the_page_so_that_it_can_turn_dark() -> None:
+    text = "".join(all_plots())
+    assert "currentColor" in text
+    assert "var(--line-0, #4a4e9e)" in text
+    assert "#010203" not in text
+    assert "#040506" not in text
+
+
+def test_a_long_curve_is_binned() -> None:
+    steps = tuple(range(1, 20001))
+    svg = learning_curves([Curve("ncl", 0, steps, tuple(3 + 1 / s for s in steps))], {"ncl": style(0)}, "c")
+    assert len(svg) < 20_000
+
+
+def test_one_domain_makes_a_heat_map_of_one_cell() -> None:
+    (svg,) = heat_maps(of_metric("accuracy", domains=("only",), methods=("cpt",), seeds=(0,)), "heat")
+    assert "1 only" in words(svg)
