@@ -337,6 +337,12 @@ def test_a_false_pair_never_carries_its_own_headline(documents: list[tuple[str, 
     )
 
 
+def test_the_false_headline_is_the_next_different_one() -> None:
+    pairs = headline_pairs([("A", "a"), ("B", "b"), ("B", "c"), ("C", "d")])
+    assert [e.text for e in pairs[1::2]] == ["B", "C", "C", "A"]
+    assert [e.pair for e in pairs[1::2]] == ["a", "b", "c", "d"]
+
+
 def test_a_made_task_says_what_it_lacks(tmp_path: Path) -> None:
     corpus = articles(tmp_path / "news", 20)
     refused(TaskSettings(made="headlines"), "needs shots", "'all'", corpus=corpus)

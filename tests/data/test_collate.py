@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eunoe.data.collate import LMBatches, RowBatches, Rows, by_length, collate_lm, encode_rows, mask_tokens, pad_rows
+from eunoe.data.corpus import Blocks
+from tests.tiny import sentences, size, tiny_causal_tokenizer, tiny_tokenizer
+
+MASK, VOCABULARY = 4, 161
+SPECIAL = np.array([0, 1, 2, 3, 4])
+
+
+def blocks(n: int = 24, block: int = 16, seed: int = 0) -> Blocks:
+    ids = np.random.default_rng(seed).integers(5, VOCABULARY, (n, block)).astype(np.uint16)
+    ids[:, 0], ids[:, -1] = 2, 3
+    return Blocks(ids, SPECIAL, "key")
+
+
+def batches(**change: Any) -> LMBatches:
+    plain: dict[str, Any] = {"blocks": blocks(), "objective": "masked", "mask_id": MASK, "vocabulary": VOCABULARY, "batch": 8,
+                             "steps": 9, "seed": 1}  # fmt: skip
+    return LMBatches(**{**plain, **change})
+
+
+def same(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True)
+    )
+
+
+def asked(micro: list[dict[str, torch.Tensor]], block: int = 16) -> Counter[tuple[Any, ...]]:
+    """What is asked for, block by block: (changed block, places, labels), whatever batch it is in."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for batch in micro:
+        row = batch["positions"] // block
+        for i, ids in enumerate(batch["input_ids"]):
+            places, labels = batch["positions"][row == i] % block, batch["labels"][row == i]
+            found[tuple(ids.tolist()), tuple(places.tolist()), tuple(labels.tolist())] += 1
+    return found
+
+
+# -- masking ------------------------------------------------------------------------------------------------------
+def test_of_15_percent_80_become_the_mask_10_a_random_token_10_stay() -> None:
+    n = 400_000
+    ids = np.full(n, 7, dtype=np.int64)
+    changed, chosen = mask_tokens(ids, np.ones(n, bool), MASK, 30_000, 0.15, np.random.default_rng(0))
+    assert chosen.mean() == pytest.approx(0.15, abs=0.003)
+    within = changed[chosen]
+    assert (within == MASK).mean() == pytest.approx(0.8, abs=0.01)
+    assert (within == 7).mean() == pytest.approx(0.1, abs=0.007)
+    other = within[(within != MASK) & (within != 7)]
+    assert len(other) / len(within) == pytest.approx(0.1, abs=0.007)
+    assert len(set(other.tolist())) > 0.7 * min(len(other), 30_000) * (1 - np.exp(-1))
+    assert (changed[~chosen] == 7).all()
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=40), st.floats(0.01, 0.99), st.integers(0, 2**32))
+def test_specials_are_never_asked_and_something_always_is(tokens: list[int], rate: float, seed: int) -> None:
+    ids = np.array(tokens)
+    askable = ~np.isin(ids, SPECIAL)
+    changed, chosen = mask_tokens(ids, askable, MASK, 21, rate, np.random.default_rng(seed))
+    assert not (chosen & ~askable).any()
+    assert chosen.any() == askable.any()
+    assert (changed[~chosen] == ids[~chosen]).all()
+
+
+def test_labels_are_the_tokens_that_stood_at_the_asked_positions() -> None:
+    held = blocks()
+    batch = collate_lm([(held.ids[i], (0, 0, i)) for i in range(24)], SPECIAL, "masked", MASK, VOCABULARY, 0.15)
+    flat = held.ids.reshape(-1)
+    assert batch["input_ids"].shape == (24, 16)
+    assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+    assert batch["labels"].tolist() == flat[batch["positions"]].tolist()
+    assert not np.isin(batch["labels"].numpy(), SPECIAL).any()
+    untouched = np.setdiff1d(np.arange(flat.size), batch["positions"].numpy())
+    assert (batch["input_ids"].reshape(-1).numpy()[untouched] == flat[untouched]).all()
+
+
+def test_what_a_block_is_asked_does_not_depend_on_its_company() -> None:
+    held = blocks()
+    alone = collate_lm([(held.ids[3], (0, 0, 3))], SPECIAL, "masked", MASK, VOCABULARY, 0.15)
+    both = collate_lm([(held.ids[i], (0, 0, i)) for i in (9, 3)], SPECIAL, "masked", MASK, VOCABULARY, 0.15)
+    assert asked([alone]) <= asked([both])
+
+
+def test_causal_positions_ask_for_the_next_token_within_their_block() -> None:
+    held = blocks(3)
+    batch = collate_lm([(row, (0,)) for row in held.ids], SPECIAL, "causal", -1, VOCABULARY, 0.15)
+    assert torch.equal(batch["input_ids"], torch.from_numpy(held.ids.astype(np.int64)))
+    assert batch["positions"].tolist() == [row * 16 + i for row in range(3) for i in range(15)]
+    assert batch["labels"].tolist() == held.ids[:, 1:].astype(int).reshape(-1).tolist()
+
+
+# -- batches of blocks --------------------------------------------------------------------------------------------
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(9)), st.sampled_from(["masked", "causal"]))
+def test_a_batch_is_a_function_of_its_step_alone(order: list[int], objective: str) -> None:
+    expected = [batches(objective=objective)[step] for step in range(9)]
+    again = batches(objective=objective)
+    assert all(same(again[step], expected[step]) for step in order)
+
+
+def test_seed_epoch_and_step_change_what_is_asked() -> None:
+    found = [asked(batches(seed=seed)[step]) for seed in (1, 2) for step in (0, 1, 3)]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+
+
+def test_every_epoch_reads_every_block_once_in_another_order() -> None:
+    held = batches(objective="causal")
+    rows = [tuple(ids.tolist()) for step in range(9) for ids in held[step][0]["input_ids"]]
+    epochs = [rows[i : i + 24] for i in (0, 24, 48)]
+    every = sorted(tuple(row) for row in blocks().ids.astype(int).tolist())
+    assert all(sorted(epoch) == every for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_batches_run_on_over_the_end_of_an_epoch() -> None:
+    held = batches(objective="causal", blocks=blocks(5), batch=8, steps=5)
+    assert [held[step][0]["input_ids"].shape[0] for step in range(5)] == [8] * 5
+    rows = Counter(tuple(ids.tolist()) for step in range(5) for ids in held[step][0]["input_ids"])
+    assert set(rows.values()) == {8}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4, 8])
+def test_accumulated_micro_batches_ask_for_the_tokens_of_one_batch(micro: int) -> None:
+    whole, parts = batches(), batches(micro_batch=micro)
+    for step in range(9):
+        assert len(parts[step]) == 8 // micro
+        assert all(len(part["input_ids"]) == micro for part in parts[step])
+        assert asked(parts[step]) == asked(whole[step])
+
+
+@pytest.mark.parametrize(("world", "micro"), [(2, None), (2, 4), (4, None), (3, None)])
+def test_ranks_part_the_batch_among_them(world: int, micro: int | None) -> None:
+    whole = batches()
+    for step in range(9):
+        shares = [batches(rank=rank, world=world, micro_batch=micro)[step] for rank in range(world)]
+        assert len({len(share) for share in shares}) == 1
+        assert sum((asked(share) for share in shares), Counter()) == asked(whole[step])
+
+
+def test_reading_a_batch_changes_no_block() -> None:
+    held = blocks()
+    before = held.ids.copy()
+    for step in range(3):
+        batches(blocks=held)[step][0]["input_ids"].zero_()
+    assert np.array_equal(held.ids, before)
+
+
+# -- labelled rows ------------------------------------------------------------------------------------------------
+def rows(n: int = 23) -> Rows:
+    texts = [(" ".join(["goal"] * (1 + (i * 7) % 11)), None) for i in range(n)]
+    return encode_rows(tiny_tokenizer(), texts, list(range(n)), 64)
+
+
+def read(micro: list[dict[str, torch.Tensor]]) -> list[int]:
+    return [label for batch in micro for label in batch["labels"].tolist()]
+
+
+def test_rows_and_pairs_are_encoded_as_the_tokenizer_does_it() -> None:
+    tokenizer = tiny_tokenizer()
+    pair = encode_rows(tokenizer, [("the goal", "a match"), ("film", None)], [0, 1], 64)
+    assert pair.inputs[0] == {k: tokenizer("the goal", "a match")[k] for k in ("input_ids", "token_type_ids")}
+    assert pair.labels.dtype == torch.int64
+    assert encode_rows(tokenizer, [("film", None)], [0.5], 64).labels.dtype == torch.float32
+    long = encode_rows(tokenizer, [("goal " * 50, "film " * 5), ("x", "y")], [0, 1], 20).inputs[0]
+    assert len(long["input_ids"]) == 20
+    assert long["token_type_ids"].count(1) == 6
+    assert size() == VOCABULARY
+
+
+def test_padding_is_hidden_and_reaches_the_longest_row_only() -> None:
+    held = rows()
+    batch = pad_rows(held, [0, 3, 5])
+    lengths = [len(held.inputs[i]["input_ids"]) for i in (0, 3, 5)]
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, max(lengths))
+    assert batch["attention_mask"].sum(1).tolist() == lengths
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == held.pad_id).all()
+    assert batch["labels"].tolist() == [0, 3, 5]
+
+
+def test_a_tokenizer_without_padding_is_padded_with_its_end_token() -> None:
+    tokenizer = tiny_causal_tokenizer()
+    tokenizer.pad_token = None
+    held = encode_rows(tokenizer, [(text, None) for text in sentences(3)], [0, 1, 0], 64)
+    assert held.pad_id == tokenizer.eos_token_id
+    assert set(pad_rows(held, [0, 1, 2])) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_evaluation_reads_every_row_once_shortest_first() -> None:
+    held = rows()
+    found = list(by_length(held, 4))
+    assert sorted(i for chosen, _ in found for i in chosen) == list(range(23))
+    lengths = [length for _, batch in found for length in batch["attention_mask"].sum(1).tolist()]
+    assert lengths == sorted(lengths)
+    assert all(batch["labels"].tolist() == chosen for chosen, batch in found)
+
+
+@given(st.permutations(range(12)))
+def test_a_batch_of_rows_is_a_function_of_its_step_alone(order: list[int]) -> None:
+    held = RowBatches(rows(), 8, epochs=4, seed=0)
+    expected = {step: held[step] for step in range(12)}
+    again = RowBatches(rows(), 8, epochs=4, seed=0)
+    assert all(same(again[step], expected[step]) for step in order)
+
+
+def test_each_epoch_of_rows_is_its_own_pass() -> None:
+    held = RowBatches(rows(), 8, epochs=2, seed=0)
+    assert len(held) == 6
+    assert [len(read(held[step])) for step in range(6)] == [8, 8, 7, 8, 8, 7]
+    first, second = ([label for step in epoch for label in read(held[step])] for epoch in (range(3), range(3, 6)))
+    assert sorted(first) == sorted(second) == list(range(23))
+    assert first != second
+    assert len(RowBatches(rows(), 8, epochs=2, seed=0, steps=5)) == 5
+
+
+def test_micro_batches_and_ranks_of_rows_hold_the_rows_of_one_batch() -> None:
+    whole = RowBatches(rows(), 8, epochs=1, seed=0)
+    for step in range(3):
+        expected = sorted(read(whole[step]))
+        assert sorted(read(RowBatches(rows(), 8, epochs=1, seed=0, micro_batch=2)[step])) == expected
+        shares = [RowBatches(rows(), 8, epochs=1, seed=0, rank=rank, world=2)[step] for rank in range(2)]
+        assert sorted(read(shares[0]) + read(shares[1])) == expected
