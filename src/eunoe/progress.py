@@ -22,7 +22,7 @@ class Bar:
     """A bar over ``total`` steps of which ``done`` are behind us. On something that is no terminal: a line now and then."""
 
     def __init__(self, name: str, total: int, done: int = 0) -> None:
-        self.name, self.total, self.done = name, total, done
+        self.name, self.total, self.done, self.start = name, total, done, done
         self.tokens, self.began, self.spoke = 0, time.monotonic(), time.monotonic()
         self.live = console.is_terminal and not console.quiet
         self.progress = Progress(
@@ -51,7 +51,7 @@ class Bar:
         self.progress.update(self.task, completed=self.done, loss=said, rate=f"{rate:,.0f} tokens/s")
         if not self.live and not console.quiet and now - self.spoke > 30:
             self.spoke = now
-            left = (self.total - self.done) * (now - self.began) / max(self.done, 1)
+            left = (self.total - self.done) * (now - self.began) / (self.done - self.start)
             print(
                 f"{self.name}: step {self.done}/{self.total} {said} {rate:,.0f} tokens/s, {left:,.0f} s left",
                 file=sys.stderr,

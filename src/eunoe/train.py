@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +25,13 @@ from torch.optim import Optimizer
 
 from eunoe import checkpoint
 from eunoe.errors import EunoeError, Interrupted
+from eunoe.lookup import lookup
 from eunoe.methods.base import Method, trainable
 from eunoe.optim.protect import Protected
 from eunoe.optim.schedules import make_scheduler
+from eunoe.optim.table import OPTIMIZERS
 from eunoe.progress import Bar
-from eunoe.recipe import LoopSettings
+from eunoe.recipe import LoopSettings, build, named
 
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, int, Any]]
 """(model, micro-batch) -> summed loss, over how many items, outputs (for a method's penalty)."""
@@ -138,6 +140,21 @@ def train(job: Job) -> Trained:
     accelerator.free_memory()
     method.after_task(domain)
     return done
+
+
+def optimizer_settings(choice: Any, where: str) -> tuple[Any, Any, dict[str, Any]]:
+    """A recipe's choice of optimizer -> its table entry, its typed settings, and both as one plain mapping."""
+    name, options = named(choice, where)
+    entry = lookup(OPTIMIZERS, name, "optimizer")
+    settings = build(entry.settings, options, f"{where} ({name})")
+    return entry, settings, {"name": name, **asdict(settings)}
+
+
+def make_optimizer(choice: Any, model: nn.Module, lr: float, steps: int) -> Optimizer:
+    """The optimizer that a recipe chose, over the weights of ``model`` that train."""
+    entry, settings, _ = optimizer_settings(choice, "optimizer")
+    built: Optimizer = entry.build(model, settings, lr, steps=steps)
+    return built
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

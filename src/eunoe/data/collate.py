@@ -7,8 +7,9 @@ Masked LM: BERT's rule, each ordinary token is asked for with probability 0.15; 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class LMBatches:
 
     def _locate(self, place: int) -> tuple[int, int]:
         epoch, offset = divmod(place, len(self.blocks))
-        return epoch, int(_permutation(self.seed, epoch, len(self.blocks))[offset])
+        return epoch, int(permutation(self.seed, epoch, len(self.blocks))[offset])
 
     def _collate(self, chosen: list[tuple[int, int]]) -> Batch:
         rows = [(self.blocks.ids[i], (self.seed, epoch, i)) for epoch, i in chosen]
@@ -84,7 +85,7 @@ class LMBatches:
 _held: dict[tuple[int, int, int], NDArray[np.int64]] = {}
 
 
-def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     """The order of one epoch; the last few are kept, as steps ask for them again and again."""
     key = (seed, epoch, n)
     if key not in _held:
@@ -95,7 +96,7 @@ def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 
 
 def collate_lm(
-    rows: list[tuple[NDArray[np.integer], tuple[int, ...]]],
+    rows: Sequence[tuple[NDArray[Any], tuple[int, ...]]],
     special: NDArray[np.int64],
     objective: Objective,
     mask_id: int,
@@ -123,3 +124,85 @@ def collate_lm(
         "positions": torch.from_numpy(positions),
         "labels": torch.from_numpy(labels),
     }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised labelled rows: ``inputs[i]`` maps a model's argument to a list of ids, ``labels`` (n,) ints or floats."""
+
+    inputs: list[dict[str, list[int]]]
+    labels: Tensor
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def encode_rows(
+    tokenizer: Any, texts: Sequence[tuple[str, str | None]], labels: Sequence[int] | Sequence[float], max_length: int
+) -> Rows:
+    """Tokenise texts or pairs, cut to ``max_length`` tokens (of a pair the longer part first)."""
+    if not texts:
+        raise ValueError("no rows to encode")
+    pairs = any(second is not None for _, second in texts)
+    first = [a for a, _ in texts]
+    second = [b or "" for _, b in texts] if pairs else None
+    coded = tokenizer(
+        first, second, truncation="longest_first" if pairs else True, max_length=max_length, verbose=False
+    )
+    keys = [key for key in ("input_ids", "token_type_ids") if key in coded]
+    inputs = [{key: coded[key][i] for key in keys} for i in range(len(first))]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    dtype = torch.float32 if any(isinstance(label, float) for label in labels) else torch.int64
+    return Rows(inputs, torch.tensor(labels, dtype=dtype), int(pad))
+
+
+def pad_rows(rows: Rows, chosen: Sequence[int]) -> Batch:
+    """The chosen rows, padded on the right to the longest of them: ids, ``attention_mask`` and ``labels``."""
+    length = max(len(rows.inputs[i]["input_ids"]) for i in chosen)
+    batch: Batch = {}
+    for key in rows.inputs[chosen[0]]:
+        fill = rows.pad_id if key == "input_ids" else 0
+        lists = [rows.inputs[i][key] + [fill] * (length - len(rows.inputs[i][key])) for i in chosen]
+        batch[key] = torch.tensor(lists, dtype=torch.int64)
+    lengths = torch.tensor([len(rows.inputs[i]["input_ids"]) for i in chosen])
+    batch["attention_mask"] = (torch.arange(length)[None, :] < lengths[:, None]).long()
+    batch["labels"] = rows.labels[list(chosen)]
+    return batch
+
+
+def by_length(rows: Rows, batch: int) -> Iterator[tuple[list[int], Batch]]:
+    """All rows, shortest first, in batches: hardly any padding is computed. Yields (which rows, batch)."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows.inputs[i]["input_ids"]), i))
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        yield chosen, pad_rows(rows, chosen)
+
+
+@dataclass(frozen=True)
+class RowBatches:
+    """``batches[step]`` for labelled rows: seeded order per epoch, micro-batches cut by length (least padding).
+
+    Each epoch is its own pass, as in the papers' scripts: its last batch may be smaller.
+    """
+
+    rows: Rows
+    batch: int
+    epochs: float
+    seed: int
+    steps: int | None = None
+    micro_batch: int | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        return -(-len(self.rows) // self.batch)
+
+    def __len__(self) -> int:
+        return self.steps or max(1, round(self.per_epoch * self.epochs))
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        epoch, place = divmod(step, self.per_epoch)
+        order = permutation(self.seed, epoch, len(self.rows))[place * self.batch : (place + 1) * self.batch]
+        chosen = sorted((int(i) for i in order), key=lambda i: (len(self.rows.inputs[i]["input_ids"]), i))
+        size = self.micro_batch or self.batch
+        return [pad_rows(self.rows, chosen[i : i + size]) for i in range(0, len(chosen), size)]

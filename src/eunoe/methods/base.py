@@ -74,6 +74,13 @@ class Method:
                 p.requires_grad_(False)
         return {}
 
+    def reads(self, domain: str) -> dict[str, Tensor]:
+        """Weight name -> bool tensor of its shape: the entries that the output of a finished ``domain`` depends on.
+
+        ``eunoe verify`` hashes them for methods that promise zero forgetting; the others need not say.
+        """
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only: all that is not in the model's weights."""
         return {}

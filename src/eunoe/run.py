@@ -1,0 +1,382 @@
+"""Walks a recipe from text to report. Finished steps are skipped, so the same command goes on where it stopped.
+
+For each method, order and seed: learn the domains one after another; after each, score the held-out text of every
+domain so far and of general text, fine-tune a copy on every end task so far, and append rows. Text and tasks are read,
+and the model loaded, before anything is written: bad input leaves no half-made run.
+
+Run folder: recipe.yaml (as resolved), environment.json, rows.jsonl, times.jsonl (how long things took; differs from run
+to run), sequences/METHOD.ORDER.seedN/domains/I-NAME/{final,curve.csv}, matrix.csv, report.html.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eunoe import checkpoint
+from eunoe.data.collate import Batch, LMBatches, Rows
+from eunoe.data.corpus import Blocks, Part, load_blocks
+from eunoe.data.tasks import Task, load_task
+from eunoe.errors import EunoeError
+from eunoe.evaluate.evaluator import Score, eval_batches, hidden_states, lm_score
+from eunoe.head import train_head
+from eunoe.methods.base import Method
+from eunoe.models.anatomy import anatomy
+from eunoe.models.heads import lm_loss
+from eunoe.models.load import LanguageModel, load_lm
+from eunoe.plan import BASE, Cell, Plan, Sequence, resolve
+from eunoe.progress import say
+from eunoe.recipe import ModelSettings, Recipe, build, differences, parse_yaml, to_yaml
+from eunoe.report.page import write_report
+from eunoe.report.schema import Row, append_rows, read_rows
+from eunoe.report.tables import write_matrix
+from eunoe.train import Job, make_optimizer, restore, train, weights
+from eunoe.transfer.finetune import encode_task
+
+PROBE_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run reads: blocks to learn, held-out batches, end tasks as token ids."""
+
+    train: dict[str, Blocks]
+    valid: dict[str, list[Batch]]
+    tasks: dict[str, tuple[Task, tuple[Rows, Rows]]]
+
+
+def run(recipe: Recipe, out: Path, command: str = "") -> Path:
+    """Carry out ``recipe`` in the folder ``out`` (made if needed) and return the path of its report.
+
+    Raises ``EunoeError`` for anything the user can mend, ``Interrupted`` when asked to stop (place saved).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise EunoeError("a run is one process for now; several write over each other's files. Start it without a launcher; "
+                         "the loop itself (eunoe.train) runs data-parallel.")  # fmt: skip
+    plan = resolve(recipe)
+    _refuse_other(plan, out)
+    if _finished(plan, out):
+        say(f"{out} is finished: every score of the recipe is there. Nothing was changed.")
+        return out / "report.html"
+    model = plan.recipe.model
+    if model.head == "train":
+        with _claimed(plan, out, command):
+            model = _with_head(plan, out)
+    lm = load_lm(model)
+    material = read_material(plan, lm)
+    with _claimed(plan, out, command):
+        if model is not plan.recipe.model:
+            _head_rows(plan, model, out)
+        for sequence in plan.sequences:
+            _walk(plan, sequence, material, model, out)
+        write_matrix(read_rows(out / "rows.jsonl"), out / "matrix.csv")
+        report = write_report([out])
+        _mark_finished(plan, out)
+    return report
+
+
+def read_material(plan: Plan, lm: LanguageModel) -> Material:
+    """Read, tokenise and check all text and tasks of a plan; raises ``EunoeError`` before anything is trained."""
+    recipe, rate = plan.recipe, plan.recipe.training.mask_rate
+    used = {name for sequence in plan.sequences for name in sequence.order}
+    train_blocks, valid, tasks = {}, {}, {}
+    for domain in recipe.domains:
+        if domain.name not in used:
+            continue
+        train_blocks[domain.name] = load_blocks(domain.corpus, lm.tokenizer, recipe.training.block, "train")
+        held_out = load_blocks(domain.corpus, lm.tokenizer, recipe.training.block, "valid").take(
+            recipe.evaluation.blocks
+        )
+        valid[domain.name] = eval_batches(lm, held_out, recipe.evaluation.batch, rate)
+        if domain.task is not None:
+            task = load_task(domain.name, domain.task, domain.corpus)
+            tasks[domain.name] = (task, encode_task(lm, task, plan.transfer_settings))
+    if recipe.general is not None:
+        part: Part = "valid" if recipe.general.valid is not None else "all"
+        general = load_blocks(recipe.general, lm.tokenizer, recipe.training.block, part).take(recipe.evaluation.blocks)
+        valid["general"] = eval_batches(lm, general, recipe.evaluation.batch, rate)
+    return Material(train_blocks, valid, tasks)
+
+
+# -- one sequence -----------------------------------------------------------------------------------------------
+def build_sequence(plan: Plan, sequence: Sequence, model: ModelSettings) -> tuple[LanguageModel, Method]:
+    """The pretrained model and the sequence's method around it, before any domain."""
+    lm = load_lm(model)
+    torch.manual_seed(sequence.seed)
+    if sequence.method is None:
+        return lm, Method(lm.model, None, list(sequence.order))
+    return lm, sequence.method.method(lm.model, sequence.settings, list(sequence.order))
+
+
+def domain_folder(out: Path, sequence: Sequence, i: int) -> Path:
+    """Where the state after domain ``i`` of a sequence lies."""
+    return out / "sequences" / sequence.folder / "domains" / f"{i}-{sequence.order[i]}"
+
+
+def _walk(plan: Plan, sequence: Sequence, material: Material, model: ModelSettings, out: Path) -> None:
+    """Learn and score one sequence, skipping what is done."""
+    owed = _owed(plan, sequence, out)
+    if not owed:
+        return
+    lm, method = build_sequence(plan, sequence, model)
+    _measure(plan, sequence, lm, method, material, out, [c for c in owed if not c.learnt], 0)
+    if sequence.method is None:
+        return
+    for i in range(len(sequence.order)):
+        folder = domain_folder(out, sequence, i)
+        if not checkpoint.whole(folder / "final"):
+            _learn(plan, sequence, lm, method, material, out, i)
+        # what was just learnt is read back too: a run that was killed and one that was not continue from the same bits
+        steps = _restore_domain(lm, method, folder)
+        _measure(plan, sequence, lm, method, material, out, [c for c in owed if len(c.learnt) == i + 1], steps)
+
+
+def _learn(
+    plan: Plan, sequence: Sequence, lm: LanguageModel, method: Method, material: Material, out: Path, i: int
+) -> None:
+    """Post-train domain ``i`` and save the state after it."""
+    domain, folder, settings = sequence.order[i], domain_folder(out, sequence, i), sequence.training
+    blocks = material.train[domain]
+    steps = settings.steps or max(1, round(len(blocks) * settings.epochs / settings.batch))
+    seed = _derived(sequence.seed, "learn", str(i), domain)
+    batches = LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), settings.batch, steps, seed,
+                        settings.micro_batch, settings.mask_rate)  # fmt: skip
+    done = train(Job(
+        name=f"{sequence.label} · seed {sequence.seed} · {domain}", domain=domain, model=lm.model, batches=batches, loss=lm_loss,
+        settings=settings, seed=seed, method=method, folder=folder / "steps",
+        optimizer=lambda m: make_optimizer(settings.optimizer, m, settings.lr, steps),
+    ))  # fmt: skip
+    for note in done.notes:
+        say(f"passed over: {note}")
+    method.activate(domain)
+    probe = material.valid[domain][0]["input_ids"][:PROBE_BLOCKS]
+    states = hidden_states(lm.model, anatomy(lm.model).base, probe)
+    curve = "".join(f"{s},{loss!r},{lr!r},{norm!r}\n" for s, loss, lr, norm in done.curve)
+    checkpoint.write_text(folder / "curve.csv", "step,loss,lr,grad_norm\n" + curve)
+    checkpoint.save(folder / "final", {
+        "weights": weights(lm.model), "method": method.state_dict(), "steps": done.steps,
+        "probe": {"input_ids": probe, "states": states, "reads": reads_hash(lm, method, domain)},
+    })  # fmt: skip
+    shutil.rmtree(folder / "steps", ignore_errors=True)
+    _time(out, f"{sequence.folder}/{i}-{domain}", done.seconds, done.tokens)
+
+
+def _restore_domain(lm: LanguageModel, method: Method, folder: Path) -> int:
+    held = checkpoint.load(folder / "final")
+    restore(lm.model, held.groups["weights"], str(held.folder))
+    method.load_state_dict(held.groups["method"])
+    return int(held.groups["steps"])
+
+
+def reads_hash(lm: LanguageModel, method: Method, domain: str) -> str | None:
+    """SHA-256 over every bit of a weight that the domain's output reads; None where the method promises nothing."""
+    if method.forgets:
+        return None
+    named, total = dict(lm.model.named_parameters()), hashlib.sha256()
+    for name, read in sorted(method.reads(domain).items()):
+        total.update(name.encode() + named[name].detach().cpu()[read.cpu()].contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _measure(
+    plan: Plan, sequence: Sequence, lm: LanguageModel, method: Method, material: Material, out: Path,
+    cells: list[Cell], steps: int,
+) -> None:  # fmt: skip
+    """Score the cells that are owed and append their rows, one cell at a time."""
+    for cell in cells:
+        began = time.monotonic()
+        if cell.end_task:
+            task, rows = material.tasks[cell.task]
+            seed = _derived(sequence.seed, "task", cell.task)
+            domain = cell.task if cell.task in cell.learnt else None
+            fine = plan.transfer.transfer(
+                lm, method, domain, task, rows, plan.transfer_settings, seed, plan.recipe.evaluation.batch
+            )
+            found, taken, transfer, shots = fine.scores, fine.steps, plan.transfer_name, task.shots_seed
+        else:
+            # general text belongs to no domain: a method with plug-ins reads it with the plug-ins off
+            method.activate(cell.task if cell.task in cell.learnt else None)
+            found, taken, transfer, shots = [lm_score(lm.model, material.valid[cell.task])], steps, None, None
+        append_rows(out / "rows.jsonl", [
+            _row(plan, sequence, cell, score, transfer=transfer, shots_seed=shots, steps=taken) for score in found
+        ])  # fmt: skip
+        _time(
+            out,
+            f"{sequence.folder}/{len(cell.learnt)}:{cell.task}{'' if cell.end_task else ' (text)'}",
+            time.monotonic() - began,
+            0,
+        )
+
+
+def _row(plan: Plan, sequence: Sequence, cell: Cell, score: Score, **more: Any) -> Row:
+    return Row(run=plan.recipe.name, method=sequence.label, order=sequence.order_name, seed=sequence.seed, learnt=cell.learnt,
+               task=cell.task, metric=score.metric, value=score.value, n=score.n, detail=score.detail, **more)  # fmt: skip
+
+
+def _owed(plan: Plan, sequence: Sequence, out: Path) -> list[Cell]:
+    """The measurements of a sequence that have no rows yet."""
+    held: dict[tuple[object, ...], int] = {}
+    for row in read_rows(out / "rows.jsonl"):
+        if (row.method, row.order, row.seed) == (sequence.label, sequence.order_name, sequence.seed):
+            key = (row.learnt, row.task, row.transfer is not None)
+            held[key] = held.get(key, 0) + 1
+    return [cell for cell in plan.cells(sequence) if (cell.learnt, cell.task, cell.end_task) not in held]
+
+
+# -- the LM head ------------------------------------------------------------------------------------------------
+def model_settings(plan: Plan, out: Path) -> ModelSettings:
+    """How the run's model is loaded once its LM head, if it asked for one, is trained."""
+    model = plan.recipe.model
+    return replace(model, head="pretrained", patch=str(out / "head")) if model.head == "train" else model
+
+
+def _with_head(plan: Plan, out: Path) -> ModelSettings:
+    """Train the LM head that the recipe asks for and return the model settings that read it."""
+    recipe = plan.recipe
+    assert recipe.head is not None  # recipe._check
+    done = train_head(recipe.model, recipe.head, out / "head", recipe.seeds[0])
+    if done is not None:
+        curve = "".join(f"{s},{loss!r},{lr!r},{norm!r}\n" for s, loss, lr, norm in done.curve)
+        checkpoint.write_text(out / "head" / "curve.csv", "step,loss,lr,grad_norm\n" + curve)
+        _time(out, "head", done.seconds, done.tokens)
+    return model_settings(plan, out)
+
+
+def _head_rows(plan: Plan, after: ModelSettings, out: Path) -> None:
+    """General LM loss with the head as it started and as it was trained."""
+    if plan.recipe.general is None or any(
+        row.method in ("head-start", "head-trained") for row in read_rows(out / "rows.jsonl")
+    ):
+        return
+    for label, settings in (("head-start", plan.recipe.model), ("head-trained", after)):
+        lm = load_lm(settings)
+        blocks = load_blocks(plan.recipe.general, lm.tokenizer, plan.recipe.training.block, "all").take(
+            plan.recipe.evaluation.blocks
+        )
+        score = lm_score(
+            lm.model, eval_batches(lm, blocks, plan.recipe.evaluation.batch, plan.recipe.training.mask_rate)
+        )
+        say(f"{label}: LM loss on general text {score.value:.3f} nats over {score.n:,} asked tokens")
+        append_rows(out / "rows.jsonl", [Row(
+            run=plan.recipe.name, method=label, transfer=None, order="none", seed=plan.recipe.seeds[0], shots_seed=None, learnt=(),
+            task="general", metric=score.metric, value=score.value, n=score.n, steps=0,
+        )])  # fmt: skip
+
+
+# -- the run folder ---------------------------------------------------------------------------------------------
+def load_plan(out: Path) -> Plan:
+    """The plan of a run folder, from its recipe.yaml; raises ``EunoeError`` if there is none."""
+    file = out / "recipe.yaml"
+    if not file.is_file():
+        raise EunoeError(f"{out} is no run folder: it has no recipe.yaml. Make one: eunoe run RECIPE --out {out}")
+    return resolve(build(Recipe, parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)))
+
+
+def _refuse_other(plan: Plan, out: Path) -> None:
+    """Raises if the folder holds the run of another recipe (saying what differs), or things that are no run."""
+    file = out / "recipe.yaml"
+    if file.is_file():
+        found = differences(
+            parse_yaml(file.read_text(encoding="utf-8"), str(file)), parse_yaml(to_yaml(plan.recipe), "recipe")
+        )
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise EunoeError(f"{out} belongs to another recipe: {'; '.join(found[:5])}{more}. Choose another --out, or "
+                             "give the settings it was begun with.")  # fmt: skip
+    elif out.exists() and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())):
+        raise EunoeError(f"{out} exists and is no run folder. Choose another --out, or empty it.")
+
+
+def _finished(plan: Plan, out: Path) -> bool:
+    """Everything the recipe owes is there and the report was made from these rows."""
+    mark = out / "finished.json"
+    if not mark.is_file() or not (out / "report.html").is_file():
+        return False
+    return bool(json.loads(mark.read_text(encoding="utf-8"))["rows_sha256"] == _rows_hash(out))
+
+
+def _mark_finished(plan: Plan, out: Path) -> None:
+    checkpoint.write_text(out / "finished.json", json.dumps({"rows_sha256": _rows_hash(out)}) + "\n")
+
+
+def _rows_hash(out: Path) -> str:
+    file = out / "rows.jsonl"
+    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
+
+
+@contextmanager
+def _claimed(plan: Plan, out: Path, command: str) -> Iterator[None]:
+    """The folder with its recipe and environment, for this process alone."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "a")  # noqa: SIM115 - held for the whole run
+    except OSError as error:
+        raise EunoeError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EunoeError(f"another process is at work in {out}. Wait for it, or choose another --out.") from None
+        checkpoint.write_text(out / "recipe.yaml", to_yaml(plan.recipe))
+        if not (out / "environment.json").is_file():
+            checkpoint.write_text(out / "environment.json", json.dumps(environment(command), indent=1) + "\n")
+        yield
+
+
+def environment(command: str) -> dict[str, Any]:
+    """Versions and machine facts that the numbers may depend on, and the command."""
+    packages = (
+        "eunoe",
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "tokenizers",
+        "safetensors",
+        "scikit-learn",
+        "numpy",
+    )
+    return {
+        "command": command, "python": platform.python_version(), **{name: version(name) for name in packages},
+        "machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }  # fmt: skip
+
+
+def _time(out: Path, what: str, seconds: float, tokens: int) -> None:
+    """One line in times.jsonl: for people, and for no number that is reported as a result."""
+    line = json.dumps({"what": what, "seconds": round(seconds, 3), "tokens": tokens})
+    with open(out / "times.jsonl", "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def _derived(seed: int, *parts: str) -> int:
+    """A seed for one part of a run, from the run's seed and the part's name: independent of what ran before."""
+    return int.from_bytes(hashlib.sha256("/".join([str(seed), *parts]).encode()).digest()[:6], "big")
+
+
+__all__ = [
+    "BASE",
+    "Material",
+    "build_sequence",
+    "domain_folder",
+    "environment",
+    "load_plan",
+    "model_settings",
+    "read_material",
+    "reads_hash",
+    "run",
+]

@@ -1,0 +1,91 @@
+"""Zero forgetting is proved, not claimed: recompute what earlier domains read and compare the bits.
+
+When a domain ended, its checkpoint kept a probe: some of its held-out blocks and the hidden states they gave, and the
+SHA-256 of every weight entry its output reads. ``verify`` takes the state after the LAST domain, sets each earlier
+domain's masks, and compares both, bit by bit. Checkpoints' own hashes are checked on the way. A method that makes no
+promise (ncl) is measured too, and said to have changed; that fails nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from eunoe import checkpoint
+from eunoe.errors import EunoeError
+from eunoe.evaluate.evaluator import hidden_states
+from eunoe.models.anatomy import anatomy
+from eunoe.plan import Plan, Sequence
+from eunoe.recipe import ModelSettings
+from eunoe.run import build_sequence, domain_folder, load_plan, model_settings, reads_hash
+from eunoe.train import restore
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What verify saw of one domain of one sequence."""
+
+    sequence: str
+    domain: str
+    promised: bool
+    """Does the method promise that nothing of this domain changes?"""
+    equal: bool
+    """Are outputs and the weights they read the same to the bit?"""
+    text: str
+
+    @property
+    def broken(self) -> bool:
+        return self.promised and not self.equal
+
+
+def verify(out: Path) -> list[Finding]:
+    """Check every finished sequence of a run folder; raises ``EunoeError`` if there is nothing to check.
+
+    >>> [f.broken for f in verify(Path("runs/demo"))]  # doctest: +SKIP
+    [False, False, False, False, False, False, False, False]
+    """
+    plan = load_plan(out)
+    model = model_settings(plan, out)
+    findings: list[Finding] = []
+    for sequence in plan.sequences:
+        if sequence.method is not None:
+            findings += _verify_sequence(plan, sequence, model, out)
+    if not findings:
+        raise EunoeError(
+            f"{out} has no finished domain to verify. Let it run first: eunoe run {out / 'recipe.yaml'} --out {out}"
+        )
+    return findings
+
+
+def _verify_sequence(plan: Plan, sequence: Sequence, model: ModelSettings, out: Path) -> list[Finding]:
+    done = [i for i in range(len(sequence.order)) if checkpoint.whole(domain_folder(out, sequence, i) / "final")]
+    if not done:
+        return []
+    lm, method = build_sequence(plan, sequence, model)
+    promised = not method.forgets
+    held: dict[int, checkpoint.Checkpoint] = {}
+    findings: list[Finding] = []
+    for i in done:
+        try:
+            held[i] = checkpoint.load(domain_folder(out, sequence, i) / "final")
+        except EunoeError as error:
+            findings.append(Finding(sequence.folder, sequence.order[i], True, False, str(error)))
+    if findings:
+        return findings
+    last = held[done[-1]]
+    restore(lm.model, last.groups["weights"], str(last.folder))
+    method.load_state_dict(last.groups["method"])
+    for i in done:
+        domain, probe = sequence.order[i], held[i].groups["probe"]
+        method.activate(domain)
+        states = hidden_states(lm.model, anatomy(lm.model).base, probe["input_ids"])
+        same = torch.equal(states.view(torch.int32), probe["states"].view(torch.int32))
+        off = float((states - probe["states"]).abs().max())
+        same_reads = probe["reads"] == reads_hash(lm, method, domain)
+        text = f"outputs {'equal to the bit' if same else f'changed (by up to {off:.3g})'}"
+        if promised:
+            text += f", weights it reads {'equal to the bit' if same_reads else 'CHANGED'}"
+        findings.append(Finding(sequence.folder, domain, promised, same and same_reads, text))
+    return findings
