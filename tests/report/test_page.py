@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,7 +91,9 @@ def test_the_same_run_in_another_folder_gives_the_same_bytes(tmp_path: Path) -> 
     program = (
         "import sys, pathlib; from eunoe.report.page import write_report; write_report([pathlib.Path(sys.argv[1])])"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "one")], check=True, env={"PYTHONHASHSEED": "7"})
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "one")], check=True, env={**os.environ, "PYTHONHASHSEED": "7"}
+    )
     assert (tmp_path / "one" / "report.html").read_bytes() == first
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import matplotlib as mpl
 import pytest
@@ -96,10 +97,14 @@ def test_all_methods_share_one_scale_on_which_worse_is_orange_for_losses_and_sco
         assert heat_maps(both[:1], "heat")[0] == ncl
 
 
-@pytest.mark.parametrize("name", ["</text><script>alert(1)</script>", "$x^2$ $", "--><b>", 'a"b', "&amp;", "中文"])
+@pytest.mark.parametrize("name", ["</text><script>alert(1)</script>", "$x^2$", "--><b>", 'a"b', "&amp;", "中文"])
 def test_names_are_drawn_as_they_are(name: str) -> None:
     (svg,) = heat_maps(of_metric("lm_loss", domains=(name, "b"), methods=("ncl",), seeds=(0,)), "heat")
     assert any(name[:6] in word for word in words(svg))
+    assert "<script" not in svg
+    lines = [replace(line, label=name) for line in summarize(made_up_rows(seeds=(0,))).lines[1:2]]
+    svg = forgetting_plot(lines, {name: style(0)}, "forget")
+    assert name[:19] in {word.rstrip("…") for word in words(svg)}
     assert "<script" not in svg
 
 
