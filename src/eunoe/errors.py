@@ -14,7 +14,7 @@ class EunoeError(Exception):
     code: int = 2
 
 
-class Interrupted(EunoeError):
+class Interrupted(EunoeError):  # noqa: N818 - not a fault: the place is saved
     """The run was asked to stop (SIGINT, SIGTERM) and saved its place first; the same command goes on from there."""
 
     code = 130
