@@ -155,7 +155,11 @@ def _series(parent: Path, prefix: str) -> list[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; a file that already holds this text is not touched."""
-    data = text.encode("utf-8")
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; a file that already holds these bytes is not touched."""
     partial = path.with_name(path.name + ".partial")
     try:
         if path.exists() and path.read_bytes() == data:

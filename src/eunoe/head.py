@@ -8,6 +8,7 @@ was made this way (recipes/embedded_head.yaml).
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def train_head(model: ModelSettings, head: HeadSettings, folder: Path, seed: int
     Raises ``EunoeError`` for text that cannot be read. Interrupted, it goes on from its last checkpoint.
     """
     if (folder / "patch.safetensors").is_file():
+        shutil.rmtree(folder / "steps", ignore_errors=True)
         return None
     torch.manual_seed(seed)
     lm = load_lm(model)
@@ -43,6 +45,7 @@ def train_head(model: ModelSettings, head: HeadSettings, folder: Path, seed: int
     done = train(Job(name="LM head", model=lm.model, batches=batches, loss=lm_loss, settings=loop, seed=seed,
                      optimizer=lambda m: torch.optim.AdamW(param_groups(m, 0.0), lr=head.lr), folder=folder / "steps"))  # fmt: skip
     save_patch(lm.model, folder)
+    shutil.rmtree(folder / "steps", ignore_errors=True)
     return done
 
 

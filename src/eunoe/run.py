@@ -139,6 +139,7 @@ def _walk(plan: Plan, sequence: Sequence, material: Material, model: ModelSettin
         folder = domain_folder(out, sequence, i)
         if not checkpoint.whole(folder / "final"):
             _learn(plan, sequence, lm, method, material, out, i)
+        shutil.rmtree(folder / "steps", ignore_errors=True)
         # what was just learnt is read back too: a run that was killed and one that was not continue from the same bits
         steps = _restore_domain(lm, method, folder)
         _measure(plan, sequence, lm, method, material, out, [c for c in owed if len(c.learnt) == i + 1], steps)
@@ -170,7 +171,6 @@ def _learn(
         "weights": weights(lm.model), "method": method.state_dict(), "steps": done.steps,
         "probe": {"input_ids": probe, "states": states, "reads": reads_hash(lm, method, domain)},
     })  # fmt: skip
-    shutil.rmtree(folder / "steps", ignore_errors=True)
     _time(out, f"{sequence.folder}/{i}-{domain}", done.seconds, done.tokens)
 
 

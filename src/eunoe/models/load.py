@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from eunoe.checkpoint import write_bytes
 from eunoe.data.collate import Objective
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import anatomy
@@ -129,11 +130,9 @@ def prepare_head(model: nn.Module, rank: int) -> None:
 
 
 def save_patch(model: nn.Module, folder: Path) -> None:
-    """Write what ``head: train`` learnt to ``folder/patch.safetensors`` (half precision)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(
-        {k: v.contiguous() for k, v in patch_tensors(model).items()}, folder / "patch.safetensors"
-    )
+    """Write what ``head: train`` learnt to ``folder/patch.safetensors`` (half precision), whole or not at all."""
+    tensors = {name: value.contiguous() for name, value in patch_tensors(model).items()}
+    write_bytes(folder / "patch.safetensors", safetensors.torch.save(tensors))
 
 
 def read_patch(folder: Path) -> dict[str, torch.Tensor]:
