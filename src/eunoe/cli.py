@@ -13,11 +13,15 @@ from pathlib import Path
 from eunoe.errors import EunoeError
 from eunoe.lookup import unknown
 
+COMMANDS = ("demo", "run", "report", "verify", "list")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 2 the user can mend it, 130 stopped with its place saved)."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise unknown(words[0], COMMANDS, "command")
         args, rest = _parser().parse_known_args(words)
         if args.command is None:
             _parser().print_help()
@@ -53,13 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     demo = commands.add_parser(
-        "demo", help="four domains, learnt naively and with CPT, in a few minutes and without a network"
+        "demo",
+        allow_abbrev=False,
+        help="four domains, learnt naively and with CPT, in a few minutes and without a network",
     )
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default runs/demo)")
     demo.set_defaults(go=_demo, overrides=True)
 
     run = commands.add_parser(
-        "run", help="carry out a recipe, or go on with it",
+        "run", allow_abbrev=False, help="carry out a recipe, or go on with it",
         epilog="Any key of the recipe can be given: --training.lr 5e-5 --domains.0.corpus.tokens 100000 "
                "--domains.'*'.task.test_rows null --methods '[ncl, cpt]'",
     )  # fmt: skip

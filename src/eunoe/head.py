@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eunoe import checkpoint
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks, load_blocks
 from eunoe.models.heads import lm_loss
@@ -44,7 +45,11 @@ def train_head(model: ModelSettings, head: HeadSettings, folder: Path, seed: int
                         mask_rate=head.mask_rate)  # fmt: skip
     done = train(Job(name="LM head", model=lm.model, batches=batches, loss=lm_loss, settings=loop, seed=seed,
                      optimizer=lambda m: torch.optim.AdamW(param_groups(m, 0.0), lr=head.lr), folder=folder / "steps"))  # fmt: skip
-    save_patch(lm.model, folder)
+    for note in done.notes:
+        say(f"passed over: {note}")
+    curve = "".join(f"{s},{loss!r},{lr!r},{norm!r}\n" for s, loss, lr, norm in done.curve)
+    checkpoint.write_text(folder / "curve.csv", "step,loss,lr,grad_norm\n" + curve)
+    save_patch(lm.model, folder)  # last: it marks the head as trained
     shutil.rmtree(folder / "steps", ignore_errors=True)
     return done
 

@@ -36,7 +36,7 @@ from eunoe.head import train_head
 from eunoe.methods.base import Method
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
-from eunoe.models.load import LanguageModel, load_lm
+from eunoe.models.load import LanguageModel, load_lm, refuse_longer
 from eunoe.plan import BASE, Cell, Plan, Sequence, resolve
 from eunoe.progress import say
 from eunoe.recipe import ModelSettings, Recipe, build, differences, parse_yaml, to_yaml
@@ -72,14 +72,14 @@ def run(recipe: Recipe, out: Path, command: str = "") -> Path:
         say(f"{out} is finished: every score of the recipe is there. Nothing was changed.")
         return out / "report.html"
     model = plan.recipe.model
-    if model.head == "train":
-        with _claimed(plan, out, command):
-            model = _with_head(plan, out)
+    torch.manual_seed(plan.recipe.seeds[0])  # a head that is not trained yet starts at random
     lm = load_lm(model)
     material = read_material(plan, lm)
     with _claimed(plan, out, command):
-        if model is not plan.recipe.model:
-            _head_rows(plan, model, out)
+        _drop_half_cell(out / "rows.jsonl")
+        if model.head == "train":
+            model = _with_head(plan, out)
+            _head_rows(plan, material, lm, model, out)
         for sequence in plan.sequences:
             _walk(plan, sequence, material, model, out)
         write_matrix(read_rows(out / "rows.jsonl"), out / "matrix.csv")
@@ -92,6 +92,11 @@ def read_material(plan: Plan, lm: LanguageModel) -> Material:
     """Read, tokenise and check all text and tasks of a plan; raises ``EunoeError`` before anything is trained."""
     recipe, rate = plan.recipe, plan.recipe.training.mask_rate
     used = {name for sequence in plan.sequences for name in sequence.order}
+    refuse_longer(lm, recipe.training.block, "recipe.training.block")
+    if recipe.head is not None:
+        refuse_longer(lm, recipe.head.block, "recipe.head.block")
+        for corpus in recipe.head.corpora:
+            load_blocks(corpus, lm.tokenizer, recipe.head.block, "train")
     train_blocks, valid, tasks = {}, {}, {}
     for domain in recipe.domains:
         if domain.name not in used:
@@ -249,26 +254,18 @@ def _with_head(plan: Plan, out: Path) -> ModelSettings:
     assert recipe.head is not None  # recipe._check
     done = train_head(recipe.model, recipe.head, out / "head", recipe.seeds[0])
     if done is not None:
-        curve = "".join(f"{s},{loss!r},{lr!r},{norm!r}\n" for s, loss, lr, norm in done.curve)
-        checkpoint.write_text(out / "head" / "curve.csv", "step,loss,lr,grad_norm\n" + curve)
         _time(out, "head", done.seconds, done.tokens)
     return model_settings(plan, out)
 
 
-def _head_rows(plan: Plan, after: ModelSettings, out: Path) -> None:
+def _head_rows(plan: Plan, material: Material, start: LanguageModel, after: ModelSettings, out: Path) -> None:
     """General LM loss with the head as it started and as it was trained."""
-    if plan.recipe.general is None or any(
-        row.method in ("head-start", "head-trained") for row in read_rows(out / "rows.jsonl")
-    ):
-        return
-    for label, settings in (("head-start", plan.recipe.model), ("head-trained", after)):
-        lm = load_lm(settings)
-        blocks = load_blocks(plan.recipe.general, lm.tokenizer, plan.recipe.training.block, "all").take(
-            plan.recipe.evaluation.blocks
-        )
-        score = lm_score(
-            lm.model, eval_batches(lm, blocks, plan.recipe.evaluation.batch, plan.recipe.training.mask_rate)
-        )
+    held = {row.method for row in read_rows(out / "rows.jsonl")}
+    for label in ("head-start", "head-trained"):
+        if label in held or "general" not in material.valid:
+            continue
+        lm = start if label == "head-start" else load_lm(after)
+        score = lm_score(lm.model, material.valid["general"])
         say(f"{label}: LM loss on general text {score.value:.3f} nats over {score.n:,} asked tokens")
         append_rows(out / "rows.jsonl", [Row(
             run=plan.recipe.name, method=label, transfer=None, order="none", seed=plan.recipe.seeds[0], shots_seed=None, learnt=(),
@@ -285,6 +282,10 @@ def load_plan(out: Path) -> Plan:
     return resolve(build(Recipe, parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)))
 
 
+_FIRST = (".lock", "recipe.yaml.partial")
+"""What a kill in a run's first moment leaves behind."""
+
+
 def _refuse_other(plan: Plan, out: Path) -> None:
     """Raises if the folder holds the run of another recipe (saying what differs), or things that are no run."""
     file = out / "recipe.yaml"
@@ -296,8 +297,18 @@ def _refuse_other(plan: Plan, out: Path) -> None:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise EunoeError(f"{out} belongs to another recipe: {'; '.join(found[:5])}{more}. Choose another --out, or "
                              "give the settings it was begun with.")  # fmt: skip
-    elif out.exists() and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(p.name not in _FIRST for p in out.iterdir())):
         raise EunoeError(f"{out} exists and is no run folder. Choose another --out, or empty it.")
+
+
+def _drop_half_cell(file: Path) -> None:
+    """Cut off the last end task if only the first of its two rows is there: a kill can split one write between pages."""
+    rows = read_rows(file)
+    cells = [(row.method, row.order, row.seed, row.learnt, row.task, row.transfer) for row in rows[-2:]]
+    if rows and rows[-1].transfer is not None and (len(cells) == 1 or cells[0] != cells[1]):
+        held = file.read_bytes()
+        end = held.rfind(b"\n")
+        os.truncate(file, held.rfind(b"\n", 0, end) + 1)
 
 
 def _finished(plan: Plan, out: Path) -> bool:

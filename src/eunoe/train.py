@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -83,6 +84,7 @@ def train(job: Job) -> Trained:
     settings, method = job.settings, job.method or Method(job.model, None, [])
     domain = job.domain or job.name
     method.before_task(domain)
+    AcceleratorState._reset_state()  # else a second training of the process could not have another precision
     accelerator = Accelerator(mixed_precision=_precision(settings))
     optimizer = job.optimizer(job.model)
     keep = Protected(optimizer, method.protected())
@@ -99,6 +101,9 @@ def train(job: Job) -> Trained:
             method.before_step(progress)
             micro = [{k: v.to(accelerator.device) for k, v in b.items()} for b in job.batches[step]]
             items, loss_sum = _items(micro, accelerator), 0.0
+            if not items:
+                raise EunoeError(f"step {step} of {job.name} asks for nothing: its text holds only tokens that the tokenizer calls "
+                                 "special, such as unknown words. Is it text of a language and script that the model knows?")  # fmt: skip
             for i, batch in enumerate(micro):
                 torch.manual_seed(_seed(job.seed, step, i, accelerator.process_index))
                 last = i == len(micro) - 1
@@ -125,19 +130,21 @@ def train(job: Job) -> Trained:
             done.curve.append((step, value, rate, norm))
             done.tokens += tokens
             bar.advance(tokens, value)
-            if job.folder is not None and (done.steps % settings.checkpoint_every == 0 or stop.asked):
+            asked = stop.asked  # once: a signal may come between the two questions
+            if job.folder is not None and (done.steps % settings.checkpoint_every == 0 or asked):
                 _save(job, done, optimizer, scheduler, method, accelerator)
-            if stop.asked:
+            if asked:
                 where = (
                     f"saved after step {done.steps} of {total}" if job.folder else "it starts this short training over"
                 )
                 raise Interrupted(
-                    f"stopped by {stop.asked} while learning {job.name}; {where}. Run the same command to go on."
+                    f"stopped by {asked} while learning {job.name}; {where}. Run the same command to go on."
                 )
     done.seconds = time.monotonic() - began
     keep.release()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    accelerator.free_memory()
+    if accelerator.device.type != "cpu":
+        accelerator.free_memory()  # a full garbage collection, which on the CPU frees nothing more
     method.after_task(domain)
     return done
 
@@ -209,8 +216,8 @@ def _clip(model: nn.Module, settings: LoopSettings, accelerator: Accelerator) ->
 def _refuse_nan(job: Job, step: int, loss: float, norm: float) -> None:
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    held = sorted(job.folder.glob("step-*/manifest.json")) if job.folder else []
-    last = f"the last good checkpoint is {held[-1].parent}" if held else "there is no earlier checkpoint of it"
+    held = checkpoint.newest(job.folder)[0] if job.folder else None
+    last = f"the last good checkpoint is {held.folder}" if held else "there is no earlier checkpoint of it"
     raise EunoeError(f"the loss is {loss} and the gradient norm {norm} at step {step} of {job.name}; nothing was updated, {last}. "
                      f"Lower the rate (now {job.settings.lr:g}), clip gradients, or look at the data of this step.")  # fmt: skip
 
@@ -269,3 +276,5 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+    if stop.asked:  # it came after the last step had looked: it must not be lost
+        signal.raise_signal(signal.Signals[stop.asked])

@@ -57,6 +57,9 @@ def lm_score(model: nn.Module, batches: list[Batch]) -> Score:
         losses = F.cross_entropy(asked_logits(model, here).float(), here["labels"], reduction="none")
         total += float(losses.double().sum())
         n += len(batch["labels"])
+    if not n:
+        raise EunoeError("the held-out text asks for nothing: it holds only tokens that the tokenizer calls special, such as unknown "
+                         "words. Is it text of a language and script that the model knows?")  # fmt: skip
     if not total < float("inf"):
         raise EunoeError(
             f"the held-out LM loss is {total / n}: the model's weights are broken. Lower the learning rate."

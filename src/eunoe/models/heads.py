@@ -100,9 +100,10 @@ class Classifier(nn.Module):
 
     def __init__(self, lm: nn.Module, labels: int, pooling: Literal["first", "last"], dropout: float = 0.1) -> None:
         super().__init__()
-        self.trunk = anatomy(lm).base
-        self.config = getattr(lm, "config", None)
-        width = anatomy(lm).embeddings.weight.shape[1] if self.config is None else self.config.hidden_size
+        parts = anatomy(lm)
+        width = parts.width
+        self.trunk = parts.base
+        self.config = parts.base.config
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(width, width)

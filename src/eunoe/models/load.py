@@ -16,6 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -97,13 +98,18 @@ def load_lm(settings: ModelSettings) -> LanguageModel:
     auto = AutoModelForMaskedLM if objective == "masked" else AutoModelForCausalLM
     try:
         model, info = auto.from_pretrained(where, config=config, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EunoeError(f"the weights of {settings.name!r} cannot be loaded: {_first_line(error)}") from None
     anatomy(model)  # an unknown family is refused here, before anything runs
     if objective == "masked" and tokenizer.mask_token_id is None:
         raise EunoeError(f"{settings.name!r} is a masked LM, but its tokenizer has no mask token. Set model.objective: causal, "
                          "or give a tokenizer with one.")  # fmt: skip
     missing = sorted(info["missing_keys"])
+    trunk = {id(p) for p in anatomy(model).base.parameters()}
+    lost = [name for name, p in model.named_parameters() if name in info["missing_keys"] and id(p) in trunk]
+    if lost:
+        raise EunoeError(f"the weights of {settings.name!r} lack {', '.join(lost[:3])}{' and more' * (len(lost) > 3)}, which are "
+                         "no part of an LM head. Is the folder whole, and its config.json that of these weights?")  # fmt: skip
     patch = Path(expand(settings.patch)) if settings.patch is not None else held.patch if held else None
     if settings.head == "train":
         if patch is not None:
@@ -116,6 +122,20 @@ def load_lm(settings: ModelSettings) -> LanguageModel:
                          f"{' and more' * (len(missing) > 3)}. Give it one: set model.head: train and say in the section "
                          "`head` which text to train it on; or name a model with an LM head.")  # fmt: skip
     return LanguageModel(model, tokenizer, objective, settings.name)
+
+
+def refuse_longer(lm: LanguageModel, tokens: int, where: str) -> None:
+    """Raises ``EunoeError`` if ``tokens`` at once are more than the model has positions for."""
+    limit = getattr(lm.model.config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    for table in anatomy(lm.model).base.modules():  # RoBERTa counts positions from its padding index on
+        if isinstance(table, nn.Embedding) and table.num_embeddings == limit and table.padding_idx is not None:
+            limit -= table.padding_idx + 1
+    if tokens > limit:
+        raise EunoeError(
+            f"{where} is {tokens}, but {lm.name!r} reads at most {limit} tokens at once. Set it to {limit} or less."
+        )
 
 
 def prepare_head(model: nn.Module, rank: int) -> None:
@@ -142,7 +162,10 @@ def read_patch(folder: Path) -> dict[str, torch.Tensor]:
         raise EunoeError(
             f"{file} does not exist. Make it: a recipe with model.head: train writes RUN/head/patch.safetensors."
         )
-    return dict(safetensors.torch.load_file(file))
+    try:
+        return dict(safetensors.torch.load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise EunoeError(f"{file} cannot be read: {_first_line(error)} Delete it and train the head again.") from None
 
 
 def _objective(config: Any, settings: ModelSettings) -> Objective:

@@ -22,7 +22,7 @@ from eunoe.data.tasks import Task
 from eunoe.evaluate.evaluator import Score, task_scores
 from eunoe.methods.base import Method
 from eunoe.models.heads import Classifier
-from eunoe.models.load import LanguageModel
+from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.optim.groups import scale_rates
 from eunoe.recipe import LoopSettings
 from eunoe.train import Job, make_optimizer, train
@@ -61,6 +61,7 @@ class Finetuned:
 
 def encode_task(lm: LanguageModel, task: Task, settings: FinetuneSettings) -> tuple[Rows, Rows]:
     """The task's training and test rows as token ids."""
+    refuse_longer(lm, settings.max_length, "recipe.transfer.max_length")
     index = {label: i for i, label in enumerate(task.labels)}
     train_rows, test_rows = (
         encode_rows(

@@ -1,0 +1,425 @@
+"""The walk from a recipe to a report: what it leaves, what it refuses, and that the proof of zero forgetting can fail."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+from transformers import BertModel
+
+from eunoe.errors import EunoeError
+from eunoe.head import train_head
+from eunoe.methods.cpt import Cpt, CptSettings
+from eunoe.models.load import load_lm
+from eunoe.recipe import load_recipe
+from eunoe.report.schema import Row, read_rows
+from eunoe.run import run
+from eunoe.verify import Finding, verify
+from tests.tiny import sentences, tiny_bert, tiny_tokenizer
+from tests.tiny_run import state, tiny_recipe, tiny_settings
+
+CPT_LAST = Path("sequences/cpt.given.seed0/domains/1-money/final")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eunoe.progress.console.quiet", True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The recipe's file and the folder of its finished run; no test changes them."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EUNOE_CACHE", str(folder / "cache"))
+        file = tiny_recipe(folder)
+        run(load_recipe(file), folder / "out", "eunoe run tiny.yaml")
+    return file, folder / "out"
+
+
+def rows_of(out: Path, **match: Any) -> list[Row]:
+    return [r for r in read_rows(out / "rows.jsonl") if all(getattr(r, k) == v for k, v in match.items())]
+
+
+# -- what a run leaves -----------------------------------------------------------------------------------------------
+def test_a_run_leaves_one_row_for_each_score_it_owes(made: tuple[Path, Path]) -> None:
+    rows = read_rows(made[1] / "rows.jsonl")
+    assert len({row.key for row in rows}) == len(rows)
+    for seed in (0, 1):
+        for method, learnt in [("base", ())] + [
+            (m, ("sport", "money")[: i + 1]) for m in ("ncl", "cpt") for i in (0, 1)
+        ]:
+            found = [r for r in rows if (r.method, r.seed, r.learnt) == (method, seed, learnt)]
+            domains = learnt or ("sport", "money")
+            expected = {(name, "lm_loss") for name in (*domains, "general")}
+            expected |= {(name, metric) for name in domains for metric in ("accuracy", "macro_f1")}
+            assert {(r.task, r.metric) for r in found} == expected
+    assert len(rows) == 2 * (7 + 2 * (4 + 7))
+    for row in rows:
+        assert (
+            row.run == "tiny"
+            and row.n > 0
+            and row.steps == (0 if row.method == "base" and not row.transfer else row.steps)
+        )
+        assert (row.transfer == "finetune") == (row.metric != "lm_loss")
+        assert row.metric == "lm_loss" or (row.n == 40 and 0 <= row.value <= 1)
+    steps = {(r.method, bool(r.transfer)): r.steps for r in rows}
+    assert steps == {("base", False): 0, ("base", True): 6, ("ncl", False): 4, ("ncl", True): 6,
+                     ("cpt", False): 4, ("cpt", True): 6}  # fmt: skip
+
+
+def test_matrix_and_report_are_made_from_the_rows(made: tuple[Path, Path]) -> None:
+    out = made[1]
+    with open(out / "matrix.csv", newline="") as file:
+        cells = list(csv.DictReader(file))
+    rows = read_rows(out / "rows.jsonl")
+    assert [(c["method"], c["task"], c["metric"], float(c["value"])) for c in cells] == [
+        (r.method, r.task, r.metric, r.value) for r in rows
+    ]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "exactly 0" in page and "eunoe run tiny.yaml" in page
+    assert len((out / "sequences/ncl.given.seed1/domains/1-money/curve.csv").read_text().splitlines()) == 5
+    assert not list(out.rglob("*.partial")) and not list(out.rglob("steps"))
+    assert load_recipe(out / "recipe.yaml") is not None, "the resolved recipe is a recipe"
+
+
+def test_a_finished_run_is_left_alone_to_the_byte(made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = made
+    before = state(out), {p: p.stat().st_mtime_ns for p in [out, *out.rglob("*")]}
+    assert run(load_recipe(file), out, "eunoe run again") == out / "report.html"
+    assert (state(out), {p: p.stat().st_mtime_ns for p in [out, *out.rglob("*")]}) == before
+
+
+def test_two_runs_of_a_recipe_are_equal_to_the_byte(made: tuple[Path, Path], tmp_path: Path) -> None:
+    file, out = made
+    run(load_recipe(file), tmp_path / "again", "eunoe run tiny.yaml")
+    assert state(tmp_path / "again", but=("times.jsonl",)) == state(out, but=("times.jsonl",))
+
+
+# -- what was forgotten ------------------------------------------------------------------------------------------------
+def test_cpt_reads_an_earlier_domain_exactly_as_before_and_ncl_does_not(made: tuple[Path, Path]) -> None:
+    out = made[1]
+    for seed in (0, 1):
+        for metric in ("lm_loss", "accuracy", "macro_f1"):
+            then, now = (
+                rows_of(out, method="cpt", seed=seed, task="sport", metric=metric, learnt=learnt)[0]
+                for learnt in (("sport",), ("sport", "money"))
+            )
+            assert then.value == now.value and then.detail == now.detail
+        losses = rows_of(out, method="ncl", seed=seed, task="sport", metric="lm_loss")
+        assert len({row.value for row in losses}) == 2
+        general = {r.value for r in rows_of(out, method="cpt", seed=seed, task="general")}
+        assert general == {r.value for r in rows_of(out, method="base", seed=seed, task="general")}
+    base = rows_of(out, method="base", seed=0, task="sport", metric="lm_loss")[0]
+    learnt = rows_of(out, method="cpt", seed=0, task="sport", metric="lm_loss")[0]
+    assert learnt.value < base.value, "cpt must have learnt something, or keeping it proves nothing"
+
+
+# -- verify -------------------------------------------------------------------------------------------------------------
+def broken(findings: list[Finding]) -> list[tuple[str, str]]:
+    return [(f.sequence, f.domain) for f in findings if f.broken]
+
+
+def test_verify_holds_for_cpt_and_says_that_ncl_changed(made: tuple[Path, Path]) -> None:
+    findings = verify(made[1])
+    assert len(findings) == 8 and not broken(findings)
+    for f in findings:
+        assert f.promised == f.sequence.startswith("cpt")
+        assert f.equal == (f.promised or f.domain == "money")
+    changed = next(f for f in findings if f.sequence == "ncl.given.seed0" and f.domain == "sport")
+    assert "outputs changed (by up to" in changed.text
+
+
+@pytest.fixture
+def copied(made: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the run that a test may tamper with."""
+    return Path(shutil.copytree(made[1], tmp_path / "out"))
+
+
+def tamper(checkpoint: Path, file: str, change: Callable[[dict[str, Tensor]], None], manifest: bool) -> None:
+    """Change a checkpoint's tensors, with or without a manifest that says so."""
+    tensors = safetensors.torch.load((checkpoint / file).read_bytes())
+    change(tensors)
+    data = safetensors.torch.save(tensors)
+    (checkpoint / file).write_bytes(data)
+    if manifest:
+        held = json.loads((checkpoint / "manifest.json").read_text())
+        held["sha256"][file] = hashlib.sha256(data).hexdigest()
+        (checkpoint / "manifest.json").write_text(json.dumps(held))
+
+
+def flip_first(tensors: dict[str, Tensor]) -> None:
+    next(iter(tensors.values())).view(torch.int32).view(-1)[0] ^= 1
+
+
+def test_verify_fails_when_one_bit_of_a_weight_is_changed(copied: Path) -> None:
+    tamper(copied / CPT_LAST, "weights.safetensors", flip_first, manifest=False)
+    findings = verify(copied)
+    assert broken(findings) == [("cpt.given.seed0", "money")]
+    assert any("was changed: its SHA-256 is" in f.text for f in findings)
+
+
+def entries(made_recipe: Path, out: Path, read: bool) -> list[tuple[str, int]]:
+    """One entry of each plug-in weight that the first domain reads (or does not)."""
+    lm = load_lm(load_recipe(made_recipe).model)
+    cpt = Cpt(lm.model, CptSettings(), ["sport", "money"])
+    held = safetensors.torch.load_file(out / CPT_LAST.parent.parent / "0-sport/final/method.safetensors")
+    cpt.load_state_dict({"finished": ["sport"], "running": None, "s": 400.0, "masks": held["/masks"]})
+    found = []
+    for name, entries_read in cpt.reads("sport").items():
+        if "plugin" in name and (entries_read == read).any():
+            found.append((name, int((entries_read.reshape(-1) == read).nonzero()[0])))
+    return found
+
+
+def test_verify_fails_on_any_weight_that_an_earlier_domain_reads_though_every_hash_fits(
+    made: tuple[Path, Path], copied: Path
+) -> None:
+    chosen = entries(*made, read=True)
+    assert len(chosen) == 2 * 2 * 6
+    whole = (copied / CPT_LAST / "weights.safetensors").read_bytes()
+    for name, entry in chosen[::5]:
+
+        def flip(tensors: dict[str, Tensor], key: str = f"/{name}", entry: int = entry) -> None:
+            tensors[key].view(torch.int32).view(-1)[entry] ^= 1
+
+        tamper(copied / CPT_LAST, "weights.safetensors", flip, manifest=True)
+        assert ("cpt.given.seed0", "sport") in broken(verify(copied)), name
+        (copied / CPT_LAST / "weights.safetensors").write_bytes(whole)
+
+
+def test_verify_does_not_mind_a_weight_that_no_domain_reads(made: tuple[Path, Path], copied: Path) -> None:
+    """Else the last test could pass for a wrong reason: whatever changes is called broken."""
+    name, _ = next((n, e) for n, e in entries(*made, read=False) if n.endswith("fc1.bias"))
+    state_ = safetensors.torch.load_file(copied / CPT_LAST / "method.safetensors")["/masks"]
+    lm = load_lm(load_recipe(made[0]).model)
+    cpt = Cpt(lm.model, CptSettings(), ["sport", "money"])
+    cpt.load_state_dict({"finished": ["sport", "money"], "running": None, "s": 400.0, "masks": state_})
+    unread = ~(cpt.reads("sport")[name] | cpt.reads("money")[name])
+
+    def flip(tensors: dict[str, Tensor]) -> None:
+        tensors[f"/{name}"].view(torch.int32)[unread.nonzero()[0]] ^= 1
+
+    assert unread.any()
+    tamper(copied / CPT_LAST, "weights.safetensors", flip, manifest=True)
+    assert not broken(verify(copied))
+
+
+@pytest.mark.parametrize("byte", [0, 7, -1])
+def test_verify_fails_when_a_kept_mask_bit_is_flipped_though_every_hash_fits(copied: Path, byte: int) -> None:
+    def flip(tensors: dict[str, Tensor]) -> None:
+        tensors["/masks"][0, byte] ^= 1
+
+    tamper(copied / CPT_LAST, "method.safetensors", flip, manifest=True)
+    assert broken(verify(copied)) == [("cpt.given.seed0", "sport")]
+
+
+def test_verify_fails_when_the_pretrained_model_is_another(
+    made: tuple[Path, Path], copied: Path, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
+    other = Path(shutil.copytree(recipe["model"]["name"], tmp_path / "bert"))
+    tensors = safetensors.torch.load_file(other / "model.safetensors")
+    tensors["bert.embeddings.word_embeddings.weight"].view(torch.int32)[-1, 0] ^= 1
+    safetensors.torch.save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    recipe["model"]["name"] = str(other)
+    (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert len(broken(verify(copied))) == 4
+
+
+def test_verify_of_no_run_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(EunoeError, match=r"is no run folder: it has no recipe\.yaml\. Make one: eunoe run"):
+        verify(tmp_path)
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------------
+def test_the_folder_of_another_recipe_is_refused_with_what_differs(made: tuple[Path, Path]) -> None:
+    file, out = made
+    before = state(out)
+    with pytest.raises(
+        EunoeError, match=r"belongs to another recipe: .*; training\.lr: 0\.005 there, 0\.01 now\. Choose"
+    ):
+        run(load_recipe(file, [("training.lr", "0.01")]), out)
+    assert state(out) == before
+
+
+def test_a_folder_that_is_no_run_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "mine.txt").write_text("mine")
+    with pytest.raises(EunoeError, match="exists and is no run folder"):
+        run(load_recipe(made[0]), tmp_path / "letters")
+    assert [p.name for p in (tmp_path / "letters").iterdir()] == ["mine.txt"]
+
+
+def test_a_second_process_on_the_same_folder_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    held = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", held, str(out / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(EunoeError, match="another process is at work in"):
+            run(load_recipe(made[0]), out)
+        assert [p.name for p in out.iterdir()] == [".lock"]
+        other.communicate(b"")
+    with open(out / ".lock", "a") as lock:  # it is free again
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def change_of(folder: Path, path: str, value: Any) -> dict[str, Any]:
+    """The tiny recipe as data with one place changed."""
+    data = tiny_settings(folder)
+    *keys, last = path.split(".")
+    inner: Any = data
+    for key in keys:
+        inner = inner[int(key)] if isinstance(inner, list) else inner[key]
+    inner[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("domains.1.corpus.source", "gone.txt", "gone.txt does not exist"),
+        ("domains.1.task.test", "gone.csv", "gone.csv does not exist"),
+        ("domains.1.task.label", "lable", "unknown column 'lable'. Did you mean label"),
+        ("general.source", "gone.txt", "gone.txt does not exist"),
+        ("model.name", "gone", "no model 'gone'"),
+        ("training.block", 129, "recipe.training.block is 129, but .* reads at most 128 tokens at once"),
+        ("transfer.max_length", 200, "recipe.transfer.max_length is 200, but .* reads at most 128"),
+        ("methods", [{"name": "cpt", "training": {"block": 32}}], "all methods read the same blocks"),
+        ("methods", [{"name": "cpt", "training": 5}], r"methods\[0\].training: expected keys with values, received 5"),
+    ],
+)
+def test_what_cannot_be_read_leaves_no_run_folder(tmp_path: Path, path: str, value: Any, message: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(change_of(tmp_path, path, value)))
+    with pytest.raises(EunoeError, match=message):
+        run(load_recipe(file), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_of_unknown_words_alone_is_refused(tmp_path: Path) -> None:
+    """Nothing of it can be asked for, and a mean over nothing is no loss."""
+    (tmp_path / "greek.txt").write_text("\n\n".join("αβγ δεζ ηθι κλμ " * 8 + str("νξο" * i) for i in range(40)))
+    data = change_of(tmp_path, "domains.0.corpus.source", str(tmp_path / "greek.txt"))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(EunoeError, match="tokens that the tokenizer calls special, such as unknown words"):
+        run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out")
+
+
+# -- taken up where a kill left it ------------------------------------------------------------------------------------
+def test_rows_cut_at_any_byte_are_made_again(made: tuple[Path, Path], copied: Path) -> None:
+    """Also between the two rows of one end task, where both lines are whole but one score is missing."""
+    file, out = made
+    lines = (copied / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    pair = next(i for i in range(len(lines) - 8, 0, -1) if b'"macro_f1"' in lines[i])
+    for cut in (sum(map(len, lines[:pair])), sum(map(len, lines[:-1])) + 30):
+        (copied / "rows.jsonl").write_bytes((out / "rows.jsonl").read_bytes()[:cut])
+        (copied / "matrix.csv").unlink()
+        run(load_recipe(file), copied)
+        assert state(copied, but=("times.jsonl",)) == state(out, but=("times.jsonl",))
+
+
+@pytest.mark.parametrize("left", [".lock", "recipe.yaml.partial"])
+def test_a_kill_in_the_first_moment_does_not_close_the_folder(
+    made: tuple[Path, Path], tmp_path: Path, left: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / left).write_text("na")
+    recipe = load_recipe(made[0], [("methods", "[ncl]"), ("seeds", "[0]"), ("evaluation.base", "false")])
+    assert run(recipe, tmp_path / "out").is_file()
+
+
+# -- an encoder without an LM head --------------------------------------------------------------------------------------
+@pytest.fixture
+def headless(tmp_path: Path) -> Path:
+    """A recipe whose model is a BertModel saved without LM head."""
+    encoder: BertModel = tiny_bert().bert
+    encoder.save_pretrained(tmp_path / "encoder")
+    tiny_tokenizer().save_pretrained(tmp_path / "encoder")
+    (tmp_path / "wiki.txt").write_text("\n\n".join(sentences(60, seed=7)))
+    return tiny_recipe(
+        tmp_path,
+        model={"name": str(tmp_path / "encoder")},
+        methods=["cpt"],
+        seeds=[0],
+        evaluation={"blocks": 4, "base": False},
+    )
+
+
+HEAD = (
+    "head",
+    "{corpora: [{source: SOURCE, valid_share: 0.0}], rank: 2, block: 16, batch: 4, steps: 6, checkpoint_every: 2}",
+)
+
+
+def with_head(file: Path, **change: str) -> Any:
+    text = HEAD[1].replace("SOURCE", str(file.parent / "wiki.txt"))
+    return load_recipe(
+        file, [("model.head", "train"), ("head", text), *((k.replace("__", "."), v) for k, v in change.items())]
+    )
+
+
+def test_an_encoder_without_lm_head_is_refused_with_the_way_out(headless: Path) -> None:
+    with pytest.raises(
+        EunoeError, match=r"has no LM head: .*Give it one: set model\.head: train and say in the section `head`"
+    ):
+        run(load_recipe(headless), headless.parent / "out")
+    assert not (headless.parent / "out").exists()
+
+
+def test_a_head_is_trained_and_the_run_goes_on_with_it(headless: Path) -> None:
+    out = headless.parent / "out"
+    run(with_head(headless), out)
+    assert sorted(p.name for p in (out / "head").iterdir()) == ["curve.csv", "patch.safetensors"]
+    rows = read_rows(out / "rows.jsonl")
+    assert [r.method for r in rows[:2]] == ["head-start", "head-trained"]
+    assert rows[1].value < rows[0].value
+    base = next(r for r in rows if r.method == "base" and r.task == "general")
+    assert base.value == rows[1].value, "the run must read the head that was trained"
+    assert {r.method for r in rows} == {"head-start", "head-trained", "base", "cpt"}
+    assert not broken(verify(out))
+    # a kill between the two rows of the head, and before the patch
+    whole = state(out, but=("times.jsonl",))
+    lines = (out / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "rows.jsonl").write_bytes(lines[0])
+    shutil.rmtree(out / "head")
+    run(with_head(headless), out)
+    assert state(out, but=("times.jsonl",)) == whole
+
+
+def test_bad_text_is_found_before_the_head_is_trained(headless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eunoe.run.train_head", lambda *_: pytest.fail("the head was trained first"))
+    for key in ("domains__1__corpus__source", "head__corpora__0__source"):
+        with pytest.raises(EunoeError, match=r"gone\.txt does not exist"):
+            run(with_head(headless, **{key: "gone.txt"}), headless.parent / "out")
+        assert not (headless.parent / "out").exists()
+
+
+def test_a_trained_head_is_not_trained_again(headless: Path) -> None:
+    recipe = with_head(headless)
+    folder = headless.parent / "head"
+    assert recipe.head is not None
+    assert train_head(recipe.model, recipe.head, folder, 0) is not None
+    before = state(folder)
+    assert train_head(recipe.model, recipe.head, folder, 0) is None
+    assert state(folder) == before
