@@ -1,0 +1,244 @@
+"""The words stay true: commands parse, recipes load, Python compiles, tables hold every setting, the tree is the tree."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import eunoe.recipe
+from eunoe import cli
+from eunoe.methods import METHODS
+from eunoe.methods.cpt import CptSettings
+from eunoe.optim.table import OPTIMIZERS, AdamWSettings, BertAdamSettings, RecAdamSettings
+from eunoe.plan import resolve
+from eunoe.recipe import load_recipe, parse_yaml, shipped_recipes
+from eunoe.transfer import TRANSFERS
+from eunoe.transfer.finetune import FinetuneSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "eunoe"
+CARD = PACKAGE / "models" / "embedded" / "minilm" / "README.md"
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+PAGES = [*READMES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")), CARD]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+class Fence(NamedTuple):
+    language: str
+    text: str
+
+
+def fences(page: Path, *languages: str) -> list[Fence]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [Fence(*pair) for pair in found if not languages or pair[0] in languages]
+
+
+def prose(page: Path) -> str:
+    """The page without its fences."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def headings(page: Path) -> list[tuple[int, str]]:
+    return [(len(marks), text) for marks, text in re.findall(r"^(#+) (.+)$", prose(page), re.MULTILINE)]
+
+
+def commands(fence: Fence) -> Iterator[list[str]]:
+    """The words of each command of a shell fence, without comments, prompts and variables set before it."""
+    for line in fence.text.splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words.pop(0)
+        if words:
+            yield words
+
+
+# -- what a reader copies -----------------------------------------------------------------------------------------
+@pages
+def test_python_examples_compile_and_import_names_that_exist(page: Path) -> None:
+    for fence in fences(page, "python"):
+        for node in ast.walk(ast.parse(fence.text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "eunoe":
+                module = import_module(str(node.module))
+                for name in node.names:
+                    assert hasattr(module, name.name) or import_module(f"{node.module}.{name.name}"), name.name
+
+
+@pages
+def test_commands_parse_and_their_recipes_resolve(page: Path, tmp_path: Path, capsys: Any) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for fence in fences(page, "yaml"):
+        name = re.match(r"# ([\w.-]+\.yaml)", fence.text)
+        if name:
+            (tmp_path / name[1]).write_text(fence.text, encoding="utf-8")
+    for fence in fences(page, "bash", "console"):
+        for words in commands(fence):
+            if words[0] == "make":
+                assert set(words[1:]) <= set(targets), words
+            if words[0] != "eunoe":
+                continue
+            args, rest = cli._parser().parse_known_args(words[1:])
+            assert args.command, words
+            assert args.overrides or not rest, words
+            if args.command == "list":
+                assert cli.main(words[1:]) == 0
+            if args.command in ("run", "demo"):
+                recipe = getattr(args, "recipe", "demo")
+                file = next((f for f in (tmp_path / recipe, ROOT / recipe) if f.is_file()), None)
+                if file or recipe in shipped_recipes():
+                    resolve(load_recipe(file or recipe, cli._overrides(rest), getattr(args, "scale", None)))
+                else:
+                    cli._overrides(rest)
+
+
+@pages
+def test_recipes_on_a_page_load_and_resolve(page: Path, tmp_path: Path) -> None:
+    for fence in fences(page, "yaml"):
+        if fence.text.startswith("# "):
+            file = tmp_path / "recipe.yaml"
+            file.write_text(fence.text, encoding="utf-8")
+            assert resolve(load_recipe(file)).sequences
+
+
+@pages
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "code", prose(page))):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_file(), f"{page.name} links to {target}"
+        if anchor:
+            slugs = [re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower()) for _, text in headings(file)]
+            assert anchor in slugs, f"{page.name} links to {target}"
+
+
+# -- settings -----------------------------------------------------------------------------------------------------
+RECIPES, METHODS_PAGE = ROOT / "docs" / "recipes.md", ROOT / "docs" / "methods.md"
+TABLES: dict[type[Any], tuple[Path, str]] = {
+    eunoe.recipe.Recipe: (RECIPES, "The run"),
+    eunoe.recipe.ModelSettings: (RECIPES, "`model`"),
+    eunoe.recipe.HeadSettings: (RECIPES, "`head`"),
+    eunoe.recipe.DomainSettings: (RECIPES, "`domains`"),
+    eunoe.recipe.CorpusSettings: (RECIPES, "Corpus"),
+    eunoe.recipe.TaskSettings: (RECIPES, "`task`"),
+    eunoe.recipe.TrainingSettings: (RECIPES, "`training`"),
+    eunoe.recipe.EvaluationSettings: (RECIPES, "`evaluation`"),
+    FinetuneSettings: (RECIPES, "`transfer`"),
+    AdamWSettings: (RECIPES, "`adamw`"),
+    BertAdamSettings: (RECIPES, "`bert_adam`"),
+    RecAdamSettings: (RECIPES, "`recadam`"),
+    CptSettings: (METHODS_PAGE, "cpt"),
+}
+
+
+def table(page: Path, heading: str) -> dict[str, str]:
+    """key -> default, as the table below a heading has them."""
+    text = page.read_text(encoding="utf-8")
+    below = re.split(rf"^#+ {re.escape(heading)}$", text, flags=re.MULTILINE)
+    assert len(below) == 2, f"{page.name} has the heading {heading!r} {len(below) - 1} times"
+    section = re.split(r"^#+ ", below[1], flags=re.MULTILINE)[0]
+    return dict(re.findall(r"^\| `(\w+)` \| (.+?) \| ", section, re.MULTILINE))
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """A field's default as YAML would give it; ``section`` for settings of their own."""
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "required"
+    if dataclasses.is_dataclass(value):
+        return "section"
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("settings", TABLES, ids=lambda c: c.__name__)
+def test_every_key_stands_in_its_table_with_its_default(settings: type[Any]) -> None:
+    found = table(*TABLES[settings])
+    held = {field.name: field for field in dataclasses.fields(settings)}
+    if settings is FinetuneSettings:  # the page lists what differs from training
+        held = {name: held[name] for name in inspect.get_annotations(settings)}
+    assert set(found) == set(held)
+    for name, cell in found.items():
+        told = cell.strip("`") if cell in ("required", "section") else parse_yaml(cell.strip("`"), name)
+        assert told == default(held[name]), (
+            f"{settings.__name__}.{name} is {default(held[name])!r}, the page says {cell}"
+        )
+
+
+def test_no_settings_lack_a_table() -> None:
+    own = [c for _, c in inspect.getmembers(eunoe.recipe, dataclasses.is_dataclass) if c.__module__ == "eunoe.recipe"]
+    chosen = [entry.settings for entries in (METHODS, TRANSFERS, OPTIMIZERS) for entry in entries.values()]
+    lacking = [c for c in [*own, *chosen] if dataclasses.fields(c) and not any(issubclass(t, c) for t in TABLES)]
+    assert not lacking
+
+
+def test_every_method_has_a_section() -> None:
+    assert set(METHODS) <= {text for _, text in headings(METHODS_PAGE)}
+
+
+def test_the_model_card_has_the_settings_of_its_recipe() -> None:
+    (fence,) = fences(CARD, "yaml")
+    head = parse_yaml((ROOT / "recipes" / "embedded_head.yaml").read_text(encoding="utf-8"), "recipe")["head"]
+    assert parse_yaml(fence.text, "card") == {key: value for key, value in head.items() if key != "corpora"}
+
+
+# -- the tree -----------------------------------------------------------------------------------------------------
+def tree(page: Path) -> list[tuple[Path, str]]:
+    """Every entry of a README's tree with what is said of it."""
+    (fence,) = fences(page, "text")
+    top, *lines = fence.text.splitlines()
+    entries = [(Path(name), "-") for name in top.split()]
+    folders: list[str] = []
+    for line in lines:
+        name, _, about = line.strip().partition(" ")
+        folders = folders[: (len(line) - len(line.lstrip())) // 2]
+        entries.append((Path(*folders, name), about.strip()))
+        folders.append(name)
+    return entries
+
+
+def says_nothing(file: Path) -> bool:
+    """An ``__init__.py`` that is only a docstring: its folder's line stands for it."""
+    return file.name == "__init__.py" and len(ast.parse(file.read_text(encoding="utf-8")).body) == 1
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda p: p.name)
+def test_the_tree_names_every_file_of_the_package_and_nothing_else(page: Path) -> None:
+    named = [path for path, _ in tree(page)]
+    assert len(set(named)) == len(named)
+    assert [str(path) for path in named if not (ROOT / path).exists()] == []
+    files = [f for f in PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts and not says_nothing(f)]
+    folders = [f.parent for f in PACKAGE.rglob("__init__.py")]
+    lacking = {f.relative_to(ROOT) for f in [*files, *folders]} - set(named)
+    assert sorted(map(str, lacking)) == []
+    assert [str(path) for path, about in tree(page) if not about and path != Path("src/eunoe")] == []
+
+
+# -- two languages ------------------------------------------------------------------------------------------------
+def test_both_readmes_have_the_same_headings_by_level() -> None:
+    english, chinese = ([level for level, _ in headings(page)] for page in READMES)
+    assert english == chinese
+
+
+def test_both_readmes_have_the_same_examples() -> None:
+    def bare(fence: Fence, page: Path) -> Any:
+        """What an example does, without its comments."""
+        if fence.language == "python":
+            return ast.dump(ast.parse(fence.text))
+        if fence.language == "yaml":
+            return parse_yaml(fence.text, "example")
+        return [path for path, _ in tree(page)] if fence.language == "text" else list(commands(fence))
+
+    english, chinese = ([(fence.language, bare(fence, page)) for fence in fences(page)] for page in READMES)
+    assert english == chinese
