@@ -71,11 +71,9 @@ def test_a_run_leaves_one_row_for_each_score_it_owes(made: tuple[Path, Path]) ->
             assert {(r.task, r.metric) for r in found} == expected
     assert len(rows) == 2 * (7 + 2 * (4 + 7))
     for row in rows:
-        assert (
-            row.run == "tiny"
-            and row.n > 0
-            and row.steps == (0 if row.method == "base" and not row.transfer else row.steps)
-        )
+        assert row.run == "tiny"
+        assert row.n > 0
+        assert row.steps == (0 if row.method == "base" and not row.transfer else row.steps)
         assert (row.transfer == "finetune") == (row.metric != "lm_loss")
         assert row.metric == "lm_loss" or (row.n == 40 and 0 <= row.value <= 1)
     steps = {(r.method, bool(r.transfer)): r.steps for r in rows}
@@ -92,9 +90,11 @@ def test_matrix_and_report_are_made_from_the_rows(made: tuple[Path, Path]) -> No
         (r.method, r.task, r.metric, r.value) for r in rows
     ]
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "exactly 0" in page and "eunoe run tiny.yaml" in page
+    assert "exactly 0" in page
+    assert "eunoe run tiny.yaml" in page
     assert len((out / "sequences/ncl.given.seed1/domains/1-money/curve.csv").read_text().splitlines()) == 5
-    assert not list(out.rglob("*.partial")) and not list(out.rglob("steps"))
+    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob("steps"))
     assert load_recipe(out / "recipe.yaml") is not None, "the resolved recipe is a recipe"
 
 
@@ -120,7 +120,8 @@ def test_cpt_reads_an_earlier_domain_exactly_as_before_and_ncl_does_not(made: tu
                 rows_of(out, method="cpt", seed=seed, task="sport", metric=metric, learnt=learnt)[0]
                 for learnt in (("sport",), ("sport", "money"))
             )
-            assert then.value == now.value and then.detail == now.detail
+            assert then.value == now.value
+            assert then.detail == now.detail
         losses = rows_of(out, method="ncl", seed=seed, task="sport", metric="lm_loss")
         assert len({row.value for row in losses}) == 2
         general = {r.value for r in rows_of(out, method="cpt", seed=seed, task="general")}
@@ -137,7 +138,8 @@ def broken(findings: list[Finding]) -> list[tuple[str, str]]:
 
 def test_verify_holds_for_cpt_and_says_that_ncl_changed(made: tuple[Path, Path]) -> None:
     findings = verify(made[1])
-    assert len(findings) == 8 and not broken(findings)
+    assert len(findings) == 8
+    assert not broken(findings)
     for f in findings:
         assert f.promised == f.sequence.startswith("cpt")
         assert f.equal == (f.promised or f.domain == "money")
@@ -275,7 +277,8 @@ def test_a_second_process_on_the_same_folder_is_refused(made: tuple[Path, Path],
     )
     command = [sys.executable, "-c", held, str(out / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
         with pytest.raises(EunoeError, match="another process is at work in"):
             run(load_recipe(made[0]), out)
         assert [p.name for p in out.iterdir()] == [".lock"]
