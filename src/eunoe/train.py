@@ -67,7 +67,7 @@ class Job:
 
 @dataclass
 class Trained:
-    """What a training leaves: its curve (step, loss per item, rate, gradient norm) and how fast it was."""
+    """What a training leaves: its curve (step from 1, loss per item, rate, gradient norm) and how fast it was."""
 
     steps: int
     curve: list[tuple[int, float, float, float]] = field(default_factory=list)
@@ -102,7 +102,7 @@ def train(job: Job) -> Trained:
             micro = [{k: v.to(accelerator.device) for k, v in b.items()} for b in job.batches[step]]
             items, loss_sum = _items(micro, accelerator), 0.0
             if not items:
-                raise EunoeError(f"step {step} of {job.name} asks for nothing: its text holds only tokens that the tokenizer calls "
+                raise EunoeError(f"step {step + 1} of {job.name} asks for nothing: its text holds only tokens that the tokenizer calls "
                                  "special, such as unknown words. Is it text of a language and script that the model knows?")  # fmt: skip
             for i, batch in enumerate(micro):
                 torch.manual_seed(_seed(job.seed, step, i, accelerator.process_index))
@@ -127,7 +127,7 @@ def train(job: Job) -> Trained:
             method.after_step()
             # -- record, save
             done.steps, tokens = step + 1, sum(b["input_ids"].numel() for b in micro) * accelerator.num_processes
-            done.curve.append((step, value, rate, norm))
+            done.curve.append((done.steps, value, rate, norm))
             done.tokens += tokens
             bar.advance(tokens, value)
             asked = stop.asked  # once: a signal may come between the two questions
@@ -218,7 +218,7 @@ def _refuse_nan(job: Job, step: int, loss: float, norm: float) -> None:
         return
     held = checkpoint.newest(job.folder)[0] if job.folder else None
     last = f"the last good checkpoint is {held.folder}" if held else "there is no earlier checkpoint of it"
-    raise EunoeError(f"the loss is {loss} and the gradient norm {norm} at step {step} of {job.name}; nothing was updated, {last}. "
+    raise EunoeError(f"the loss is {loss} and the gradient norm {norm} at step {step + 1} of {job.name}; nothing was updated, {last}. "
                      f"Lower the rate (now {job.settings.lr:g}), clip gradients, or look at the data of this step.")  # fmt: skip
 
 

@@ -12,7 +12,6 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -28,7 +27,7 @@ EXEMPT = ("times.jsonl",)
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServerContext]:
+def forks() -> ForkServerContext:
     """A server that imports what a run imports, once, and forks each run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -37,7 +36,7 @@ def forks() -> Iterator[ForkServerContext]:
     ready = context.Process(target=os.getpid)
     ready.start()
     ready.join()
-    yield context
+    return context
 
 
 def eunoe_run(recipe: str, out: str) -> None:
