@@ -151,8 +151,10 @@ def encode_rows(
         first, second, truncation="longest_first" if pairs else True, max_length=max_length, verbose=False
     )
     keys = [key for key in ("input_ids", "token_type_ids") if key in coded]
-    inputs = [{key: coded[key][i] for key in keys} for i in range(len(first))]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    # an empty text, around which the tokenizer puts nothing, is one padding token: no model reads a row of none
+    nothing = {"input_ids": [pad], "token_type_ids": [0]}
+    inputs = [{key: coded[key][i] or nothing[key] for key in keys} for i in range(len(first))]
     dtype = torch.float32 if any(isinstance(label, float) for label in labels) else torch.int64
     return Rows(inputs, torch.tensor(labels, dtype=dtype), int(pad))
 
