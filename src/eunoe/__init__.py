@@ -10,19 +10,20 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "EunoeError": "eunoe.errors",
-    "RecAdam": "eunoe.optim.recadam",
-    "anchored_groups": "eunoe.optim.groups",
-    "load_recipe": "eunoe.recipe",
-    "load_plugins": "eunoe.plugins.inject",
-    "run": "eunoe.run",
-    "set_domain": "eunoe.plugins.inject",
-    "verify": "eunoe.verify",
-    "write_report": "eunoe.report.page",
+    "EunoeError": "eunoe.errors:EunoeError",
+    "RecAdam": "eunoe.optim.recadam:RecAdam",
+    "anchored_groups": "eunoe.optim.groups:anchored_groups",
+    "load_plugins": "eunoe.plugins.inject:load_plugins",
+    "load_recipe": "eunoe.recipe:load_recipe",
+    "run_recipe": "eunoe.run:run",
+    "set_domain": "eunoe.plugins.inject:set_domain",
+    "verify_run": "eunoe.verify:verify",
+    "write_report": "eunoe.report.page:write_report",
 }
+"""Public name -> where it lives. None is the name of a submodule: importing that would take the name over."""
 __all__ = [
-    "EunoeError", "RecAdam", "__version__", "anchored_groups", "load_plugins", "load_recipe", "run", "set_domain", "verify",
-    "write_report",
+    "EunoeError", "RecAdam", "__version__", "anchored_groups", "load_plugins", "load_recipe", "run_recipe", "set_domain",
+    "verify_run", "write_report",
 ]  # fmt: skip
 
 
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
     from eunoe.plugins.inject import load_plugins, set_domain
     from eunoe.recipe import load_recipe
     from eunoe.report.page import write_report
-    from eunoe.run import run
-    from eunoe.verify import verify
+    from eunoe.run import run as run_recipe
+    from eunoe.verify import verify as verify_run
 
 
 def __getattr__(name: str) -> object:
     if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+        module, _, attribute = _PUBLIC[name].partition(":")
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'eunoe' has no attribute {name!r}; public names: {', '.join(__all__)}")
 
 
