@@ -105,12 +105,6 @@ def test_a_finished_run_is_left_alone_to_the_byte(made: tuple[Path, Path], capsy
     assert (state(out), {p: p.stat().st_mtime_ns for p in [out, *out.rglob("*")]}) == before
 
 
-def test_two_runs_of_a_recipe_are_equal_to_the_byte(made: tuple[Path, Path], tmp_path: Path) -> None:
-    file, out = made
-    run(load_recipe(file), tmp_path / "again", "eunoe run tiny.yaml")
-    assert state(tmp_path / "again", but=("times.jsonl",)) == state(out, but=("times.jsonl",))
-
-
 # -- what was forgotten ------------------------------------------------------------------------------------------------
 def test_cpt_reads_an_earlier_domain_exactly_as_before_and_ncl_does_not(made: tuple[Path, Path]) -> None:
     out = made[1]

@@ -221,10 +221,8 @@ def test_each_epoch_of_rows_is_its_own_pass() -> None:
     assert len(RowBatches(rows(), 8, epochs=2, seed=0, steps=5)) == 5
 
 
-def test_micro_batches_and_ranks_of_rows_hold_the_rows_of_one_batch() -> None:
+def test_micro_batches_of_rows_hold_the_rows_of_one_batch() -> None:
     whole = RowBatches(rows(), 8, epochs=1, seed=0)
     for step in range(3):
         expected = sorted(read(whole[step]))
         assert sorted(read(RowBatches(rows(), 8, epochs=1, seed=0, micro_batch=2)[step])) == expected
-        shares = [RowBatches(rows(), 8, epochs=1, seed=0, rank=rank, world=2)[step] for rank in range(2)]
-        assert sorted(read(shares[0]) + read(shares[1])) == expected

@@ -80,5 +80,7 @@ def test_an_empty_row_of_a_decoder_is_one_token_and_not_none(tmp_path: Path) -> 
 
 def test_rows_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
     lm = load_lm(ModelSettings(name=str(tiny_folder(tmp_path))))
-    with pytest.raises(EunoeError, match=r"recipe\.transfer\.max_length is 129, but .* reads at most 128 tokens at once"):
+    with pytest.raises(
+        EunoeError, match=r"recipe\.transfer\.max_length is 129, but .* reads at most 128 tokens at once"
+    ):
         encode_task(lm, task(), FinetuneSettings(max_length=129))
