@@ -1,17 +1,21 @@
 """Zero forgetting is proved, not claimed: recompute what earlier domains read and compare the bits.
 
 When a domain ended, its checkpoint kept a probe: some of its held-out blocks and the hidden states they gave, and the
-SHA-256 of every weight entry its output reads. ``verify`` takes the state after the LAST domain, sets each earlier
-domain's masks, and compares both, bit by bit. Checkpoints' own hashes are checked on the way. A method that makes no
-promise (ncl) is measured too, and said to have changed; that fails nothing.
+SHA-256 of every weight entry its output reads. ``verify`` computes the probe from the domain's own checkpoint and from
+the state after the LAST domain, under the domain's masks, and compares the bits, and the hash. Where the versions and the
+machine are those of the run, the bits must also equal those recorded then. Checkpoints' own
+hashes are checked on the way. A method that makes no promise (ncl) is measured too, and said to have changed; that fails
+nothing.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from eunoe import checkpoint
 from eunoe.errors import EunoeError
@@ -19,7 +23,7 @@ from eunoe.evaluate.evaluator import hidden_states
 from eunoe.models.anatomy import anatomy
 from eunoe.plan import Plan, Sequence
 from eunoe.recipe import ModelSettings
-from eunoe.run import build_sequence, domain_folder, load_plan, model_settings, reads_hash
+from eunoe.run import build_sequence, domain_folder, environment, load_plan, model_settings, reads_hash
 from eunoe.train import restore
 
 
@@ -48,10 +52,12 @@ def verify(out: Path) -> list[Finding]:
     """
     plan = load_plan(out)
     model = model_settings(plan, out)
+    was, now = json.loads((out / "environment.json").read_text(encoding="utf-8")), environment("")
+    same_machine = all(was.get(key) == value for key, value in now.items() if key != "command")
     findings: list[Finding] = []
     for sequence in plan.sequences:
         if sequence.method is not None:
-            findings += _verify_sequence(plan, sequence, model, out)
+            findings += _verify_sequence(plan, sequence, model, out, same_machine)
     if not findings:
         raise EunoeError(
             f"{out} has no finished domain to verify. Let it run first: eunoe run {out / 'recipe.yaml'} --out {out}"
@@ -59,7 +65,9 @@ def verify(out: Path) -> list[Finding]:
     return findings
 
 
-def _verify_sequence(plan: Plan, sequence: Sequence, model: ModelSettings, out: Path) -> list[Finding]:
+def _verify_sequence(
+    plan: Plan, sequence: Sequence, model: ModelSettings, out: Path, same_machine: bool
+) -> list[Finding]:  # fmt: skip
     done = [i for i in range(len(sequence.order)) if checkpoint.whole(domain_folder(out, sequence, i) / "final")]
     if not done:
         return []
@@ -74,18 +82,29 @@ def _verify_sequence(plan: Plan, sequence: Sequence, model: ModelSettings, out: 
             findings.append(Finding(sequence.folder, sequence.order[i], True, False, str(error)))
     if findings:
         return findings
-    last = held[done[-1]]
-    restore(lm.model, last.groups["weights"], str(last.folder))
-    method.load_state_dict(last.groups["method"])
+
+    def states_of(state: checkpoint.Checkpoint, i: int) -> Tensor:
+        """Hidden states of domain i's probe, computed here from a saved state."""
+        restore(lm.model, state.groups["weights"], str(state.folder))
+        method.load_state_dict(state.groups["method"])
+        method.activate(sequence.order[i])
+        return hidden_states(lm.model, anatomy(lm.model).base, held[i].groups["probe"]["input_ids"])
+
     for i in done:
         domain, probe = sequence.order[i], held[i].groups["probe"]
-        method.activate(domain)
-        states = hidden_states(lm.model, anatomy(lm.model).base, probe["input_ids"])
-        same = torch.equal(states.view(torch.int32), probe["states"].view(torch.int32))
-        off = float((states - probe["states"]).abs().max())
-        same_reads = probe["reads"] == reads_hash(lm, method, domain)
-        text = f"outputs {'equal to the bit' if same else f'changed (by up to {off:.3g})'}"
+        then, now = states_of(held[i], i), states_of(held[done[-1]], i)
+        same, same_reads = _same_bits(then, now), probe["reads"] == reads_hash(lm, method, domain)
+        text = (
+            "outputs equal to the bit" if same else f"outputs changed (by up to {float((now - then).abs().max()):.3g})"
+        )
         if promised:
             text += f", weights it reads {'equal to the bit' if same_reads else 'CHANGED'}"
+        if not _same_bits(then, probe["states"]):
+            text += ", but this machine computes other bits from its own checkpoint than were recorded"
+            same = same and not same_machine
         findings.append(Finding(sequence.folder, domain, promised, same and same_reads, text))
     return findings
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
