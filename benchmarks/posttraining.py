@@ -26,7 +26,7 @@ from eunoe.models.heads import lm_loss
 from eunoe.recipe import LoopSettings
 from eunoe.train import Job, make_optimizer, train
 
-ROWS, BLOCK, STEPS, ROUNDS = 32, 128, 3, 5
+ROWS, BLOCK, STEPS, ROUNDS = 32, 128, 2, 4
 LAYERS, WIDTH, INNER, VOCABULARY = 6, 384, 1536, 30522
 
 
