@@ -98,7 +98,7 @@ def _heat_map(scores: Scores, limit: float, name: str) -> str:
     mean, before, changes = scores.mean(), scores.mean_before(), _changes(scores)
     with_before = any(value is not None for value in before)
     rows = [f"{i + 1} {_short(domain, 15)}" for i, domain in enumerate(domains)]
-    gutter = max(48.0, 14 + 6.0 * max(map(len, rows)))
+    gutter = 14 + 6.0 * max(map(len, [*rows, "after learning"]))
     wide, high, gap = 66.0, 46.0, 10.0 if with_before else 0.0
     top = 40.0
     width = gutter + wide * len(domains) + 2
