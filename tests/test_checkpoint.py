@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eunoe import checkpoint
-from eunoe.checkpoint import load, newest, prune, save, whole, write_text
+from eunoe.atomic import write_text
+from eunoe.checkpoint import load, newest, prune, save, whole
 from eunoe.errors import EunoeError
 
 GROUPS: dict[str, Any] = {

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from eunoe.atomic import sync_folder, write_synced
 from eunoe.errors import EunoeError
 
 _FORMAT = 1
@@ -53,17 +52,19 @@ def save(folder: Path, groups: Mapping[str, Any]) -> None:
             tensors: dict[str, Tensor] = {}
             values[name] = _split(group, "", tensors)
             if tensors:
-                hashes[f"{name}.safetensors"] = _write(partial / f"{name}.safetensors", safetensors.torch.save(tensors))
+                hashes[f"{name}.safetensors"] = write_synced(
+                    partial / f"{name}.safetensors", safetensors.torch.save(tensors)
+                )
         text = json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True)
-        hashes["values.json"] = _write(partial / "values.json", text.encode("utf-8"))
+        hashes["values.json"] = write_synced(partial / "values.json", text.encode("utf-8"))
         manifest = json.dumps({"format": _FORMAT, "sha256": hashes}, indent=1, sort_keys=True)
-        _write(partial / "manifest.json", manifest.encode("utf-8"))
-        _sync_folder(partial)
+        write_synced(partial / "manifest.json", manifest.encode("utf-8"))
+        sync_folder(partial)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         partial.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -151,45 +152,6 @@ def _series(parent: Path, prefix: str) -> list[Path]:
         _put_back(old.with_suffix(""))
     numbers = {p: p.name.removeprefix(prefix) for p in parent.iterdir() if p.name.startswith(prefix)}
     return sorted((p for p, n in numbers.items() if n.isascii() and n.isdigit()), key=lambda p: int(numbers[p]))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; a file that already holds this text is not touched."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; a file that already holds these bytes is not touched."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        if path.exists() and path.read_bytes() == data:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(partial, data)
-        partial.rename(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise EunoeError(
-            f"{path} could not be written: {error.strerror or error}. Free space or choose another --out."
-        ) from None
-
-
-def _write(path: Path, data: bytes) -> str:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(data).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _split(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:

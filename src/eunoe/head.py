@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eunoe import checkpoint
+from eunoe.atomic import write_text
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks, load_blocks
 from eunoe.models.heads import lm_loss
@@ -47,8 +47,7 @@ def train_head(model: ModelSettings, head: HeadSettings, folder: Path, seed: int
                      optimizer=lambda m: torch.optim.AdamW(param_groups(m, 0.0), lr=head.lr), folder=folder / "steps"))  # fmt: skip
     for note in done.notes:
         say(f"passed over: {note}")
-    curve = "".join(f"{s},{loss!r},{lr!r},{norm!r}\n" for s, loss, lr, norm in done.curve)
-    checkpoint.write_text(folder / "curve.csv", "step,loss,lr,grad_norm\n" + curve)
+    write_text(folder / "curve.csv", done.curve_csv())
     save_patch(lm.model, folder)  # last: it marks the head as trained
     shutil.rmtree(folder / "steps", ignore_errors=True)
     return done

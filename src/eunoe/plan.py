@@ -14,7 +14,7 @@ from eunoe import methods, transfer
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup
 from eunoe.optim.schedules import SCHEDULES
-from eunoe.recipe import LoopSettings, Recipe, TrainingSettings, build, check_loop, named
+from eunoe.recipe import LoopSettings, Recipe, TrainingSettings, build, check_loop, check_training, named
 from eunoe.train import optimizer_settings
 
 BASE = "base"
@@ -92,15 +92,11 @@ def resolve(recipe: Recipe) -> Plan:
                 )
             merged = {**dataclasses.asdict(recipe.training), **options.pop("training")}
             training = build(TrainingSettings, merged, f"recipe.methods[{i}].training")
-            check_loop(training, f"recipe.methods[{i}].training")
+            check_training(training, f"recipe.methods[{i}].training")
             _check_schedule(training, f"recipe.methods[{i}].training")
             if training.block != recipe.training.block:
                 raise EunoeError(f"recipe.methods[{i}].training.block is {training.block}, but all methods read the same blocks: set "
                                  f"recipe.training.block (now {recipe.training.block}).")  # fmt: skip
-            if not 0 < training.mask_rate < 1:
-                raise EunoeError(
-                    f"recipe.methods[{i}].training.mask_rate must lie in (0, 1), received {training.mask_rate}."
-                )
         training.optimizer = optimizer_settings(training.optimizer, f"recipe.methods[{i}].training.optimizer")[2]
         settings = build(entry.settings, options, f"recipe.methods[{i}] ({name})")
         chosen.append((str(label), entry, settings, training))

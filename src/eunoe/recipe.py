@@ -431,8 +431,7 @@ def _check(recipe: Recipe) -> None:
     if recipe.model.head == "train" and recipe.head is None:
         raise EunoeError("model.head is train but recipe.head is missing: say which text to train the LM head on, "
                          "as in `head: {corpora: [{source: general.txt}]}`.")  # fmt: skip
-    _check_loop(recipe.training, "recipe.training")
-    _check_text(recipe.training, "recipe.training")
+    check_training(recipe.training, "recipe.training")
     if recipe.head is not None:
         _check_text(recipe.head, "recipe.head")
         for key, least in (("rank", 0), ("batch", 1), ("steps", 1), ("checkpoint_every", 1)):
@@ -459,7 +458,14 @@ def _check_text(settings: TrainingSettings | HeadSettings, where: str) -> None:
         raise EunoeError(f"{where}.mask_rate must lie in (0, 1), received {settings.mask_rate}.")
 
 
-def _check_loop(loop: LoopSettings, where: str) -> None:
+def check_training(training: TrainingSettings, where: str) -> None:
+    """Refuse numbers of a post-training that make no sense, naming ``where``."""
+    check_loop(training, where)
+    _check_text(training, where)
+
+
+def check_loop(loop: LoopSettings, where: str) -> None:
+    """Refuse numbers of a training that make no sense, naming ``where``."""
     for key in ("batch", "epochs", "lr", "checkpoint_every"):
         if getattr(loop, key) <= 0:
             raise EunoeError(f"{where}.{key} must be above 0, received {getattr(loop, key)}.")
@@ -471,9 +477,6 @@ def _check_loop(loop: LoopSettings, where: str) -> None:
         raise EunoeError(f"{where}.micro_batch must divide batch = {loop.batch}, received {loop.micro_batch}.")
     if loop.clip is not None and loop.clip <= 0:
         raise EunoeError(f"{where}.clip must be above 0, or null for none; received {loop.clip}.")
-
-
-check_loop = _check_loop
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from eunoe import checkpoint
+from eunoe.atomic import write_text
 from eunoe.data.collate import Batch, LMBatches, Rows
 from eunoe.data.corpus import Blocks, Part, load_blocks
 from eunoe.data.tasks import Task, load_task
@@ -37,7 +38,7 @@ from eunoe.methods.base import Method
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
 from eunoe.models.load import LanguageModel, load_lm, refuse_longer
-from eunoe.plan import BASE, Cell, Plan, Sequence, resolve
+from eunoe.plan import Cell, Plan, Sequence, resolve
 from eunoe.progress import say
 from eunoe.recipe import ModelSettings, Recipe, build, differences, parse_yaml, to_yaml
 from eunoe.report.page import write_report
@@ -68,7 +69,7 @@ def run(recipe: Recipe, out: Path, command: str = "") -> Path:
                          "the loop itself (eunoe.train) runs data-parallel.")  # fmt: skip
     plan = resolve(recipe)
     _refuse_other(plan, out)
-    if _finished(plan, out):
+    if _finished(out):
         say(f"{out} is finished: every score of the recipe is there. Nothing was changed.")
         return out / "report.html"
     model = plan.recipe.model
@@ -84,7 +85,7 @@ def run(recipe: Recipe, out: Path, command: str = "") -> Path:
             _walk(plan, sequence, material, model, out)
         write_matrix(read_rows(out / "rows.jsonl"), out / "matrix.csv")
         report = write_report([out])
-        _mark_finished(plan, out)
+        _mark_finished(out)
     return report
 
 
@@ -117,7 +118,7 @@ def read_material(plan: Plan, lm: LanguageModel) -> Material:
 
 
 # -- one sequence -----------------------------------------------------------------------------------------------
-def build_sequence(plan: Plan, sequence: Sequence, model: ModelSettings) -> tuple[LanguageModel, Method]:
+def build_sequence(sequence: Sequence, model: ModelSettings) -> tuple[LanguageModel, Method]:
     """The pretrained model and the sequence's method around it, before any domain."""
     lm = load_lm(model)
     torch.manual_seed(sequence.seed)
@@ -136,7 +137,7 @@ def _walk(plan: Plan, sequence: Sequence, material: Material, model: ModelSettin
     owed = _owed(plan, sequence, out)
     if not owed:
         return
-    lm, method = build_sequence(plan, sequence, model)
+    lm, method = build_sequence(sequence, model)
     _measure(plan, sequence, lm, method, material, out, [c for c in owed if not c.learnt], 0)
     if sequence.method is None:
         return
@@ -170,8 +171,7 @@ def _learn(
     method.activate(domain)
     probe = material.valid[domain][0]["input_ids"][:PROBE_BLOCKS]
     states = hidden_states(lm.model, anatomy(lm.model).base, probe)
-    curve = "".join(f"{s},{loss!r},{lr!r},{norm!r}\n" for s, loss, lr, norm in done.curve)
-    checkpoint.write_text(folder / "curve.csv", "step,loss,lr,grad_norm\n" + curve)
+    write_text(folder / "curve.csv", done.curve_csv())
     checkpoint.save(folder / "final", {
         "weights": weights(lm.model), "method": method.state_dict(), "steps": done.steps,
         "probe": {"input_ids": probe, "states": states, "reads": reads_hash(lm, method, domain)},
@@ -233,11 +233,12 @@ def _row(plan: Plan, sequence: Sequence, cell: Cell, score: Score, **more: Any) 
 
 def _owed(plan: Plan, sequence: Sequence, out: Path) -> list[Cell]:
     """The measurements of a sequence that have no rows yet."""
-    held: dict[tuple[object, ...], int] = {}
-    for row in read_rows(out / "rows.jsonl"):
-        if (row.method, row.order, row.seed) == (sequence.label, sequence.order_name, sequence.seed):
-            key = (row.learnt, row.task, row.transfer is not None)
-            held[key] = held.get(key, 0) + 1
+    mine = (sequence.label, sequence.order_name, sequence.seed)
+    held = {
+        (row.learnt, row.task, row.transfer is not None)
+        for row in read_rows(out / "rows.jsonl")
+        if (row.method, row.order, row.seed) == mine
+    }
     return [cell for cell in plan.cells(sequence) if (cell.learnt, cell.task, cell.end_task) not in held]
 
 
@@ -311,7 +312,7 @@ def _drop_half_cell(file: Path) -> None:
         os.truncate(file, held.rfind(b"\n", 0, end) + 1)
 
 
-def _finished(plan: Plan, out: Path) -> bool:
+def _finished(out: Path) -> bool:
     """Everything the recipe owes is there and the report was made from these rows."""
     mark = out / "finished.json"
     if not mark.is_file() or not (out / "report.html").is_file():
@@ -319,8 +320,8 @@ def _finished(plan: Plan, out: Path) -> bool:
     return bool(json.loads(mark.read_text(encoding="utf-8"))["rows_sha256"] == _rows_hash(out))
 
 
-def _mark_finished(plan: Plan, out: Path) -> None:
-    checkpoint.write_text(out / "finished.json", json.dumps({"rows_sha256": _rows_hash(out)}) + "\n")
+def _mark_finished(out: Path) -> None:
+    write_text(out / "finished.json", json.dumps({"rows_sha256": _rows_hash(out)}) + "\n")
 
 
 def _rows_hash(out: Path) -> str:
@@ -341,9 +342,9 @@ def _claimed(plan: Plan, out: Path, command: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise EunoeError(f"another process is at work in {out}. Wait for it, or choose another --out.") from None
-        checkpoint.write_text(out / "recipe.yaml", to_yaml(plan.recipe))
+        write_text(out / "recipe.yaml", to_yaml(plan.recipe))
         if not (out / "environment.json").is_file():
-            checkpoint.write_text(out / "environment.json", json.dumps(environment(command), indent=1) + "\n")
+            write_text(out / "environment.json", json.dumps(environment(command), indent=1) + "\n")
         yield
 
 
@@ -380,7 +381,6 @@ def _derived(seed: int, *parts: str) -> int:
 
 
 __all__ = [
-    "BASE",
     "Material",
     "build_sequence",
     "domain_folder",

@@ -75,6 +75,12 @@ class Trained:
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
+    def curve_csv(self) -> str:
+        """The curve as ``curve.csv`` holds it, in full precision."""
+        return "step,loss,lr,grad_norm\n" + "".join(
+            f"{s},{loss!r},{lr!r},{norm!r}\n" for s, loss, lr, norm in self.curve
+        )
+
 
 def train(job: Job) -> Trained:
     """Carry out a job on whatever device accelerate finds; raises ``Interrupted`` (place saved) or ``EunoeError``.
@@ -165,7 +171,7 @@ def make_optimizer(choice: Any, model: nn.Module, lr: float, steps: int) -> Opti
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training may have changed (and buffers of the same modules), by name."""
+    """The weights that training may have changed, by name."""
     return {name: p.detach() for name, p in trainable(model)}
 
 

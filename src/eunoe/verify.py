@@ -3,9 +3,8 @@
 When a domain ended, its checkpoint kept a probe: some of its held-out blocks and the hidden states they gave, and the
 SHA-256 of every weight entry its output reads. ``verify`` computes the probe from the domain's own checkpoint and from
 the state after the LAST domain, under the domain's masks, and compares the bits, and the hash. Where the versions and the
-machine are those of the run, the bits must also equal those recorded then. Checkpoints' own
-hashes are checked on the way. A method that makes no promise (ncl) is measured too, and said to have changed; that fails
-nothing.
+machine are those of the run, the bits must also equal those recorded then. Checkpoints' own hashes are checked on the way. A
+method that makes no promise (ncl) is measured too, and said to have changed; that fails nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from eunoe import checkpoint
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import hidden_states
 from eunoe.models.anatomy import anatomy
-from eunoe.plan import Plan, Sequence
+from eunoe.plan import Sequence
 from eunoe.recipe import ModelSettings
 from eunoe.run import build_sequence, domain_folder, environment, load_plan, model_settings, reads_hash
 from eunoe.train import restore
@@ -57,7 +56,7 @@ def verify(out: Path) -> list[Finding]:
     findings: list[Finding] = []
     for sequence in plan.sequences:
         if sequence.method is not None:
-            findings += _verify_sequence(plan, sequence, model, out, same_machine)
+            findings += _verify_sequence(sequence, model, out, same_machine)
     if not findings:
         raise EunoeError(
             f"{out} has no finished domain to verify. Let it run first: eunoe run {out / 'recipe.yaml'} --out {out}"
@@ -65,13 +64,11 @@ def verify(out: Path) -> list[Finding]:
     return findings
 
 
-def _verify_sequence(
-    plan: Plan, sequence: Sequence, model: ModelSettings, out: Path, same_machine: bool
-) -> list[Finding]:  # fmt: skip
+def _verify_sequence(sequence: Sequence, model: ModelSettings, out: Path, same_machine: bool) -> list[Finding]:
     done = [i for i in range(len(sequence.order)) if checkpoint.whole(domain_folder(out, sequence, i) / "final")]
     if not done:
         return []
-    lm, method = build_sequence(plan, sequence, model)
+    lm, method = build_sequence(sequence, model)
     promised = not method.forgets
     held: dict[int, checkpoint.Checkpoint] = {}
     findings: list[Finding] = []

@@ -169,7 +169,7 @@ def test_a_folder_without_scores_says_what_to_run(tmp_path: Path) -> None:
         write_report([])
     run = made_up_run(tmp_path / "run", curves=False)
     (tmp_path / "file").write_text("")
-    with pytest.raises(EunoeError, match="cannot be written"):
+    with pytest.raises(EunoeError, match="could not be written"):
         write_report([run], tmp_path / "file" / "report.html")
     assert not list(tmp_path.rglob("report.html"))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -82,17 +83,10 @@ class LMBatches:
         return collate_lm(rows, self.blocks.special, self.objective, self.mask_id, self.vocabulary, self.mask_rate)
 
 
-_held: dict[tuple[int, int, int], NDArray[np.int64]] = {}
-
-
+@lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     """The order of one epoch; the last few are kept, as steps ask for them again and again."""
-    key = (seed, epoch, n)
-    if key not in _held:
-        while len(_held) > 3:
-            _held.pop(next(iter(_held)))
-        _held[key] = np.random.default_rng((0x0DE2, seed, epoch)).permutation(n)
-    return _held[key]
+    return np.random.default_rng((0x0DE2, seed, epoch)).permutation(n)
 
 
 def collate_lm(

@@ -58,7 +58,7 @@ def lm_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int,
 class LowRank(nn.Module):
     """A linear layer with a trained low-rank change beside it: y = W x + b + up(down(x)) (LoRA, arXiv 2106.09685, scale 1).
 
-    ``up`` starts at zero, so the layer starts as it was. ``merged()`` is the weight with the change added.
+    ``up`` starts at zero, so the layer starts as it was. ``apply_patch`` merges the change into the weight.
     """
 
     def __init__(self, base: nn.Linear, rank: int) -> None:

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from eunoe.checkpoint import write_bytes
+from eunoe.atomic import write_bytes
 from eunoe.data.collate import Objective
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import anatomy

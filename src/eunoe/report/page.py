@@ -16,6 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from eunoe.atomic import write_bytes
 from eunoe.errors import EunoeError
 from eunoe.evaluate.matrix import drops
 from eunoe.evaluate.scores import wilson_interval
@@ -49,7 +50,6 @@ from eunoe.report.tables import (
     shown,
     summarize,
     typeset,
-    write_text,
 )
 
 HEAD = "LM head"
@@ -86,12 +86,7 @@ def write_report(runs: list[Path], out: Path | None = None) -> Path:
         out = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
     elif out.is_dir():
         out = out / "report.html"
-    text = render(held)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, text)
-    except OSError as error:
-        raise EunoeError(f"{out} cannot be written: {error.strerror or error}. Choose another place.") from None
+    write_bytes(out, render(held).encode("utf-8", "replace"))
     return out
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eunoe.atomic import write_bytes
 from eunoe.errors import EunoeError
 from eunoe.evaluate.matrix import drops, final_average, forward_transfer
 from eunoe.evaluate.scores import mean_interval
@@ -555,14 +555,7 @@ def write_matrix(rows: Sequence[Row], path: Path) -> None:
         writer.writerow([row.run, row.method, row.transfer or "", row.order, row.seed,
                          "" if row.shots_seed is None else row.shots_seed, row.metric, len(row.learnt), after, row.task,
                          repr(row.value), row.n])  # fmt: skip
-    write_text(path, out.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path`` and move it there: a reader never sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(text.encode("utf-8", "replace"))
-    os.replace(partial, path)
+    write_bytes(path, out.getvalue().encode("utf-8", "replace"))
 
 
 Counts: TypeAlias = dict[str, int]
@@ -604,5 +597,5 @@ def _counts(detail: dict[str, Any] | None) -> bool:
 
 __all__ = [
     "Estimate", "General", "Key", "Line", "Metric", "Scores", "Summary", "answer", "class_counts", "domain_orders", "heading",
-    "labels", "matrices", "metric", "number", "print_summary", "shown", "summarize", "typeset", "write_matrix", "write_text",
+    "labels", "matrices", "metric", "number", "print_summary", "shown", "summarize", "typeset", "write_matrix",
 ]  # fmt: skip
