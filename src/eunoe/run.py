@@ -10,17 +10,11 @@ to run), sequences/METHOD.ORDER.seedN/domains/I-NAME/{final,curve.csv}, matrix.c
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
-import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +27,7 @@ from eunoe.data.corpus import Blocks, Part, load_blocks
 from eunoe.data.tasks import Task, load_task
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, eval_batches, hidden_states, lm_score
+from eunoe.folder import claimed, derived_seed, finished, mark_finished, note_time, refuse_other
 from eunoe.head import train_head
 from eunoe.methods.base import Method
 from eunoe.models.anatomy import anatomy
@@ -40,7 +35,7 @@ from eunoe.models.heads import lm_loss
 from eunoe.models.load import LanguageModel, load_lm, refuse_longer
 from eunoe.plan import Cell, Plan, Sequence, resolve
 from eunoe.progress import say
-from eunoe.recipe import ModelSettings, Recipe, build, differences, parse_yaml, to_yaml
+from eunoe.recipe import ModelSettings, Recipe, build, parse_yaml
 from eunoe.report.page import write_report
 from eunoe.report.schema import Row, append_rows, read_rows
 from eunoe.report.tables import write_matrix
@@ -68,15 +63,15 @@ def run(recipe: Recipe, out: Path, command: str = "") -> Path:
         raise EunoeError("a run is one process for now; several write over each other's files. Start it without a launcher; "
                          "the loop itself (eunoe.train) runs data-parallel.")  # fmt: skip
     plan = resolve(recipe)
-    _refuse_other(plan, out)
-    if _finished(out):
+    refuse_other(plan.recipe, out)
+    if finished(out):
         say(f"{out} is finished: every score of the recipe is there. Nothing was changed.")
         return out / "report.html"
     model = plan.recipe.model
     torch.manual_seed(plan.recipe.seeds[0])  # a head that is not trained yet starts at random
     lm = load_lm(model)
     material = read_material(plan, lm)
-    with _claimed(plan, out, command):
+    with claimed(plan.recipe, out, command):
         _drop_half_cell(out / "rows.jsonl")
         if model.head == "train":
             model = _with_head(plan, out)
@@ -85,7 +80,7 @@ def run(recipe: Recipe, out: Path, command: str = "") -> Path:
             _walk(plan, sequence, material, model, out)
         write_matrix(read_rows(out / "rows.jsonl"), out / "matrix.csv")
         report = write_report([out])
-        _mark_finished(out)
+        mark_finished(out)
     return report
 
 
@@ -158,7 +153,7 @@ def _learn(
     domain, folder, settings = sequence.order[i], domain_folder(out, sequence, i), sequence.training
     blocks = material.train[domain]
     steps = settings.steps or max(1, round(len(blocks) * settings.epochs / settings.batch))
-    seed = _derived(sequence.seed, "learn", str(i), domain)
+    seed = derived_seed(sequence.seed, "learn", str(i), domain)
     batches = LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), settings.batch, steps, seed,
                         settings.micro_batch, settings.mask_rate)  # fmt: skip
     done = train(Job(
@@ -176,7 +171,7 @@ def _learn(
         "weights": weights(lm.model), "method": method.state_dict(), "steps": done.steps,
         "probe": {"input_ids": probe, "states": states, "reads": reads_hash(lm, method, domain)},
     })  # fmt: skip
-    _time(out, f"{sequence.folder}/{i}-{domain}", done.seconds, done.tokens)
+    note_time(out, f"{sequence.folder}/{i}-{domain}", done.seconds, done.tokens)
 
 
 def _restore_domain(lm: LanguageModel, method: Method, folder: Path) -> int:
@@ -205,7 +200,7 @@ def _measure(
         began = time.monotonic()
         if cell.end_task:
             task, rows = material.tasks[cell.task]
-            seed = _derived(sequence.seed, "task", cell.task)
+            seed = derived_seed(sequence.seed, "task", cell.task)
             domain = cell.task if cell.task in cell.learnt else None
             fine = plan.transfer.transfer(
                 lm, method, domain, task, rows, plan.transfer_settings, seed, plan.recipe.evaluation.batch
@@ -218,7 +213,7 @@ def _measure(
         append_rows(out / "rows.jsonl", [
             _row(plan, sequence, cell, score, transfer=transfer, shots_seed=shots, steps=taken) for score in found
         ])  # fmt: skip
-        _time(
+        note_time(
             out,
             f"{sequence.folder}/{len(cell.learnt)}:{cell.task}{'' if cell.end_task else ' (text)'}",
             time.monotonic() - began,
@@ -255,7 +250,7 @@ def _with_head(plan: Plan, out: Path) -> ModelSettings:
     assert recipe.head is not None  # recipe._check
     done = train_head(recipe.model, recipe.head, out / "head", recipe.seeds[0])
     if done is not None:
-        _time(out, "head", done.seconds, done.tokens)
+        note_time(out, "head", done.seconds, done.tokens)
     return model_settings(plan, out)
 
 
@@ -274,32 +269,13 @@ def _head_rows(plan: Plan, material: Material, start: LanguageModel, after: Mode
         )])  # fmt: skip
 
 
-# -- the run folder ---------------------------------------------------------------------------------------------
+# -- of a run folder ----------------------------------------------------------------------------------------------
 def load_plan(out: Path) -> Plan:
     """The plan of a run folder, from its recipe.yaml; raises ``EunoeError`` if there is none."""
     file = out / "recipe.yaml"
     if not file.is_file():
         raise EunoeError(f"{out} is no run folder: it has no recipe.yaml. Make one: eunoe run RECIPE --out {out}")
     return resolve(build(Recipe, parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)))
-
-
-_FIRST = (".lock", "recipe.yaml.partial")
-"""What a kill in a run's first moment leaves behind."""
-
-
-def _refuse_other(plan: Plan, out: Path) -> None:
-    """Raises if the folder holds the run of another recipe (saying what differs), or things that are no run."""
-    file = out / "recipe.yaml"
-    if file.is_file():
-        found = differences(
-            parse_yaml(file.read_text(encoding="utf-8"), str(file)), parse_yaml(to_yaml(plan.recipe), "recipe")
-        )
-        if found:
-            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-            raise EunoeError(f"{out} belongs to another recipe: {'; '.join(found[:5])}{more}. Choose another --out, or "
-                             "give the settings it was begun with.")  # fmt: skip
-    elif out.exists() and (not out.is_dir() or any(p.name not in _FIRST for p in out.iterdir())):
-        raise EunoeError(f"{out} exists and is no run folder. Choose another --out, or empty it.")
 
 
 def _drop_half_cell(file: Path) -> None:
@@ -312,79 +288,10 @@ def _drop_half_cell(file: Path) -> None:
         os.truncate(file, held.rfind(b"\n", 0, end) + 1)
 
 
-def _finished(out: Path) -> bool:
-    """Everything the recipe owes is there and the report was made from these rows."""
-    mark = out / "finished.json"
-    if not mark.is_file() or not (out / "report.html").is_file():
-        return False
-    return bool(json.loads(mark.read_text(encoding="utf-8"))["rows_sha256"] == _rows_hash(out))
-
-
-def _mark_finished(out: Path) -> None:
-    write_text(out / "finished.json", json.dumps({"rows_sha256": _rows_hash(out)}) + "\n")
-
-
-def _rows_hash(out: Path) -> str:
-    file = out / "rows.jsonl"
-    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
-
-
-@contextmanager
-def _claimed(plan: Plan, out: Path, command: str) -> Iterator[None]:
-    """The folder with its recipe and environment, for this process alone."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".lock", "a")  # noqa: SIM115 - held for the whole run
-    except OSError as error:
-        raise EunoeError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise EunoeError(f"another process is at work in {out}. Wait for it, or choose another --out.") from None
-        write_text(out / "recipe.yaml", to_yaml(plan.recipe))
-        if not (out / "environment.json").is_file():
-            write_text(out / "environment.json", json.dumps(environment(command), indent=1) + "\n")
-        yield
-
-
-def environment(command: str) -> dict[str, Any]:
-    """Versions and machine facts that the numbers may depend on, and the command."""
-    packages = (
-        "eunoe",
-        "torch",
-        "transformers",
-        "accelerate",
-        "datasets",
-        "tokenizers",
-        "safetensors",
-        "scikit-learn",
-        "numpy",
-    )
-    return {
-        "command": command, "python": platform.python_version(), **{name: version(name) for name in packages},
-        "machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }  # fmt: skip
-
-
-def _time(out: Path, what: str, seconds: float, tokens: int) -> None:
-    """One line in times.jsonl: for people, and for no number that is reported as a result."""
-    line = json.dumps({"what": what, "seconds": round(seconds, 3), "tokens": tokens})
-    with open(out / "times.jsonl", "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def _derived(seed: int, *parts: str) -> int:
-    """A seed for one part of a run, from the run's seed and the part's name: independent of what ran before."""
-    return int.from_bytes(hashlib.sha256("/".join([str(seed), *parts]).encode()).digest()[:6], "big")
-
-
 __all__ = [
     "Material",
     "build_sequence",
     "domain_folder",
-    "environment",
     "load_plan",
     "model_settings",
     "read_material",

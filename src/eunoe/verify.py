@@ -19,10 +19,11 @@ from torch import Tensor
 from eunoe import checkpoint
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import hidden_states
+from eunoe.folder import environment
 from eunoe.models.anatomy import anatomy
 from eunoe.plan import Sequence
 from eunoe.recipe import ModelSettings
-from eunoe.run import build_sequence, domain_folder, environment, load_plan, model_settings, reads_hash
+from eunoe.run import build_sequence, domain_folder, load_plan, model_settings, reads_hash
 from eunoe.train import restore
 
 
