@@ -2,17 +2,28 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, XLNetConfig, XLNetLMHeadModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import FAMILIES, Anatomy, Layer, anatomy
 from tests.models.families import CHANGES, NORM_FIRST, tiny, tokens
 
 families = pytest.mark.parametrize("family", sorted(FAMILIES))
+SANDWICH = {"gemma3", "gemma3_text"}
+"""Families that normalise a sub-layer's result before adding it."""
+ENCODER_OF_T5 = ["encoder.block.0", "encoder.block.1"]
 
 
 def places(layer: Layer) -> list[nn.Module]:
@@ -28,7 +39,7 @@ def watch(model: nn.Module, modules: list[nn.Module]) -> tuple[dict[nn.Module, T
 
     def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         into[module] = args[0] if args else kwargs["hidden_states"]
-        out[module] = output
+        out[module] = output if isinstance(output, Tensor) else output[0]
 
     handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
     with torch.no_grad():
@@ -85,17 +96,29 @@ def test_without_its_sub_layers_results_a_layer_is_nothing_but_its_norms(family:
         torch.testing.assert_close(out[layer.module], expected)
 
 
-@families
-def test_the_first_projections_get_the_sub_layers_input(family: str) -> None:
-    model = tiny(family)
+VARIANTS = [
+    *((family, {}) for family in sorted(FAMILIES)),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("t5", {"feed_forward_proj": "gated-gelu"}),  # T5 1.1
+    ("deberta-v2", {"share_att_key": False, "conv_kernel_size": 0}),
+]
+
+
+@pytest.mark.parametrize(("family", "change"), VARIANTS)
+def test_the_first_projections_get_the_sub_layers_input(family: str, change: dict[str, Any]) -> None:
+    model = tiny(family, **change)
+    beside = family == "gpt_neox" and not change  # its sub-layers run beside each other
     parts = anatomy(model)
     into, out = watch(model, [m for layer in parts.layers for m in (layer.module, *places(layer))])
     for layer in parts.layers:
         x = into[layer.module]
         assert out[layer.attention_out].shape == out[layer.feed_forward_out].shape == (2, 7, parts.width)
         assert into[layer.attention_proj].shape == (2, 7, parts.heads_width)
-        torch.testing.assert_close(out[layer.attention_out], out[layer.attention_proj])  # no dropout in evaluation
-        between = x + out[layer.attention_out]
+        result = out[layer.attention_proj]  # and no dropout in evaluation
+        if family in SANDWICH:
+            result = layer.norms[2](result)
+        torch.testing.assert_close(out[layer.attention_out], result)
+        between = x if beside else x + out[layer.attention_out]
         if family in NORM_FIRST:
             first_of_modernbert = family == "modernbert" and layer is parts.layers[0]
             attention = x if first_of_modernbert else layer.norms[0](x)
@@ -132,6 +155,12 @@ def test_heads_and_wrappers_make_no_difference(family: str) -> None:
         assert [layer.name for layer in parts.layers] == expected
         assert all(dict(parts.base.named_modules())[layer.name] is layer.module for layer in parts.layers)
     assert anatomy(lm).embeddings is lm.get_input_embeddings()
+
+
+@pytest.mark.parametrize("kind", [T5EncoderModel, T5ForConditionalGeneration])
+def test_of_t5_the_encoder_alone_has_layers(kind: type[nn.Module]) -> None:
+    expected = [layer.name for layer in anatomy(tiny("t5")).layers]
+    assert [layer.name for layer in anatomy(kind(tiny("t5").config)).layers] == expected == ENCODER_OF_T5
 
 
 def test_albert_layers_are_the_distinct_ones_however_often_they_run() -> None:

@@ -14,12 +14,20 @@ What to look for when a row is written:
 - ALBERT runs one layer many times. ``layers`` are the distinct layer modules, so a plug-in belongs to a shared layer
   and runs each time that layer runs; with one group there is one plug-in pair for the whole model.
 - ModernBERT's first layer has no attention norm (``nn.Identity``): ``norms`` holds only what has weights.
+- Gemma 3 normalises a sub-layer's result once more before adding it (a sandwich), so that norm is ``attention_out`` or
+  ``feed_forward_out``: what leaves it is what enters the residual stream.
+- GPT-NeoX runs both sub-layers beside each other (``use_parallel_residual``): the feed-forward one reads the layer's
+  input and not the attention's result. The places are the same; a plug-in of the attention is then not seen by the
+  feed-forward sub-layer of its own layer, only by later layers.
+- T5 has its row for the encoder: ``T5EncoderModel``, the encoder-only heads, or the encoder inside a T5 that generates,
+  whose decoder then reads what the plug-ins changed. transformers has no masked-LM head for T5, so a recipe cannot
+  post-train one; plug-ins attach, train under a loss of one's own, save and load as on any family.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -43,11 +51,12 @@ class Family:
     attention_out: str
     """The module whose output is the attention sub-layer's result, before add & norm."""
     feed_forward_in: tuple[str, ...]
-    """The first projection(s) of the feed-forward sub-layer; each gets the sub-layer's input."""
+    """What reads the feed-forward sub-layer's input: its first projection(s), or the module around all of them."""
     feed_forward_out: str
     """The module whose output is the feed-forward sub-layer's result, before add & norm."""
     norms: tuple[str, ...]
-    """LayerNorms or RMSNorms of a layer, where this layer has them."""
+    """LayerNorms or RMSNorms of a layer, where this layer has them; those that read what enters the attention and the
+    feed-forward sub-layer (or what leaves it, in families that normalise afterwards) come first, in this order."""
 
 
 _BERT = Family(
@@ -72,10 +81,25 @@ _LLAMA = Family(
     norms=("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"),
 )
 
+_GEMMA3 = replace(
+    _LLAMA,
+    attention_out="post_attention_layernorm",
+    feed_forward_out="post_feedforward_layernorm",
+    norms=(
+        "input_layernorm",
+        "pre_feedforward_layernorm",
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+        "self_attn.q_norm",
+        "self_attn.k_norm",
+    ),
+)
+
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": _BERT,
     "electra": _BERT,
+    "deberta-v2": replace(_BERT, attention_in="attention.self.value_proj"),  # the others project positions as well
     "distilbert": Family(
         embeddings="embeddings.word_embeddings",
         layers="transformer.layer.*",
@@ -118,6 +142,28 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma3_text": _GEMMA3,
+    "gemma3": replace(_GEMMA3, embeddings="language_model.embed_tokens", layers="language_model.layers.*"),
+    "gpt_neox": Family(
+        embeddings="embed_in",
+        layers="layers.*",
+        attention_in="attention.query_key_value",
+        attention_proj="attention.dense",
+        attention_out="post_attention_dropout",
+        feed_forward_in=("mlp.dense_h_to_4h",),
+        feed_forward_out="post_mlp_dropout",
+        norms=("input_layernorm", "post_attention_layernorm"),
+    ),
+    "t5": Family(
+        embeddings="shared",
+        layers="encoder.block.*",
+        attention_in="layer.0.SelfAttention.q",
+        attention_proj="layer.0.SelfAttention.o",
+        attention_out="layer.0.dropout",
+        feed_forward_in=("layer.1.DenseReluDense",),  # its first projections differ between T5 1.0 and 1.1
+        feed_forward_out="layer.1.dropout",
+        norms=("layer.0.layer_norm", "layer.1.layer_norm"),
+    ),
 }
 """``config.model_type`` -> names. A family is added here and nowhere else."""
 
@@ -170,7 +216,7 @@ def anatomy(model: nn.Module) -> Anatomy:
             "that file says what each of them must be."
         )
     family = FAMILIES[model_type]
-    config = base.config
+    config = base.config.get_text_config()  # of an image-and-text model the part that has these layers
     heads = int(config.num_attention_heads)
     head_width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
     return Anatomy(
