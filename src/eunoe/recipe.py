@@ -230,6 +230,79 @@ class Recipe:
     """Named sets of overrides, ``{full: {training.block: 164}}``, chosen by ``--scale``."""
 
 
+# -- fine-tuning studies ---------------------------------------------------------------------------------------
+@dataclass(kw_only=True)
+class StudyTask(TaskSettings):
+    """One labelled task of a study: a GLUE task, or rows of your own as in a domain's ``task``."""
+
+    name: str
+    """Letters, digits, ``-`` and ``_``."""
+    glue: str | None = None
+    """A GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli; scored on its development set."""
+    folder: str | None = None
+    """Folder of the official GLUE layout (``folder/CoLA/train.tsv``), or ``hub``; read with ``glue``."""
+    train_rows: int | None = None
+    """Fine-tune on at most this many rows, spread evenly; read with ``glue``."""
+    seeds: list[int] | None = None
+    """Seeds of this task instead of the study's."""
+    transfer: dict[str, Any] = field(default_factory=dict)
+    """Settings of the transfer for this task alone, over those of every system."""
+
+
+@dataclass(kw_only=True)
+class SearchSettings:
+    """How a system with a grid is set: every point with one seed; the best goes on with the study's seeds."""
+
+    seed: int
+    """Seed of the search; it may not be among the study's seeds."""
+    by: Literal["last", "best"] = "last"
+    """Compare the scores after the last step, or the best of all evaluations."""
+
+
+@dataclass(kw_only=True)
+class StudyEvaluation:
+    """How a study scores."""
+
+    batch: int = 64
+    """Labelled rows, or blocks, that pass the model at once."""
+    block: int = 128
+    """Tokens in a block of retention text."""
+    blocks: int | None = 64
+    """Blocks a retention text, spread evenly; null: all."""
+    mask_rate: float = 0.15
+    """Share of the tokens that a masked LM is asked for."""
+    predict_test: bool = False
+    """Also answer the unlabelled test rows of GLUE tasks, for a submission."""
+
+
+@dataclass(kw_only=True)
+class Study:
+    """A fine-tuning study: one pretrained model, labelled tasks, systems that fine-tune it, seeds."""
+
+    name: str
+    """Name of the study: letters, digits, ``-`` and ``_``."""
+    about: str = ""
+    """What this study is for; printed on the report."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    """The pretrained language model."""
+    tasks: list[StudyTask]
+    """The labelled tasks."""
+    systems: dict[str, Any]
+    """Label -> a transfer with its options; ``grid: {lr: [1e-4, 2e-4]}`` makes one point of each combination."""
+    search: SearchSettings | None = None
+    """How the points of grids are chosen from; without it every point gets every seed."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds of classifiers, row order and dropout."""
+    retention: dict[str, CorpusSettings] = field(default_factory=dict)
+    """Name -> general text: what is left of the pretrained model after each fine-tuning is measured on it."""
+    evaluation: StudyEvaluation = field(default_factory=StudyEvaluation)
+    """How scores are made."""
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    """System -> task -> the published score, in points, printed beside ours."""
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Named sets of overrides, chosen by ``--scale``."""
+
+
 # -- reading ----------------------------------------------------------------------------------------------------
 class _Loader(yaml.SafeLoader):
     """Safe YAML; also reads ``1e-4`` as the number it is (YAML 1.1 wants ``1.0e-4``) and refuses repeated keys."""
@@ -271,9 +344,12 @@ def shipped_recipes() -> dict[str, Path]:
     return {p.stem: p for folder in folders if folder.is_dir() for p in sorted(folder.glob("*.yaml"))}
 
 
-def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = (), scale: str | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[tuple[str, str]] = (), scale: str | None = None
+) -> Recipe | Study:
     """Read a recipe file (or a shipped recipe's name), apply a scale, then ``(dotted key, YAML value)`` overrides.
 
+    A recipe with the key ``tasks`` is a fine-tuning study, any other a run over domains.
     Raises ``EunoeError`` for a missing file, broken YAML, unknown keys (with close matches) and wrong values.
 
     >>> load_recipe("demo", [("training.lr", "1e-3")]).training.lr
@@ -297,9 +373,18 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, str]] = (), sca
     if scale is not None:
         chosen = lookup(_mapping(data.get("scales") or {}, "recipe.scales"), scale, "scale")
         for key, value in _unshared(_mapping(chosen, f"recipe.scales.{scale}")).items():
-            _override(data, str(key), value)
+            override(data, str(key), value)
+    return recipe_of(data, overrides)
+
+
+def recipe_of(data: dict[str, Any], overrides: Sequence[tuple[str, str]] = ()) -> Recipe | Study:
+    """The recipe that plain data describes, after overrides; raises as ``load_recipe``."""
     for key, text in overrides:
-        _override(data, key, parse_yaml(text, f"--{key}"))
+        override(data, key, parse_yaml(text, f"--{key}"))
+    if "tasks" in data:
+        study = build(Study, data, "recipe")
+        _check_study(study)
+        return study
     recipe = build(Recipe, data, "recipe")
     _check(recipe)
     return recipe
@@ -311,8 +396,8 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _override(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested mappings and lists (``domains.0.name``; ``domains.*.name`` sets all).
+def override(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``a.b.c`` of plain data in place, in mappings and lists (``domains.0.name``; ``domains.*.name`` sets all).
 
     Where a name may stand for a mapping (a method, a transfer, an optimizer), a key below it makes it one.
     """
@@ -337,10 +422,14 @@ def _override(data: dict[str, Any], key: str, value: Any) -> None:
                 raise EunoeError(f"--{key}: {part!r} would stand below {target!r}, which has no key of its own.")
             else:
                 inner = target.get(part)
-                if isinstance(inner, str) and part in ("transfer", "optimizer"):
+                if isinstance(inner, str) and (part in ("transfer", "optimizer") or path[:depth] == ["systems"]):
                     inner = {"name": inner}
                 if inner is None:
-                    default = {"transfer": Recipe.transfer, "training.optimizer": LoopSettings.optimizer}
+                    default = {
+                        "transfer": Recipe.transfer,
+                        "training.optimizer": LoopSettings.optimizer,
+                        "optimizer": "adamw",
+                    }
                     here = ".".join(path[: depth + 1])
                     inner = {"name": default[here]} if here in default else {}
                 if not isinstance(inner, dict | list):
@@ -445,6 +534,41 @@ def _check(recipe: Recipe) -> None:
         raise EunoeError(f"recipe.model.dropout must lie in [0, 1), received {recipe.model.dropout}.")
 
 
+def _check_study(study: Study) -> None:
+    """What types alone cannot say about a study."""
+    names = [task.name for task in study.tasks]
+    for name in [study.name, *names, *study.systems, *study.retention]:
+        if not _SAFE.fullmatch(str(name)):
+            raise EunoeError(f"the name {name!r} is not allowed: use 1 to 64 letters, digits, - and _.")
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice or not names:
+        raise EunoeError(f"recipe.tasks: name at least one task, each once; {', '.join(twice) or 'none'} given"
+                         f"{' twice' * bool(twice)}.")  # fmt: skip
+    if not study.systems:
+        raise EunoeError("recipe.systems is empty: name at least one, as in `systems: {adamw: finetune}`.")
+    for task in study.tasks:
+        if (task.glue is None) != (task.folder is None):
+            raise EunoeError(f"recipe.tasks ({task.name}): glue and folder belong together; received glue {task.glue!r}, folder "
+                             f"{task.folder!r}.")  # fmt: skip
+        if task.glue is None and task.train_rows is not None:
+            raise EunoeError(
+                f"recipe.tasks ({task.name}): train_rows is read with glue alone; for rows of your own set shots."
+            )
+        seeds = study.seeds if task.seeds is None else task.seeds
+        if len(set(seeds)) != len(seeds) or not seeds:
+            raise EunoeError(f"recipe.tasks ({task.name}): give at least one seed, each once; received {seeds}.")
+        if study.search is not None and study.search.seed in seeds:
+            raise EunoeError(f"recipe.search.seed is {study.search.seed}, which is among the seeds of {task.name}: what was chosen "
+                             "on a seed may not be reported on it. Take another.")  # fmt: skip
+    for system, scores in study.published.items():
+        lookup(study.systems, system, "system in recipe.published")
+        for name in scores:
+            if name not in names:
+                raise unknown(name, names, f"task in recipe.published.{system}")
+    for key, least in (("batch", 1), ("blocks", 1), ("block", 8)):
+        _at_least(study.evaluation, key, least, "recipe.evaluation")
+
+
 def _at_least(settings: Any, key: str, least: int, where: str) -> None:
     value = getattr(settings, key)
     if value is not None and value < least:
@@ -479,7 +603,7 @@ def check_loop(loop: LoopSettings, where: str) -> None:
         raise EunoeError(f"{where}.clip must be above 0, or null for none; received {loop.clip}.")
 
 
-def to_yaml(recipe: Recipe) -> str:
+def to_yaml(recipe: Recipe | Study) -> str:
     """The resolved recipe as YAML, all defaults written out: what ``RUN/recipe.yaml`` holds."""
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True, width=110)
 

@@ -35,10 +35,11 @@ from eunoe.models.heads import lm_loss
 from eunoe.models.load import LanguageModel, load_lm, refuse_longer
 from eunoe.plan import Cell, Plan, Sequence, resolve
 from eunoe.progress import say
-from eunoe.recipe import ModelSettings, Recipe, build, parse_yaml
+from eunoe.recipe import ModelSettings, Recipe, Study, build, parse_yaml
 from eunoe.report.page import write_report
 from eunoe.report.schema import Row, append_rows, read_rows
 from eunoe.report.tables import write_matrix
+from eunoe.study import run_study
 from eunoe.train import Job, make_optimizer, restore, train, weights
 from eunoe.transfer.finetune import encode_task
 
@@ -54,11 +55,13 @@ class Material:
     tasks: dict[str, tuple[Task, tuple[Rows, Rows]]]
 
 
-def run(recipe: Recipe, out: Path, command: str = "") -> Path:
+def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
     """Carry out ``recipe`` in the folder ``out`` (made if needed) and return the path of its report.
 
     Raises ``EunoeError`` for anything the user can mend, ``Interrupted`` when asked to stop (place saved).
     """
+    if isinstance(recipe, Study):
+        return run_study(recipe, out, command)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise EunoeError("a run is one process for now; several write over each other's files. Start it without a launcher; "
                          "the loop itself (eunoe.train) runs data-parallel.")  # fmt: skip

@@ -63,17 +63,21 @@ class Job:
     """Where checkpoints go while it trains; None: none are written."""
     domain: str | None = None
     """Handed to the method's hooks; default ``name``."""
+    observe: Callable[[int], Mapping[str, float]] | None = None
+    """Called after each step with its number (from 1); what it returns is kept in ``Trained.observed``."""
 
 
 @dataclass
 class Trained:
-    """What a training leaves: its curve (step from 1, loss per item, rate, gradient norm) and how fast it was."""
+    """What a training leaves: its curve (step from 1, loss per item, rate, gradient norm), what was seen on the way."""
 
     steps: int
     curve: list[tuple[int, float, float, float]] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    observed: list[tuple[int, str, float]] = field(default_factory=list)
+    """What ``Job.observe`` saw: (step, metric, value)."""
 
     def curve_csv(self) -> str:
         """The curve as ``curve.csv`` holds it, in full precision."""
@@ -136,6 +140,9 @@ def train(job: Job) -> Trained:
             done.curve.append((done.steps, value, rate, norm))
             done.tokens += tokens
             bar.advance(tokens, value)
+            if job.observe is not None:
+                done.observed += [(done.steps, name, seen) for name, seen in job.observe(done.steps).items()]
+                model.train()
             asked = stop.asked  # once: a signal may come between the two questions
             if job.folder is not None and (done.steps % settings.checkpoint_every == 0 or asked):
                 _save(job, done, optimizer, scheduler, method, accelerator)
@@ -163,10 +170,12 @@ def optimizer_settings(choice: Any, where: str) -> tuple[Any, Any, dict[str, Any
     return entry, settings, {"name": name, **asdict(settings)}
 
 
-def make_optimizer(choice: Any, model: nn.Module, lr: float, steps: int) -> Optimizer:
-    """The optimizer that a recipe chose, over the weights of ``model`` that train."""
+def make_optimizer(
+    choice: Any, model: nn.Module, lr: float, steps: int, anchor: Mapping[str, Tensor] | None = None
+) -> Optimizer:
+    """The optimizer that a recipe chose, over the weights of ``model`` that train; ``anchor``: what RecAdam recalls."""
     entry, settings, _ = optimizer_settings(choice, "optimizer")
-    built: Optimizer = entry.build(model, settings, lr, steps=steps)
+    built: Optimizer = entry.build(model, settings, lr, steps=steps, anchor=anchor)
     return built
 
 
@@ -235,7 +244,8 @@ def _save(job: Job, done: Trained, optimizer: Any, scheduler: Any, method: Metho
         "weights": weights(job.model),
         "optimizer": optimizer.state_dict(),
         "method": method.state_dict(),
-        "loop": {"scheduler": scheduler.state_dict(), "steps": done.steps, "tokens": done.tokens, "curve": done.curve},
+        "loop": {"scheduler": scheduler.state_dict(), "steps": done.steps, "tokens": done.tokens, "curve": done.curve,
+                 "observed": done.observed},
     }
     checkpoint.save(job.folder / f"step-{done.steps:08d}", state)
     checkpoint.prune(job.folder, keep=2)
@@ -254,7 +264,8 @@ def _resume(job: Job, optimizer: Optimizer, scheduler: Any, method: Method) -> T
     scheduler.load_state_dict(groups["loop"]["scheduler"])
     method.load_state_dict(groups["method"])
     loop = groups["loop"]
-    return Trained(loop["steps"], [tuple(point) for point in loop["curve"]], loop["tokens"], notes=skipped)
+    return Trained(loop["steps"], [tuple(point) for point in loop["curve"]], loop["tokens"], notes=skipped,
+                   observed=[tuple(point) for point in loop["observed"]])  # fmt: skip
 
 
 class _Stop:

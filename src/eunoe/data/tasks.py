@@ -49,6 +49,8 @@ class Task:
     """What is scored."""
     shots_seed: int | None
     """Seed that drew the shots; None where nothing was drawn at random."""
+    metrics: tuple[str, ...] = ()
+    """Metrics that come first, in this order, ``matthews`` and ``f1`` among them; the first is what systems are compared by."""
 
 
 def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task:

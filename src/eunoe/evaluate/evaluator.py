@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from eunoe.data.collate import Batch, Rows, by_length, collate_lm
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError
-from eunoe.evaluate.scores import classification_scores, regression_scores
+from eunoe.evaluate.scores import classification_scores, f1, matthews, regression_scores
 from eunoe.models.heads import asked_logits
 from eunoe.models.load import LanguageModel
 
@@ -77,23 +77,37 @@ def hidden_states(model: nn.Module, base: nn.Module, input_ids: Tensor) -> Tenso
 
 
 @torch.inference_mode()
-def task_scores(model: nn.Module, rows: Rows, labels: tuple[str, ...], batch: int) -> list[Score]:
-    """Scores of a fine-tuned classifier on test rows: accuracy and macro-F1, or Pearson and Spearman for numbers."""
+def predictions(model: nn.Module, rows: Rows, labels: tuple[str, ...], batch: int) -> list[Any]:
+    """What a fine-tuned classifier answers to each row, in the rows' order: a class's name, or a number."""
     model.eval()
     device = next(model.parameters()).device
     predicted: list[Any] = [None] * len(rows)
     for chosen, rows_batch in by_length(rows, batch):
         logits = model(**{k: v.to(device) for k, v in rows_batch.items() if k != "labels"})
-        answers = logits.argmax(-1).tolist() if labels else logits[:, 0].tolist()
+        answers = [labels[i] for i in logits.argmax(-1).tolist()] if labels else logits[:, 0].tolist()
         for i, answer in zip(chosen, answers, strict=True):
             predicted[i] = answer
-    gold = rows.labels.tolist()
-    if not labels:
-        found = regression_scores(gold, predicted)
-        return [Score("pearson", found["pearson"], len(rows)), Score("spearman", found["spearman"], len(rows))]
-    scored = classification_scores([labels[g] for g in gold], [labels[p] for p in predicted], labels)
-    detail: dict[str, Any] = dict(scored["detail"])
-    return [
-        Score("accuracy", scored["accuracy"], len(rows), detail),
-        Score("macro_f1", scored["macro_f1"], len(rows)),
-    ]
+    return predicted
+
+
+def task_scores(
+    model: nn.Module, rows: Rows, labels: tuple[str, ...], batch: int, metrics: tuple[str, ...] = ()
+) -> list[Score]:
+    """Scores of a fine-tuned classifier on labelled rows: accuracy and macro-F1, or Pearson and Spearman for numbers.
+
+    ``metrics`` says which come first, and may add ``matthews`` and ``f1`` (of the last class).
+    """
+    predicted, n = predictions(model, rows, labels, batch), len(rows)
+    detail: dict[str, Any] | None = None
+    if labels:
+        gold = [labels[g] for g in rows.labels.tolist()]
+        scored = classification_scores(gold, predicted, labels)
+        detail = dict(scored["detail"])
+        found = {"accuracy": scored["accuracy"], "macro_f1": scored["macro_f1"]}
+        more = {"matthews": lambda: matthews(gold, predicted), "f1": lambda: f1(gold, predicted, labels[-1])}
+        found |= {name: more[name]() for name in metrics if name in more}
+    else:
+        related = regression_scores(rows.labels.tolist(), predicted)
+        found = {"pearson": related["pearson"], "spearman": related["spearman"]}
+    order = [*metrics, *(name for name in found if name not in metrics)]
+    return [Score(name, found[name], n, detail if name == "accuracy" else None) for name in order]

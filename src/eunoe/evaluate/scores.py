@@ -15,7 +15,7 @@ from typing import TypedDict
 
 from scipy.special import stdtrit
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 
 class ClassCounts(TypedDict):
@@ -105,6 +105,26 @@ def regression_scores(gold: Sequence[float], predicted: Sequence[float]) -> Regr
         spearman=float(spearmanr(gold, predicted).statistic),
         n=len(gold),
     )
+
+
+def matthews(gold: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
+    """Matthews' correlation of two lists of classes, in [-1, 1]; 0 where one of them is constant (GLUE's metric of CoLA).
+
+    >>> matthews(["a", "a", "b", "b"], ["a", "b", "b", "b"]).__round__(4)
+    0.5774
+    """
+    return float(matthews_corrcoef([str(g) for g in gold], [str(p) for p in predicted]))
+
+
+def f1(gold: Sequence[Hashable], predicted: Sequence[Hashable], positive: Hashable) -> float:
+    """F1 of the class ``positive``; 0 where it is neither given nor predicted (GLUE's second metric of MRPC and QQP).
+
+    >>> f1([1, 1, 0], [1, 0, 0], 1).__round__(4)
+    0.6667
+    """
+    hits = sum(g == p == positive for g, p in zip(gold, predicted, strict=True))
+    told = sum(p == positive for p in predicted) + sum(g == positive for g in gold)
+    return 2 * hits / told if told else 0.0
 
 
 def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -98,6 +98,9 @@ class Classifier(nn.Module):
     first token has seen nothing, read the last real one. ``logits`` (B, labels); one label means regression.
     """
 
+    base_model_prefix = "trunk"
+    """What transformers' models have: it tells ``anchored_groups`` that the classifier is new and has no anchor."""
+
     def __init__(self, lm: nn.Module, labels: int, pooling: Literal["first", "last"], dropout: float = 0.1) -> None:
         super().__init__()
         parts = anatomy(lm)

@@ -5,13 +5,13 @@ Everything else (recipes, command line, transfers, docs) reads ``OPTIMIZERS``; a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from math import ceil
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eunoe.errors import EunoeError
@@ -71,32 +71,49 @@ class RecAdamSettings:
 
 @dataclass(frozen=True)
 class Entry:
-    """A row: the settings class, and ``build(model, settings, lr, steps=None)``; ``steps`` is the length of the run."""
+    """A row: the settings class, and how the optimizer is made."""
 
     settings: type[Any]
-    make: Callable[[nn.Module, Any, float, int | None], Optimizer]
+    make: Callable[[nn.Module, Any, float, int | None, Mapping[str, Tensor] | None], Optimizer]
 
-    def build(self, model: nn.Module, settings: Any, lr: float, steps: int | None = None) -> Optimizer:
-        """The optimizer for the trainable weights of ``model``."""
-        return self.make(model, settings, lr, steps)
+    def build(
+        self,
+        model: nn.Module,
+        settings: Any,
+        lr: float,
+        steps: int | None = None,
+        anchor: Mapping[str, Tensor] | None = None,
+    ) -> Optimizer:
+        """The optimizer for the trainable weights of ``model``.
+
+        ``steps``: the length of the run. ``anchor``: pretrained weights by name, for optimizers that recall them; None
+        is the model as it is now. AdamW and its kin recall nothing.
+        """
+        return self.make(model, settings, lr, steps, anchor)
 
 
-def _adamw(model: nn.Module, settings: AdamWSettings, lr: float, steps: int | None) -> Optimizer:
+def _adamw(
+    model: nn.Module, settings: AdamWSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None
+) -> Optimizer:
     groups = param_groups(model, settings.weight_decay)
     # The kernel exists for these two; elsewhere torch chooses.
     fused = True if all(p.device.type in ("cpu", "cuda") for p in model.parameters() if p.requires_grad) else None
     return torch.optim.AdamW(groups, lr=lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
-def _bert_adam(model: nn.Module, settings: BertAdamSettings, lr: float, steps: int | None) -> Optimizer:
+def _bert_adam(
+    model: nn.Module, settings: BertAdamSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None
+) -> Optimizer:
     groups = param_groups(model, settings.weight_decay)
     return RecAdam(groups, lr, betas=settings.betas, eps=settings.eps, correct_bias=False)
 
 
-def _recadam(model: nn.Module, settings: RecAdamSettings, lr: float, steps: int | None) -> Optimizer:
+def _recadam(
+    model: nn.Module, settings: RecAdamSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None
+) -> Optimizer:
     named = {field.name: getattr(settings, field.name) for field in fields(settings)}
     named["t0"] = steps_of(settings.t0, steps)
-    return RecAdam(anchored_groups(model, weight_decay=named.pop("weight_decay")), lr, **named)
+    return RecAdam(anchored_groups(model, anchor=anchor, weight_decay=named.pop("weight_decay")), lr, **named)
 
 
 def steps_of(t0: float, steps: int | None) -> float:

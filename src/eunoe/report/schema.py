@@ -44,13 +44,16 @@ class Row:
     """How many items the value is a mean over: scored tokens or test rows."""
     steps: int
     """Optimizer steps that led to this score (of the last domain, or of the fine-tuning)."""
+    at: str = "last"
+    """``last`` step of the fine-tuning, or the ``best`` of its evaluations, as the papers' scripts report."""
     detail: dict[str, Any] | None = None
     """Per-class counts of an end task: {class: {"support": .., "predicted": .., "correct": ..}}."""
 
     @property
     def key(self) -> tuple[object, ...]:
         """What makes a row unique in its file."""
-        return (self.method, self.transfer, self.order, self.seed, self.shots_seed, self.learnt, self.task, self.metric)
+        return (self.method, self.transfer, self.order, self.seed, self.shots_seed, self.learnt, self.task, self.metric,
+                self.at)  # fmt: skip
 
 
 def to_line(row: Row) -> str:

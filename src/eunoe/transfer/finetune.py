@@ -19,13 +19,16 @@ from torch.nn import functional as F
 
 from eunoe.data.collate import RowBatches, Rows, encode_rows
 from eunoe.data.tasks import Task
+from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, task_scores
+from eunoe.evaluate.retention import distances
 from eunoe.methods.base import Method
+from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import Classifier
 from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.optim.groups import scale_rates
 from eunoe.recipe import LoopSettings
-from eunoe.train import Job, make_optimizer, train
+from eunoe.train import Job, Trained, make_optimizer, train
 
 
 @dataclass(kw_only=True)
@@ -48,15 +51,29 @@ class FinetuneSettings(LoopSettings):
     """``backbone``: the pretrained weights stay, plug-ins and classifier train."""
     dropout: float = 0.1
     """Dropout rate of the classifier."""
+    start: Literal["pretrained", "random"] = "pretrained"
+    """``random``: the trunk starts afresh, as RecAdam's script does; its optimizer pulls it to the pretrained weights."""
+    evaluate_every: float | None = None
+    """Score the test rows every so many steps (below 1: share of the run) and report the best of them too; null: only
+    after the last step."""
+    observe_every: float | None = None
+    """Record the distance to the pretrained weights every so many steps (below 1: share of the run)."""
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What fine-tuning leaves: scores on the test rows, and how many steps it took."""
+    """What fine-tuning leaves: the model, its scores on the test rows after the last step, and how it got there."""
 
+    model: Classifier
     scores: list[Score]
-    steps: int
-    seconds: float
+    best: list[Score]
+    """The scores of the evaluation with the best first metric, the earliest of equals; [] without ``evaluate_every``."""
+    best_step: int
+    trained: Trained
+
+    @property
+    def steps(self) -> int:
+        return self.trained.steps
 
 
 def encode_task(lm: LanguageModel, task: Task, settings: FinetuneSettings) -> tuple[Rows, Rows]:
@@ -77,25 +94,85 @@ def encode_task(lm: LanguageModel, task: Task, settings: FinetuneSettings) -> tu
 
 def finetune(
     lm: LanguageModel, method: Method, domain: str | None, task: Task, rows: tuple[Rows, Rows],
-    settings: FinetuneSettings, seed: int, eval_batch: int, folder: Path | None = None,
+    settings: FinetuneSettings, seed: int, eval_batch: int, folder: Path | None = None, name: str | None = None,
 ) -> Finetuned:  # fmt: skip
     """Fine-tune a copy of ``lm`` on ``task`` and score it on the test rows; the model itself is not changed.
 
     ``domain``: whose masks the copy reads (None: the model without them). The classifier's start, the order of the
-    rows and dropout depend on ``seed`` alone, so equal models get equal scores.
+    rows and dropout depend on ``seed`` alone, so equal models get equal scores. ``folder``: for checkpoints on the way.
     """
     torch.manual_seed(seed)
     pooling: Literal["first", "last"] = "first" if lm.objective == "masked" else "last"
     model = Classifier(deepcopy(lm.model), max(len(task.labels), 1), pooling, settings.dropout)
+    anchor = {n: p.detach() for n, p in anatomy(lm.model).base.named_parameters()}
+    if settings.start == "random":
+        start_afresh(model.trunk, lm.model)
     rates = method.for_end_task(model, domain, settings.freeze)
     batches = RowBatches(rows[0], settings.batch, settings.epochs, seed, settings.steps, settings.micro_batch)
+    watch = _Watch(model, rows[1], task, eval_batch, settings, len(batches), anchor)
 
     def optimizer(m: nn.Module) -> torch.optim.Optimizer:
-        return scale_rates(make_optimizer(settings.optimizer, m, settings.lr, len(batches)), m, rates)
+        recalled = anchor if settings.start == "random" else None
+        return scale_rates(make_optimizer(settings.optimizer, m, settings.lr, len(batches), recalled), m, rates)
 
-    done = train(Job(name=f"end task {task.name}", model=model, batches=batches, loss=task_loss, settings=settings,
-                     optimizer=optimizer, seed=seed, folder=folder))  # fmt: skip
-    return Finetuned(task_scores(model, rows[1], task.labels, eval_batch), done.steps, done.seconds)
+    done = train(Job(name=name or f"end task {task.name}", model=model, batches=batches, loss=task_loss, settings=settings,
+                     optimizer=optimizer, seed=seed, folder=folder, observe=watch.see if watch.asked else None))  # fmt: skip
+    best, best_step = watch.best(done.observed)
+    return Finetuned(model, watch.scores(), best, best_step, done)
+
+
+def start_afresh(trunk: nn.Module, lm: nn.Module) -> None:
+    """Give ``trunk``, a copy of the base of ``lm``, new random weights, as its library makes them for a fresh model."""
+    fresh = anatomy(type(lm)(deepcopy(lm.config))).base
+    named = dict(trunk.named_parameters())
+    with torch.no_grad():
+        for name, p in fresh.named_parameters():
+            named[name].copy_(p)
+
+
+class _Watch:
+    """Scores and distances while a classifier trains, at the steps its settings ask for."""
+
+    def __init__(
+        self, model: Classifier, rows: Rows, task: Task, batch: int, settings: FinetuneSettings, steps: int,
+        anchor: dict[str, Tensor],
+    ) -> None:  # fmt: skip
+        self.model, self.rows, self.task, self.batch, self.steps = model, rows, task, batch, steps
+        self.anchor = {n: p.clone() for n, p in anchor.items()} if settings.observe_every else {}
+        self.every = [_steps(settings.evaluate_every, steps), _steps(settings.observe_every, steps)]
+        self.asked = any(self.every)
+
+    def scores(self) -> list[Score]:
+        return task_scores(self.model, self.rows, self.task.labels, self.batch, self.task.metrics)
+
+    def see(self, step: int) -> dict[str, float]:
+        seen: dict[str, float] = {}
+        evaluate, observe = (every and (step % every == 0 or step == self.steps) for every in self.every)
+        if observe or (self.anchor and step == 1):
+            seen["anchor_distance"] = distances(self.model.trunk, self.anchor, ())["total"]
+        if evaluate:
+            seen.update({score.metric: score.value for score in self.scores()})
+        return seen
+
+    def best(self, observed: list[tuple[int, str, float]]) -> tuple[list[Score], int]:
+        n = len(self.rows)
+        steps: dict[int, list[Score]] = {}
+        for step, metric, value in observed:
+            if metric != "anchor_distance":
+                steps.setdefault(step, []).append(Score(metric, value, n))
+        if not steps:
+            return [], 0
+        found = max(steps, key=lambda step: (steps[step][0].value, -step))
+        return steps[found], found
+
+
+def _steps(every: float | None, steps: int) -> int:
+    """A number of steps, or a share of the run, as steps; 0 for never."""
+    if every is None:
+        return 0
+    if every <= 0:
+        raise EunoeError(f"evaluate_every and observe_every are above 0, or null for never; received {every:g}.")
+    return max(1, round(every * steps if every < 1 else every))
 
 
 def task_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int, Tensor]:

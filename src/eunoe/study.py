@@ -1,0 +1,291 @@
+"""A fine-tuning study: one pretrained model, labelled tasks, systems that fine-tune it, seeds; what each learnt and lost.
+
+RecAdam's tables (EMNLP 2020, https://arxiv.org/abs/2004.12651) are such studies; ``eunoe glue`` and ``eunoe finetune`` make
+one from their options. A system is a transfer with its settings. One with a ``grid`` has several points; with ``search``
+every point runs with the search seed, and the best goes on with the seeds that are reported.
+
+The work is cut into cells, one fine-tuning each, whose results lie in folders of their own. Processes that are started
+with the same command share the work: each takes the next cell that nobody is at. rows.jsonl is put together from the
+cells at the end, in the plan's order, so it does not matter who did what, nor how often one was killed.
+
+Study folder: recipe.yaml, environment.json, times.jsonl, cells/TASK/SYSTEM[-POINT].seedN/{rows.jsonl, curve.csv,
+observed.csv}, rows.jsonl, report.html.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eunoe import transfer
+from eunoe.atomic import write_text
+from eunoe.data.collate import Rows
+from eunoe.data.corpus import Part, load_blocks
+from eunoe.data.glue import GLUE, load_glue
+from eunoe.data.tasks import Task, load_task
+from eunoe.errors import EunoeError
+from eunoe.evaluate.evaluator import Score, eval_batches
+from eunoe.evaluate.retention import Retention
+from eunoe.folder import claimed, derived_seed, finished, mark_finished, note_time, refuse_other
+from eunoe.lookup import lookup
+from eunoe.methods.base import Method
+from eunoe.models.load import LanguageModel, load_lm, refuse_longer
+from eunoe.optim.schedules import SCHEDULES
+from eunoe.progress import say
+from eunoe.recipe import CorpusSettings, Study, StudyTask, TaskSettings, build, check_loop, named, override
+from eunoe.report.page import write_report
+from eunoe.report.schema import Row, read_rows, to_line
+from eunoe.train import optimizer_settings
+from eunoe.transfer.finetune import Finetuned, FinetuneSettings, encode_task
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning: a task, a system at one point of its grid, a seed."""
+
+    task: str
+    system: str
+    label: str
+    """What rows call it: the system, and the point in brackets."""
+    point: int | None
+    """Index in the grid; None where the system has none."""
+    settings: FinetuneSettings
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where its results lie."""
+        point = "" if self.point is None else f"-{self.point}"
+        return out / "cells" / self.task / f"{self.system}{point}.seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study made ready: ``points[task, system]`` are its cells at seed 0, settings typed; ``recipe`` has all written out."""
+
+    recipe: Study
+    points: dict[tuple[str, str], list[Cell]]
+
+    def cells(self, out: Path) -> Iterator[Cell]:
+        """All cells known to be owed, in order: those of a search's winner only once its search is done."""
+        for (name, _system), points in self.points.items():
+            chosen = points
+            if self.recipe.search is not None and len(points) > 1:
+                tried = [dataclasses.replace(p, seed=self.recipe.search.seed) for p in points]
+                yield from tried
+                values = [self._value(cell, out) for cell in tried]
+                if None in values:
+                    continue
+                chosen = [points[max(range(len(points)), key=lambda i: (values[i], -i))]]
+            for cell in chosen:
+                for seed in self._seeds(name):
+                    yield dataclasses.replace(cell, seed=seed)
+
+    def _seeds(self, name: str) -> list[int]:
+        task = next(t for t in self.recipe.tasks if t.name == name)
+        return self.recipe.seeds if task.seeds is None else task.seeds
+
+    def _value(self, cell: Cell, out: Path) -> Any:
+        """What a search compares: the first score of a finished cell; None before."""
+        assert self.recipe.search is not None
+        if not done(cell, out):
+            return None
+        rows = read_rows(cell.folder(out) / "rows.jsonl")
+        return next(row.value for row in rows if row.at == self.recipe.search.by)
+
+
+def resolve_study(study: Study) -> StudyPlan:
+    """Look up every name, type every option and expand every grid; raises ``EunoeError`` for what is unknown."""
+    points: dict[tuple[str, str], list[Cell]] = {}
+    systems: dict[str, Any] = {}
+    for label, value in study.systems.items():
+        where = f"recipe.systems.{label}"
+        name, options = named(value, where)
+        entry = lookup(transfer.TRANSFERS, name, "transfer")
+        grid = options.pop("grid", {})
+        if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+            raise EunoeError(
+                f"{where}.grid: expected keys with lists of values, as in `grid: {{lr: [1e-4, 2e-4]}}`; received {grid!r}."
+            )
+        systems[label] = {
+            "name": name,
+            **dataclasses.asdict(_typed(entry, options, {}, {}, where)),
+            **({"grid": grid} if grid else {}),
+        }
+        for task in study.tasks:
+            cells = points.setdefault((task.name, label), [])
+            for i, values in enumerate(itertools.product(*grid.values())):
+                point = dict(zip(grid, values, strict=True))
+                shown = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items())
+                settings = _typed(entry, options, task.transfer, point, f"{where} ({task.name})")
+                if study.search is not None and study.search.by == "best" and not settings.evaluate_every:
+                    raise EunoeError(f"{where}: recipe.search.by is best, but evaluate_every is not set: there is one evaluation. Set "
+                                     "evaluate_every, or search by last.")  # fmt: skip
+                cells.append(
+                    Cell(task.name, label, f"{label}[{shown}]" if grid else label, i if grid else None, settings, 0)
+                )
+    return StudyPlan(dataclasses.replace(study, systems=systems, scales={}), points)
+
+
+def _typed(
+    entry: transfer.Entry, options: dict[str, Any], of_task: dict[str, Any], point: dict[str, Any], where: str
+) -> FinetuneSettings:
+    data = deepcopy(options)
+    for key, value in {**of_task, **point}.items():
+        override(data, key, value)
+    settings: FinetuneSettings = build(entry.settings, data, where)
+    check_loop(settings, where)
+    lookup(SCHEDULES, settings.schedule, f"schedule in {where}")
+    settings.optimizer = optimizer_settings(settings.optimizer, f"{where}.optimizer")[2]
+    return settings
+
+
+def run_study(study: Study, out: Path, command: str = "") -> Path:
+    """Carry out ``study`` in the folder ``out``, or help others who are at it; returns the path of its report.
+
+    Raises ``EunoeError`` for anything the user can mend, ``Interrupted`` when asked to stop (place saved).
+    """
+    plan = resolve_study(study)
+    refuse_other(plan.recipe, out)
+    if finished(out):
+        say(f"{out} is finished: every score of the study is there. Nothing was changed.")
+        return out / "report.html"
+    bench = Bench(plan.recipe)
+    with claimed(plan.recipe, out, command, shared=True):
+        while owed := [cell for cell in plan.cells(out) if not done(cell, out)]:
+            if not any(_take(cell, bench, out) for cell in owed):  # one at a time: it may decide a search
+                time.sleep(1)  # others are at all that is left
+        return _assemble(plan, out)
+
+
+def done(cell: Cell, out: Path) -> bool:
+    """Are the cell's results there?"""
+    return (cell.folder(out) / "rows.jsonl").is_file()
+
+
+class Bench:
+    """What every cell needs, made once: the pretrained model, the tasks as token ids, the measure of retention.
+
+    Raises ``EunoeError`` for missing or broken models, tasks and text, before anything is written.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.lm = load_lm(study.model)
+        self.tasks = {task.name: load_study_task(task) for task in study.tasks}
+        self._rows: dict[tuple[str, int], tuple[Rows, Rows]] = {}
+        self.retention: Retention | None = None
+        if study.retention:
+            refuse_longer(self.lm, study.evaluation.block, "recipe.evaluation.block")
+            self.retention = Retention(self.lm, {k: _text(self.lm, study, c) for k, c in study.retention.items()})
+
+    def rows(self, task: str, settings: FinetuneSettings) -> tuple[Rows, Rows]:
+        """A task's training and scored rows as token ids, cut at the settings' length."""
+        key = (task, settings.max_length)
+        if key not in self._rows:
+            self._rows[key] = encode_task(self.lm, self.tasks[task], settings)
+        return self._rows[key]
+
+
+def load_study_task(settings: StudyTask) -> Task:
+    """A GLUE task, scored on its development set, or rows of your own."""
+    if settings.glue is None:
+        if settings.made is not None:
+            raise EunoeError(
+                f"task of {settings.name!r}: a study's task has rows of its own; received made: {settings.made}."
+            )
+        own = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TaskSettings)}
+        return load_task(settings.name, TaskSettings(**own), CorpusSettings(source=""))
+    unread = [
+        f.name
+        for f in dataclasses.fields(TaskSettings)
+        if f.name != "test_rows" and getattr(settings, f.name) != f.default
+    ]
+    if unread:
+        raise EunoeError(f"task of {settings.name!r}: {', '.join(unread)} is not read with glue; leave it out.")
+    assert settings.folder is not None
+    lookup(GLUE, settings.glue, "GLUE task")
+    return load_glue(settings.name, settings.glue, settings.folder, settings.train_rows, settings.test_rows)
+
+
+def _text(lm: LanguageModel, study: Study, corpus: CorpusSettings) -> list[Any]:
+    part: Part = "valid" if corpus.valid is not None else "all"
+    blocks = load_blocks(corpus, lm.tokenizer, study.evaluation.block, part).take(study.evaluation.blocks)
+    return eval_batches(lm, blocks, study.evaluation.batch, study.evaluation.mask_rate)
+
+
+# -- one cell ---------------------------------------------------------------------------------------------------
+def _take(cell: Cell, bench: Bench, out: Path) -> bool:
+    """Carry out a cell unless it is done or another process is at it; was it carried out?"""
+    with _mine(cell.folder(out)) as mine:
+        if not mine or done(cell, out):
+            return False
+        carry_out(cell, bench, out)
+        return True
+
+
+@contextmanager
+def _mine(folder: Path) -> Iterator[bool]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def carry_out(cell: Cell, bench: Bench, out: Path) -> None:
+    """Fine-tune, score, measure what is left, and write the cell's files; rows.jsonl last, because it means done."""
+    began, folder, task = time.monotonic(), cell.folder(out), bench.tasks[cell.task]
+    entry = lookup(transfer.TRANSFERS, named(bench.study.systems[cell.system], "")[0], "transfer")
+    fine: Finetuned = entry.transfer(
+        bench.lm, Method(bench.lm.model, None, []), None, task, bench.rows(cell.task, cell.settings), cell.settings,
+        derived_seed(cell.seed, "task", cell.task), bench.study.evaluation.batch, folder / "steps",
+        f"{cell.task} · {cell.label} · seed {cell.seed}",
+    )  # fmt: skip
+    rows = [_row(bench, cell, score, fine.steps) for score in fine.scores]
+    rows += [_row(bench, cell, score, fine.best_step, at="best") for score in fine.best]
+    if bench.retention is not None:
+        rows += [_row(bench, cell, score, fine.steps) for score in bench.retention.of(fine.model.trunk)]
+    write_text(folder / "curve.csv", fine.trained.curve_csv())
+    write_text(
+        folder / "observed.csv",
+        "step,metric,value\n" + "".join(f"{s},{m},{v!r}\n" for s, m, v in fine.trained.observed),
+    )
+    write_text(folder / "rows.jsonl", "".join(map(to_line, rows)))
+    shutil.rmtree(folder / "steps", ignore_errors=True)
+    note_time(out, str(folder.relative_to(out)), time.monotonic() - began, fine.trained.tokens)
+
+
+def _row(bench: Bench, cell: Cell, score: Score, steps: int, at: str = "last") -> Row:
+    return Row(
+        run=bench.study.name, method="base", transfer=cell.label, order="none", seed=cell.seed,
+        shots_seed=bench.tasks[cell.task].shots_seed, learnt=(), task=cell.task, metric=score.metric, value=score.value,
+        n=score.n, steps=steps, at=at, detail=score.detail,
+    )  # fmt: skip
+
+
+def _assemble(plan: StudyPlan, out: Path) -> Path:
+    """rows.jsonl from all cells in the plan's order, and the report; the same whoever does it."""
+    with open(out / ".assemble", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if finished(out):
+            return out / "report.html"
+        cells = [cell.folder(out) / "rows.jsonl" for cell in plan.cells(out)]
+        write_text(out / "rows.jsonl", "".join(file.read_text(encoding="utf-8") for file in dict.fromkeys(cells)))
+        report = write_report([out])
+        mark_finished(out)
+    return report
+
+
+__all__ = ["Bench", "Cell", "StudyPlan", "carry_out", "done", "load_study_task", "resolve_study", "run_study"]
