@@ -21,6 +21,7 @@ from eunoe.methods.cpt import CptSettings
 from eunoe.optim.table import OPTIMIZERS, AdamWSettings, BertAdamSettings, RecAdamSettings
 from eunoe.plan import resolve
 from eunoe.recipe import load_recipe, parse_yaml, shipped_recipes
+from eunoe.study import resolve_study
 from eunoe.transfer import TRANSFERS
 from eunoe.transfer.finetune import FinetuneSettings
 
@@ -94,7 +95,8 @@ def test_commands_parse_and_their_recipes_resolve(page: Path, tmp_path: Path, ca
                 recipe = getattr(args, "recipe", "demo")
                 file = next((f for f in (tmp_path / recipe, ROOT / recipe) if f.is_file()), None)
                 if file or recipe in shipped_recipes():
-                    resolve(load_recipe(file or recipe, cli._overrides(rest), getattr(args, "scale", None)))
+                    loaded = load_recipe(file or recipe, cli._overrides(rest), getattr(args, "scale", None))
+                    resolve_study(loaded) if isinstance(loaded, eunoe.recipe.Study) else resolve(loaded)
                 else:
                     cli._overrides(rest)
 
@@ -105,7 +107,8 @@ def test_recipes_on_a_page_load_and_resolve(page: Path, tmp_path: Path) -> None:
         if fence.text.startswith("# "):
             file = tmp_path / "recipe.yaml"
             file.write_text(fence.text, encoding="utf-8")
-            assert resolve(load_recipe(file)).sequences
+            recipe = load_recipe(file)
+            assert resolve_study(recipe).points if isinstance(recipe, eunoe.recipe.Study) else resolve(recipe).sequences
 
 
 @pages
@@ -133,6 +136,10 @@ TABLES: dict[type[Any], tuple[Path, str]] = {
     eunoe.recipe.TrainingSettings: (RECIPES, "`training`"),
     eunoe.recipe.EvaluationSettings: (RECIPES, "`evaluation`"),
     FinetuneSettings: (RECIPES, "`transfer`"),
+    eunoe.recipe.Study: (RECIPES, "Fine-tuning studies"),
+    eunoe.recipe.StudyTask: (RECIPES, "`tasks`"),
+    eunoe.recipe.SearchSettings: (RECIPES, "`search`"),
+    eunoe.recipe.StudyEvaluation: (RECIPES, "`evaluation` of a study"),
     AdamWSettings: (RECIPES, "`adamw`"),
     BertAdamSettings: (RECIPES, "`bert_adam`"),
     RecAdamSettings: (RECIPES, "`recadam`"),
@@ -166,7 +173,7 @@ def default(field: dataclasses.Field[Any]) -> Any:
 def test_every_key_stands_in_its_table_with_its_default(settings: type[Any]) -> None:
     found = table(*TABLES[settings])
     held = {field.name: field for field in dataclasses.fields(settings)}
-    if settings is FinetuneSettings:  # the page lists what differs from training
+    if settings in (FinetuneSettings, eunoe.recipe.StudyTask):  # the page lists what differs from training, from `task`
         held = {name: held[name] for name in inspect.get_annotations(settings)}
     assert set(found) == set(held)
     for name, cell in found.items():

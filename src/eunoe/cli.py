@@ -9,11 +9,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eunoe.errors import EunoeError
 from eunoe.lookup import unknown
 
-COMMANDS = ("demo", "run", "report", "verify", "list")
+if TYPE_CHECKING:
+    from eunoe.recipe import Study
+
+NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+COMMANDS = ("demo", "run", "finetune", "glue", "report", "verify", "route", "import", "list")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +79,44 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--scale", help="a named set of overrides from the recipe's `scales`")
     run.set_defaults(go=_run, overrides=True)
 
+    finetune = commands.add_parser(
+        "finetune", allow_abbrev=False, help="fine-tune on labelled rows; scores over seeds, and what is left of the model",
+        epilog="Any key of the study can be given after the options: --systems.recadam.optimizer.gamma 500",
+    )  # fmt: skip
+    finetune.add_argument(
+        "--train", metavar="FILE", help="labelled rows: .csv, .tsv, .jsonl, .parquet or hub:OWNER/NAME"
+    )
+    finetune.add_argument("--test", metavar="FILE", help="labelled rows to score on")
+    finetune.add_argument("--test-share", type=float, help="without --test: this share of --train is split off")
+    finetune.add_argument("--text", help="column of the text (default text)")
+    finetune.add_argument("--pair", help="column of a second text")
+    finetune.add_argument("--label", help="column of the label (default label)")
+    finetune.add_argument("--kind", choices=["classification", "regression"], help="regression reads numbers as labels")
+    finetune.add_argument("--glue", metavar="TASK", help="a GLUE task from --data instead of files")
+    finetune.add_argument("--data", default="hub", help="folder of the official GLUE layout (default: the hub)")
+    finetune.add_argument(
+        "--plot-lambda",
+        action="store_true",
+        help="show RecAdam's lambda, pull and rate over the steps, and train nothing",
+    )
+    _fine_tuning(finetune, optimizer=["adamw"], seeds=[0], epochs=None)
+    finetune.set_defaults(go=_finetune, overrides=True)
+
+    glue = commands.add_parser(
+        "glue", allow_abbrev=False, help="fine-tune on GLUE's tasks: dev scores, test predictions to hand in",
+        epilog="Any key of the study can be given after the options: --tasks.'*'.transfer '{steps: 3000}'",
+    )  # fmt: skip
+    glue.add_argument(
+        "--data", default="hub", help="folder of the official layout, data/CoLA/train.tsv (default: the hub)"
+    )
+    glue.add_argument(
+        "--tasks", nargs="+", default=list(NINE), metavar="TASK", help=f"of {', '.join(NINE)} (default: all)"
+    )
+    glue.add_argument("--submit", action="store_true", help="also answer the test rows and write submission.zip")
+    glue.add_argument("--check", type=Path, metavar="ZIP", help="only check a submission's files, headers and rows")
+    _fine_tuning(glue, optimizer=["adamw"], seeds=[0, 1, 2, 3, 4], epochs=3)
+    glue.set_defaults(go=_glue, overrides=True)
+
     report = commands.add_parser("report", help="make the page of a run again, or compare several runs")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     report.add_argument(
@@ -85,10 +128,42 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("run", type=Path, metavar="RUN")
     verify.set_defaults(go=_verify, overrides=False)
 
+    route = commands.add_parser("route", help="how often the plug-in with the least LM loss is the right one")
+    route.add_argument("run", type=Path, metavar="RUN")
+    route.add_argument("--top", type=int, default=2, help="plug-ins that are mixed, by softmax of minus the losses (default 2)")
+    route.set_defaults(go=_route, overrides=False)
+
+    imports = commands.add_parser("import", help="turn a checkpoint of the CPT authors into a plug-in folder")
+    imports.add_argument("what", metavar="{cpt}")
+    imports.add_argument("file", type=Path, metavar="FILE", help="their state dict: pytorch_model.bin or .safetensors")
+    imports.add_argument("--model", required=True, help="the base model they started from: a folder or a Hugging Face name")
+    imports.add_argument("--domains", required=True, nargs="+", metavar="NAME", help="names of the domains, as learnt")
+    imports.add_argument("--out", required=True, type=Path, help="plug-in folder to write")
+    imports.add_argument("--s-max", type=float, default=400.0, help="largest mask temperature it was trained with (400)")
+    imports.set_defaults(go=_import, overrides=False)
+
     lists = commands.add_parser("list", help="methods, models, transfers or recipes")
     lists.add_argument("what", metavar="{methods,models,transfers,recipes}")
     lists.set_defaults(go=_list, overrides=False)
     return parser
+
+
+def _fine_tuning(parser: argparse.ArgumentParser, optimizer: list[str], seeds: list[int], epochs: float | None) -> None:
+    """The options that finetune and glue share."""
+    name = parser.prog.split()[-1]
+    parser.add_argument("--model", default="minilm", help="minilm, a folder or a Hugging Face name (default minilm)")
+    parser.add_argument(
+        "--optimizer", nargs="+", default=optimizer, help="adamw, recadam, bert_adam; several are compared"
+    )
+    parser.add_argument("--epochs", type=float, default=epochs)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--max-length", type=int, help="tokens of a row")
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    parser.add_argument(
+        "--general", metavar="FILE", help="general text: measure what is left of the pretrained model on it"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, help=f"study folder (default runs/{name})")
 
 
 def _version() -> str:
@@ -116,6 +191,39 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _finetune(args: argparse.Namespace, rest: list[str]) -> int:
+    from eunoe.compose import finetune_study, plot_lambda
+
+    study = finetune_study(args, _overrides(rest))
+    if args.plot_lambda:
+        print(f"plot: {plot_lambda(study, args.out.parent)}")
+        return 0
+    return _study(study, args)
+
+
+def _glue(args: argparse.Namespace, rest: list[str]) -> int:
+    from eunoe.data.submission import validate_submission
+
+    if args.check:
+        problems = validate_submission(args.check)
+        print(
+            "\n".join(problems) or f"{args.check}: every file has the names, header, order and labels that GLUE reads."
+        )
+        return 2 if problems else 0
+    from eunoe.compose import glue_study
+
+    return _study(glue_study(args, _overrides(rest)), args)
+
+
+def _study(study: Study, args: argparse.Namespace) -> int:
+    from eunoe.study import run_study
+
+    report = run_study(study, args.out, args.words)
+    _summary([args.out])
+    print(f"report: {report}")
+    return 0
+
+
 def _report(args: argparse.Namespace, _rest: list[str]) -> int:
     from eunoe.report.page import write_report
 
@@ -128,13 +236,12 @@ def _report(args: argparse.Namespace, _rest: list[str]) -> int:
 def _summary(runs: list[Path]) -> None:
     from rich.console import Console
 
-    from eunoe.report.schema import read_rows
-    from eunoe.report.tables import print_summary
+    from eunoe.report.read import read_run
+    from eunoe.report.terminal import print_run
 
     for out in runs:
-        rows = read_rows(out / "rows.jsonl")
-        if rows:
-            print_summary(rows, Console(width=None if sys.stdout.isatty() else 100))
+        if (out / "rows.jsonl").is_file() or (out / "cells").is_dir():
+            print_run(read_run(out), Console(width=None if sys.stdout.isatty() else 100))
 
 
 def _verify(args: argparse.Namespace, _rest: list[str]) -> int:
@@ -154,6 +261,40 @@ def _verify(args: argparse.Namespace, _rest: list[str]) -> int:
         print("no method of this run promises zero forgetting: nothing to prove.")
         return 0
     print(f"all {promised} promises of zero forgetting hold, bit for bit.")
+    return 0
+
+
+def _route(args: argparse.Namespace, _rest: list[str]) -> int:
+    from eunoe.route import route_run
+
+    print(route_run(args.run, args.top))
+    return 0
+
+
+def _import(args: argparse.Namespace, _rest: list[str]) -> int:
+    if args.what != "cpt":
+        raise unknown(args.what, ("cpt",), "kind of checkpoint")
+    if args.s_max < 1:
+        raise EunoeError(f"--s-max is {args.s_max}; give 1 or more (published: 400).")
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise EunoeError(f"{args.out} exists and is not empty. Choose another --out, or empty it.")
+
+    from eunoe.models.load import load_lm, read_weights
+    from eunoe.plugins.cpt_release import import_cpt
+    from eunoe.plugins.inject import save_plugins
+    from eunoe.recipe import ModelSettings
+
+    tensors = read_weights(args.file)
+    model = load_lm(ModelSettings(name=args.model)).model
+    found = import_cpt(model, tensors, args.domains, args.s_max)
+    save_plugins(model, args.out)
+    print(f"{args.out}: plug-ins, placement {found.placement}, sizes {found.sizes['attention']} and {found.sizes['feed_forward']}, "
+          f"domains {', '.join(args.domains)} ({len(args.domains)} of the file's {found.rows})")  # fmt: skip
+    if found.unknown:
+        print(f"not read, as the model has no such weight ({len(found.unknown)}): {', '.join(found.unknown)}")
+    if found.differs:
+        print(f"left, as the base model's stay ({len(found.differs)} differ; the release trains and drops its LayerNorms and LM head): "
+              f"{', '.join(found.differs)}")  # fmt: skip
     return 0
 
 

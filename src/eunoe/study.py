@@ -6,7 +6,7 @@ every point runs with the search seed, and the best goes on with the seeds that 
 
 The work is cut into cells, one fine-tuning each, whose results lie in folders of their own. Processes that are started
 with the same command share the work: each takes the next cell that nobody is at. rows.jsonl is put together from the
-cells at the end, in the plan's order, so it does not matter who did what, nor how often one was killed.
+cells in the plan's order, so it does not matter who did what, nor how often one was killed.
 
 Study folder: recipe.yaml, environment.json, times.jsonl, cells/TASK/SYSTEM[-POINT].seedN/{rows.jsonl, curve.csv,
 observed.csv}, rows.jsonl, report.html.
@@ -161,9 +161,11 @@ def run_study(study: Study, out: Path, command: str = "") -> Path:
     bench = Bench(plan.recipe)
     with claimed(plan.recipe, out, command, shared=True):
         while owed := [cell for cell in plan.cells(out) if not done(cell, out)]:
-            if not any(_take(cell, bench, out) for cell in owed):  # one at a time: it may decide a search
+            if any(_take(cell, bench, out) for cell in owed):  # one at a time: it may decide a search
+                _gather(plan, out)
+            else:
                 time.sleep(1)  # others are at all that is left
-        return _assemble(plan, out)
+        return _finish(plan, out)
 
 
 def done(cell: Cell, out: Path) -> bool:
@@ -275,17 +277,30 @@ def _row(bench: Bench, cell: Cell, score: Score, steps: int, at: str = "last") -
     )  # fmt: skip
 
 
-def _assemble(plan: StudyPlan, out: Path) -> Path:
-    """rows.jsonl from all cells in the plan's order, and the report; the same whoever does it."""
-    with open(out / ".assemble", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _gather(plan: StudyPlan, out: Path) -> None:
+    """rows.jsonl from the cells that are done, in the plan's order; the same whoever does it."""
+    with _alone(out):
+        cells = dict.fromkeys(cell.folder(out) / "rows.jsonl" for cell in plan.cells(out) if done(cell, out))
+        write_text(out / "rows.jsonl", "".join(file.read_text(encoding="utf-8") for file in cells))
+
+
+def _finish(plan: StudyPlan, out: Path) -> Path:
+    """The rows of all cells, and the report."""
+    _gather(plan, out)
+    with _alone(out):
         if finished(out):
             return out / "report.html"
-        cells = [cell.folder(out) / "rows.jsonl" for cell in plan.cells(out)]
-        write_text(out / "rows.jsonl", "".join(file.read_text(encoding="utf-8") for file in dict.fromkeys(cells)))
         report = write_report([out])
         mark_finished(out)
     return report
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One process at a time."""
+    with open(out / ".rows.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 __all__ = ["Bench", "Cell", "StudyPlan", "carry_out", "done", "load_study_task", "resolve_study", "run_study"]

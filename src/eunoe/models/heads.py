@@ -91,17 +91,21 @@ def add_low_rank(model: nn.Module, rank: int) -> None:
                 setattr(parent, name, LowRank(child, rank))
 
 
+Pooling = Literal["first", "last", "mean"]
+
+
 class Classifier(nn.Module):
     """A pretrained trunk with a fresh classifier on one token's state, as CPT's end tasks have it (papers: arXiv 2210.05549).
 
     state -> dropout -> dense -> tanh -> dropout -> linear. Encoders read the first token's state; decoders, whose
-    first token has seen nothing, read the last real one. ``logits`` (B, labels); one label means regression.
+    first token has seen nothing, read the last real one; sentence encoders were trained for the mean of all real ones.
+    ``logits`` (B, labels); one label means regression.
     """
 
     base_model_prefix = "trunk"
     """What transformers' models have: it tells ``anchored_groups`` that the classifier is new and has no anchor."""
 
-    def __init__(self, lm: nn.Module, labels: int, pooling: Literal["first", "last"], dropout: float = 0.1) -> None:
+    def __init__(self, lm: nn.Module, labels: int, pooling: Pooling, dropout: float = 0.1) -> None:
         super().__init__()
         parts = anatomy(lm)
         width = parts.width
@@ -120,6 +124,9 @@ class Classifier(nn.Module):
         hidden = self.trunk(**batch)[0]
         if self.pooling == "first":
             state = hidden[:, 0]
+        elif self.pooling == "mean":
+            real = batch["attention_mask"][..., None].to(hidden.dtype)
+            state = (hidden * real).sum(1) / real.sum(1)
         else:
             last = batch["attention_mask"].sum(1) - 1
             state = hidden[torch.arange(len(hidden), device=hidden.device), last]

@@ -24,7 +24,7 @@ from eunoe.evaluate.evaluator import Score, task_scores
 from eunoe.evaluate.retention import distances
 from eunoe.methods.base import Method
 from eunoe.models.anatomy import anatomy
-from eunoe.models.heads import Classifier
+from eunoe.models.heads import Classifier, Pooling
 from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.optim.groups import scale_rates
 from eunoe.recipe import LoopSettings
@@ -51,6 +51,8 @@ class FinetuneSettings(LoopSettings):
     """``backbone``: the pretrained weights stay, plug-ins and classifier train."""
     dropout: float = 0.1
     """Dropout rate of the classifier."""
+    pooling: Literal["auto", "first", "last", "mean"] = "auto"
+    """Which state the classifier reads: of the first token, of the last, or the mean; auto: first of encoders, last of decoders."""
     start: Literal["pretrained", "random"] = "pretrained"
     """``random``: the trunk starts afresh, as RecAdam's script does; its optimizer pulls it to the pretrained weights."""
     evaluate_every: float | None = None
@@ -102,7 +104,8 @@ def finetune(
     rows and dropout depend on ``seed`` alone, so equal models get equal scores. ``folder``: for checkpoints on the way.
     """
     torch.manual_seed(seed)
-    pooling: Literal["first", "last"] = "first" if lm.objective == "masked" else "last"
+    own: Pooling = "first" if lm.objective == "masked" else "last"
+    pooling = own if settings.pooling == "auto" else settings.pooling
     model = Classifier(deepcopy(lm.model), max(len(task.labels), 1), pooling, settings.dropout)
     anchor = {n: p.detach() for n, p in anatomy(lm.model).base.named_parameters()}
     if settings.start == "random":

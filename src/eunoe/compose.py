@@ -1,0 +1,107 @@
+"""Fine-tuning from the command line without a recipe file: ``eunoe finetune`` and ``eunoe glue`` compose a study from options.
+
+What they leave is a study like any other (its recipe.yaml says all), so it resumes, is shared and reported in the same way;
+``--key value`` after the options overrides any key of that recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from eunoe.atomic import write_text
+from eunoe.data.glue import GLUE
+from eunoe.data.shots import evenly
+from eunoe.errors import EunoeError
+from eunoe.lookup import lookup
+from eunoe.optim.table import OPTIMIZERS
+from eunoe.progress import console
+from eunoe.recipe import Study, named, recipe_of
+from eunoe.report.annealing import annealing_plot
+from eunoe.study import load_study_task, resolve_study
+
+Overrides = list[tuple[str, str]]
+
+
+def finetune_study(args: argparse.Namespace, overrides: Overrides) -> Study:
+    """The study of ``eunoe finetune``: one task from files or GLUE, one system an optimizer."""
+    if (args.glue is None) == (args.train is None):
+        raise EunoeError("eunoe finetune needs the labelled rows: --train FILE (and --test FILE or --test-share 0.2), or "
+                         "--glue rte --data FOLDER; give one of the two.")  # fmt: skip
+    if args.glue is not None:
+        task = {"name": args.glue, "glue": args.glue, "folder": args.data}
+    else:
+        given = {
+            "train": args.train, "test": args.test, "text": args.text, "pair": args.pair, "label": args.label,
+            "kind": args.kind, "test_share": args.test_share,
+        }  # fmt: skip
+        task = {"name": "task", **{key: value for key, value in given.items() if value is not None}}
+    return _study(args, [task], overrides)
+
+
+def glue_study(args: argparse.Namespace, overrides: Overrides) -> Study:
+    """The study of ``eunoe glue``: the named tasks of a GLUE folder, or those of the nine that it is asked for."""
+    tasks = []
+    for name in args.tasks:
+        lookup(GLUE, name, "GLUE task")
+        tasks.append({"name": name, "glue": name, "folder": args.data})
+    evaluation = {"predict_test": True} if args.submit else {}
+    return _study(args, tasks, overrides, evaluation=evaluation)
+
+
+def _study(args: argparse.Namespace, tasks: list[dict[str, Any]], overrides: Overrides, **more: Any) -> Study:
+    options = {
+        key: value for key in ("batch", "epochs", "lr", "max_length") if (value := getattr(args, key)) is not None
+    }
+    systems = {}
+    for name in args.optimizer:
+        lookup(OPTIMIZERS, name, "optimizer")
+        systems[name] = {"name": "finetune", "optimizer": {"name": name}, "evaluate_every": 0.1, **options}
+    data = {
+        "name": args.command, "model": {"name": args.model}, "tasks": tasks, "systems": systems, "seeds": args.seeds,
+        "retention": {"general": {"source": args.general}} if args.general else {}, **more,
+    }  # fmt: skip
+    study = recipe_of(data, overrides)
+    assert isinstance(study, Study)
+    return study
+
+
+# -- what annealing will do -----------------------------------------------------------------------------------------
+def plot_lambda(study: Study, folder: Path) -> Path:
+    """Before anything trains: lambda, the pull and the rate over the steps of each RecAdam system and task.
+
+    Prints a table and the warnings, and writes ``folder/lambda.html`` with a plot each; returns its path.
+    Raises ``EunoeError`` where no system uses recadam.
+    """
+    cells = [cell for cells in resolve_study(study).points.values() for cell in cells]
+    pulled = [cell for cell in cells if named(cell.settings.optimizer, "")[0] == "recadam"]
+    if not pulled:
+        raise EunoeError("--plot-lambda shows RecAdam's annealing, but no system uses it. Add --optimizer recadam.")
+    rows = {task.name: len(load_study_task(task).train) for task in study.tasks}
+    figures = []
+    for i, cell in enumerate(pulled):
+        plan = cell.annealing(rows[cell.task])
+        title = f"{cell.task} · {cell.label} · {plan.steps} steps"
+        _print_curve(title, plan.curve)
+        for line in plan.warnings:
+            console.print(f"warning: {line}", markup=False, highlight=False)
+        told = "".join(f"<p>{html.escape(line)}</p>" for line in plan.warnings)
+        figures.append(f"<h2>{html.escape(title)}</h2>{annealing_plot(plan.curve, f'lambda{i}')}{told}")
+    page = f"<!doctype html><meta charset=utf-8><title>lambda</title><body style='font-family:sans-serif'>{''.join(figures)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "lambda.html", page)
+    return folder / "lambda.html"
+
+
+def _print_curve(title: str, curve: list[tuple[int, float, float, float]]) -> None:
+    table = Table(title=title, title_justify="left", box=None)
+    for name in ("step", "lambda", "", "pull a step", "rate of the task"):
+        table.add_column(name, justify="left" if not name else "right")
+    for i in evenly(len(curve), 12):
+        step, share, pull, rate = curve[i]
+        table.add_row(f"{step:,}", f"{share:.3f}", "#" * round(20 * share), f"{100 * pull:.2f} %", f"{rate:.2e}")
+    console.print(table)
