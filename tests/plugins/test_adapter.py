@@ -9,14 +9,14 @@ from eunoe.plugins.task_mask import Active
 
 def make(s: float = 400.0, **change: object) -> tuple[Adapter, Active]:
     torch.manual_seed(0)
-    active = Active(domains=("a", "b"), domain=0, s=s)
+    active = Active(domains=("a", "b"), domain=0, running=0, s=s)
     return Adapter(6, 10, active, **change), active  # type: ignore[arg-type]
 
 
 def test_the_plug_in_is_the_published_formula() -> None:
     plugin, _ = make(s=2.0)
     x = torch.randn(3, 4, 6)
-    m1, m2 = torch.sigmoid(2 * plugin.mask1.embedding[0]), torch.sigmoid(2 * plugin.mask2.embedding[0])
+    m1, m2 = torch.sigmoid(2 * plugin.mask1.embedding), torch.sigmoid(2 * plugin.mask2.embedding)
     h1 = m1 * torch.relu(x @ plugin.fc1.weight.T + plugin.fc1.bias)
     h2 = m2 * torch.relu(h1 @ plugin.fc2.weight.T + plugin.fc2.bias)
     torch.testing.assert_close(plugin(x), x + h2)
@@ -40,22 +40,25 @@ def test_the_result_has_the_inputs_dtype_and_the_weights_stay_float32() -> None:
 def test_masked_units_let_nothing_through() -> None:
     plugin, _ = make()
     with torch.no_grad():
-        plugin.mask2.embedding[0] = -1.0
+        plugin.mask2.embedding.fill_(-1.0)
     x = torch.randn(5, 6)
     assert torch.equal(plugin(x), x)
 
 
 def test_entries_that_a_domain_does_not_read_can_change_without_a_trace_and_the_others_not() -> None:
-    plugin, _ = make()
-    plugin.mask1.embedding.data[0, :3] = torch.tensor([1.0, -1.0, 1.0])
-    plugin.mask2.embedding.data[0, :3] = torch.tensor([1.0, -1.0, 1.0])
+    plugin, active = make()
+    for mask in plugin.masks().values():
+        mask.embedding.data[:3] = torch.tensor([1.0, -1.0, 1.0])
+        assert plugin.reads(0)["mask1.embedding"].all(), "the running domain reads its embedding"
+        mask.keep(0)
+    active.finished.add(0)
     x = torch.randn(50, 6)
     with torch.no_grad():
         before = plugin(x)
         for name, reads in plugin.reads(0).items():
             weight = plugin.get_parameter(name)
             assert reads.shape == weight.shape
-            assert reads.any()
+            assert reads.any() == (not name.startswith("mask"))
             assert not reads.all()
             kept = weight.clone()
             weight[~reads] = 7.0

@@ -26,18 +26,24 @@ def plug(model: nn.Module, placement: str = "sequential") -> Active:
     active = Active(domains=("a", "b"))
 
     def make(site: Site) -> Adapter:
-        return Adapter(site.width, 5 if site.part == "attention" else 7, active, out=site.out, skip=site.skip)
+        return Adapter(site.width, 12 if site.part == "attention" else 14, active, out=site.out, skip=site.skip)
 
     inject(model, anatomy(model), make, placement=placement)
     return active
 
 
 def finish(model: nn.Module, *domains: int) -> None:
+    draw = torch.Generator().manual_seed(0)
     for adapter in adapters(model).values():
         for domain in domains:
-            adapter.mask1.keep(domain)
-            adapter.mask2.keep(domain)
+            for mask in adapter.masks().values():
+                mask.begin(draw)
+                mask.keep(domain)
             adapter.active.finished.add(domain)
+
+
+def run_first(active: Active, s: float = 400.0) -> None:
+    active.running, active.domain, active.s = 0, 0, s
 
 
 def logits(model: nn.Module) -> torch.Tensor:
@@ -54,6 +60,7 @@ def test_attached_plug_ins_change_no_name_and_no_bit_until_a_domain_is_set(famil
     assert [name for name in model.state_dict() if "_plugin" not in name] == names
     assert torch.equal(logits(model), base)
     outputs = []
+    finish(model, 0, 1)
     for active.domain in (0, 1):
         outputs.append(logits(model))
         assert not torch.allclose(outputs[-1], base, atol=1e-4)
@@ -71,7 +78,7 @@ def test_attached_plug_ins_change_no_name_and_no_bit_until_a_domain_is_set(famil
 def test_a_silent_plug_in_is_the_base_model_but_in_the_released_placement(family: str, placement: str) -> None:
     model = tiny(family)
     base = logits(model)
-    plug(model, placement).domain = 0
+    run_first(plug(model, placement))
     for adapter in adapters(model).values():
         nn.init.constant_(adapter.mask2.embedding, -1.0)
     assert torch.equal(logits(model), base) == (placement != "parallel")
@@ -81,8 +88,7 @@ def test_a_silent_plug_in_is_the_base_model_but_in_the_released_placement(family
 @placements
 def test_gradients_reach_every_plug_in(family: str, placement: str) -> None:
     model = tiny(family)
-    active = plug(model, placement)
-    active.domain, active.s = 1, 2.0
+    run_first(plug(model, placement), 2.0)
     model(tokens()).logits.square().mean().backward()
     for name, adapter in adapters(model).items():
         for key, p in adapter.named_parameters():
@@ -137,8 +143,7 @@ def test_a_deep_copy_of_the_trunk_alone_keeps_its_plug_ins() -> None:
 
 def test_after_a_backward_pass_a_model_can_still_be_copied() -> None:
     model = tiny("bert")
-    active = plug(model, "parallel")
-    active.domain, active.s = 0, 2.0
+    run_first(plug(model, "parallel"), 2.0)
     model(tokens()).logits.sum().backward()
     copy.deepcopy(model)
 
@@ -147,8 +152,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     gradients = []
     for on in (False, True):
         model = tiny("llama").train()
-        active = plug(model, "parallel")
-        active.domain, active.s = 0, 2.0
+        run_first(plug(model, "parallel"), 2.0)
         if on:
             model.activation_checkpointing_enable()
         model(tokens(), use_cache=False).logits.square().mean().backward()
@@ -158,7 +162,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 
 def test_a_shared_layer_has_one_plug_in_pair() -> None:
     model = tiny("albert", num_hidden_layers=4, num_hidden_groups=1)
-    plug(model).domain = 0
+    run_first(plug(model))
     assert len(adapters(model)) == 2
     calls = []
     first = next(iter(adapters(model).values()))
@@ -169,7 +173,7 @@ def test_a_shared_layer_has_one_plug_in_pair() -> None:
 
 def test_plug_ins_stay_float32_on_a_half_precision_model() -> None:
     model = tiny("llama").to(torch.bfloat16)
-    plug(model).domain = 0
+    run_first(plug(model))
     assert {p.dtype for a in adapters(model).values() for p in a.parameters()} == {torch.float32}
     assert logits(model).dtype == torch.bfloat16
 
@@ -204,7 +208,12 @@ def test_saved_plug_ins_load_into_a_fresh_model(family: str, placement: str, tmp
     assert torch.equal(logits(fresh), logits(model))
     for ours, theirs in zip(adapters(model).values(), adapters(fresh).values(), strict=True):
         assert torch.equal(ours.mask1.taken, theirs.mask1.taken)
-        assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+        for (key, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(p, q) or key.endswith(".embedding"), key
+    assert json.loads((tmp_path / "plug" / "adapter_config.json").read_text())["domains"] == ["b"], "and not unlearnt a"
+    detach(fresh)
+    assert torch.equal(logits(fresh), logits(detached))
+    assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), tiny(family).parameters(), strict=True))
 
 
 def test_saved_plug_ins_load_into_the_bare_model_too(tmp_path: Path) -> None:
@@ -255,7 +264,7 @@ def drop_tensor(folder: Path) -> None:
         (edit(peft_type="LORA"), "describes 'LORA'"),
         (edit(placement=None), "lacks placement"),
         (edit(model_type="gpt2"), "for a 'gpt2' model, this one is 'bert'"),
-        (edit(finished=["z"]), "calls z finished but not a domain"),
+        (edit(domains=["a", "z"]), "do not fit this model"),
         (edit(attention_size=6), "do not fit this model"),
         (drop_tensor, "1 tensors differ"),
     ],

@@ -86,50 +86,69 @@ def test_packed_masks_come_back_whole_in_an_eighth_of_the_room(mask: torch.Tenso
 
 
 def test_a_mask_is_soft_below_s_max_and_hard_at_it() -> None:
-    active = Active(domains=("a", "b"), domain=1, s=3.0)
+    active = Active(domains=("a", "b"), domain=1, running=1, s=3.0)
     mask = TaskMask(20, active)
-    assert torch.equal(mask(), torch.sigmoid(3.0 * mask.embedding[1]))
+    assert torch.equal(mask(), torch.sigmoid(3.0 * mask.embedding))
     mask().sum().backward()
     assert mask.embedding.grad is not None
-    assert not mask.embedding.grad[0].any()
-    assert mask.embedding.grad[1].all()
+    assert mask.embedding.grad.all()
     active.s = 400.0
-    assert torch.equal(mask(), (mask.embedding[1] > 0).float())
+    assert torch.equal(mask(), (mask.embedding > 0).float())
     assert not mask().requires_grad
 
 
 def test_an_inactive_plug_in_has_no_mask() -> None:
     with pytest.raises(RuntimeError, match="no domain is active"):
         TaskMask(3, Active(domains=("a",)))()
+    with pytest.raises(RuntimeError, match="'a' is neither finished nor running"):
+        TaskMask(3, Active(domains=("a", "b"), domain=0, running=1))()
 
 
 def test_a_finished_domain_is_read_from_its_bits_not_from_its_embedding() -> None:
-    active = Active(domains=("a", "b"), domain=0)
+    active = Active(domains=("a", "b"), domain=0, running=0)
     mask = TaskMask(20, active)
     before = mask()
     mask.keep(0)
     active.finished.add(0)
     with torch.no_grad():
         mask.embedding.neg_()
-    assert torch.equal(mask(), before)
+    for active.running in (None, 1):
+        for active.s in (400.0, 2.0):
+            assert torch.equal(mask(), before)
     assert torch.equal(mask.taken, before)
     active.domain = 1
-    assert torch.equal(mask(), (mask.embedding[1] > 0).float())
+    assert torch.equal(mask(), torch.sigmoid(2.0 * mask.embedding))
 
 
 def test_taken_units_are_the_union_of_finished_domains() -> None:
     mask = TaskMask(30, Active(domains=("a", "b", "c")))
-    mask.keep(0)
-    mask.keep(2)
-    expected = (mask.embedding[0] > 0) | (mask.embedding[2] > 0)
+    draw, expected = torch.Generator().manual_seed(0), torch.zeros(30, dtype=torch.bool)
+    for domain in (0, 2):
+        mask.begin(draw)
+        mask.keep(domain)
+        expected |= mask.embedding > 0
     assert torch.equal(mask.taken.bool(), expected)
     other = copy.deepcopy(mask)
+    other.begin(draw)
     other.keep(1)
     assert torch.equal(mask.taken.bool(), expected)
 
 
-def test_embedding_rows_start_standard_normal() -> None:
+def test_each_domains_embedding_starts_standard_normal_and_differs_from_the_last_ones() -> None:
     torch.manual_seed(0)
-    rows = TaskMask(20000, Active(domains=("a",))).embedding
-    assert abs(rows.mean().item()) < 0.03
-    assert abs(rows.std().item() - 1) < 0.03
+    mask = TaskMask(20000, Active(domains=("a", "b")))
+    draw, drawn = torch.Generator().manual_seed(1), [mask.embedding.detach().clone()]
+    for _ in "ab":
+        mask.begin(draw)
+        drawn.append(mask.embedding.detach().clone())
+    for row in drawn:
+        assert abs(row.mean().item()) < 0.03
+        assert abs(row.std().item() - 1) < 0.03
+    assert abs(torch.corrcoef(torch.stack(drawn)) - torch.eye(3)).max() < 0.03
+
+
+def test_a_mask_has_one_embedding_however_many_domains() -> None:
+    masks = [TaskMask(20, Active(domains=tuple(map(str, range(n))))) for n in (1, 100)]
+    assert [list(mask.state_dict()) for mask in masks] == [["embedding"]] * 2
+    assert [mask.embedding.shape for mask in masks] == [(20,)] * 2
+    assert masks[1].bits.nbytes == 100 * 3

@@ -15,7 +15,9 @@ What we do differently, and why:
   where the feed-forward input enters twice (``plugins/inject.py``).
 - Sizes follow the model's width: the published 512 and 768 belong to width 768.
 - ``s`` grows over all steps of a domain; the release restarts it in each epoch, and trains one.
-- A domain's mask is hard at s_max in use, and read from bits kept when it ended.
+- A domain's mask is hard at s_max in use, and read from bits kept when it ended. The release keeps a table of mask
+  embeddings; here there is one row, drawn anew for each domain, so that neither a step nor a checkpoint grows with the
+  number of domains but for one bit a unit.
 - No sparsity regulariser, as released: about half of the units are on for a new domain, so ``capacity()`` tells how
   much room is left.
 
@@ -25,6 +27,7 @@ whole step. The release clips each tensor by itself.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +97,6 @@ class Cpt(Method):
         if twice:
             raise EunoeError(f"cpt: {', '.join(twice)} stands twice in the domains; give each domain its own name.")
         self.active = Active(domains=tuple(domains), s=settings.s_max, s_max=settings.s_max)
-        self.running: int | None = None
 
         def make(site: Site) -> Adapter:
             return Adapter(site.width, settings.size(site.part, site.width), self.active, out=site.out, skip=site.skip)
@@ -102,6 +104,8 @@ class Cpt(Method):
         parts = anatomy(model)
         freeze(model)
         self.adapters = inject(model, parts, make, placement=settings.placement)
+        self.seed = int(torch.randint(1 << 62, ()))
+        self._closed: list[tuple[nn.Parameter, Tensor]] | None = None
 
     # -- hooks -------------------------------------------------------------------------------------------------
     def before_task(self, domain: str) -> None:
@@ -110,55 +114,52 @@ class Cpt(Method):
             raise EunoeError(
                 f"cpt: domain {domain!r} is learnt and its weights are closed. Learn more text of it under a new name."
             )
-        self.running = self.active.domain = index
+        self.active.running = self.active.domain = index
         self.active.s = anneal(0.0, self.active.s_max)
+        drawn = torch.Generator().manual_seed(_seed(self.seed, domain))
+        for mask in self._masks():
+            mask.begin(drawn)
+        self._closed = None
 
     def before_step(self, progress: float) -> None:
         # the domain too: an evaluation between two steps may have activated another
-        self.active.domain = self.running
+        self.active.domain = self.active.running
         self.active.s = anneal(progress, self.active.s_max)
 
     def on_gradients(self, progress: float) -> None:
-        if self.running is None:
+        if self.active.running is None:
             raise RuntimeError("on_gradients before before_task")
-        for adapter in self.adapters.values():
-            if self.active.finished:
-                for weight, factor in _free(adapter):
-                    if weight.grad is not None:
-                        weight.grad.mul_(factor)
-            for mask in (adapter.mask1, adapter.mask2):
-                if mask.embedding.grad is not None:
-                    self._compensate(mask.embedding, mask.embedding.grad, self.running)
+        if self._closed is None:  # once a domain, and after the model has gone to its device
+            self._closed = list(self._blocked().items())
+        for weight, entries in self._closed:
+            if weight.grad is not None:
+                weight.grad.masked_fill_(entries, 0)
+        s, s_max, clip = self.active.s, self.active.s_max, self.settings.cosh_clip
+        for mask in self._masks():
+            if mask.embedding.grad is not None:
+                mask.embedding.grad.copy_(compensate(mask.embedding.grad, mask.embedding.detach(), s, s_max, clip))
 
     def after_step(self) -> None:
-        if self.running is None:
+        if self.active.running is None:
             raise RuntimeError("after_step before before_task")
         with torch.no_grad():
             for mask in self._masks():
-                row = mask.embedding[self.running]
-                row.copy_(clamp(row, self.settings.embedding_clip))
+                mask.embedding.copy_(clamp(mask.embedding, self.settings.embedding_clip))
 
     def after_task(self, domain: str) -> None:
         index = self._index(domain)
+        if index != self.active.running:
+            raise RuntimeError(f"after_task of {domain!r}, which is not the domain that runs")
         for mask in self._masks():
             mask.keep(index)
         self.active.finished.add(index)
-        self.running = None
+        self.active.running = None
         self.activate(domain)
 
     # -- facts -------------------------------------------------------------------------------------------------
     def protected(self) -> dict[nn.Parameter, Tensor]:
-        """Blocked weights (factor <= 0.5) and every embedding row but the running domain's."""
-        keep: dict[nn.Parameter, Tensor] = {}
-        for adapter in self.adapters.values():
-            if self.active.finished:
-                keep.update({weight: (factor <= 0.5).expand_as(weight) for weight, factor in _free(adapter)})
-            for mask in (adapter.mask1, adapter.mask2):
-                rows = torch.ones_like(mask.embedding, dtype=torch.bool)
-                if self.running is not None:
-                    rows[self.running] = False
-                keep[mask.embedding] = rows
-        return keep
+        """The weights between units that finished domains use: where the factor on the gradient is <= 0.5."""
+        return self._blocked()
 
     def activate(self, domain: str | None) -> None:
         """The domain's hard masks; None, or a domain never trained, turns the plug-ins off (the base model)."""
@@ -175,8 +176,8 @@ class Cpt(Method):
             self._use(adapter.active, domain)
             for p in adapter.parameters():
                 p.requires_grad_(True)
-            adapter.mask1.embedding.requires_grad_(False)
-            adapter.mask2.embedding.requires_grad_(False)
+            for mask in adapter.masks().values():
+                mask.embedding.requires_grad_(False)
             slower |= {p for p in adapter.parameters() if p.requires_grad}
         return {name: END_TASK_LR for name, p in model.named_parameters() if p in slower}
 
@@ -224,13 +225,17 @@ class Cpt(Method):
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """``finished`` and ``running`` domains, ``s``, and ``masks``: uint8 (finished, bytes), side by side."""
+        """``finished`` and ``running`` domains, ``s``, ``seed``, and ``masks``: uint8 (finished, bytes), side by side.
+
+        A finished domain adds its row of ``masks`` and its name, and nothing anywhere else.
+        """
         finished = sorted(self.active.finished)
         bits = [mask.bits[finished] for mask in self._masks()]
         return {
             "finished": [self.domains[i] for i in finished],
-            "running": None if self.running is None else self.domains[self.running],
+            "running": None if self.active.running is None else self.domains[self.active.running],
             "s": self.active.s,
+            "seed": self.seed,
             "masks": torch.cat(bits, dim=1).cpu(),
         }
 
@@ -249,15 +254,25 @@ class Cpt(Method):
             for index, row in zip(finished, bits, strict=True):
                 mask.restore(index, row.to(mask.bits.device))
         self.active.finished = set(finished)
-        self.running = None if state["running"] is None else self._index(state["running"])
-        self.active.domain = self.running
+        self.active.running = None if state["running"] is None else self._index(state["running"])
+        self.active.domain = self.active.running
         self.active.s = float(state["s"])
+        self.seed = int(state["seed"])
+        self._closed = None
 
     # -- parts -------------------------------------------------------------------------------------------------
     def _masks(self) -> Iterator[TaskMask]:
         for adapter in self.adapters.values():
-            yield adapter.mask1
-            yield adapter.mask2
+            yield from adapter.masks().values()
+
+    def _blocked(self) -> dict[nn.Parameter, Tensor]:
+        if not self.active.finished:
+            return {}
+        return {
+            weight: (factor <= 0.5).expand_as(weight)
+            for adapter in self.adapters.values()
+            for weight, factor in _free(adapter)
+        }
 
     def _index(self, domain: str) -> int:
         if domain not in self.domains:
@@ -267,16 +282,14 @@ class Cpt(Method):
     def _use(self, active: Active, domain: str | None) -> None:
         """Hard masks of ``domain`` for the model that reads ``active``: the learnt one, or a copy for an end task."""
         index = None if domain is None else self._index(domain)
-        begun = index in self.active.finished or index == self.running
+        begun = index in self.active.finished or (index is not None and index == self.active.running)
         active.domain = index if begun else None
         active.s = active.s_max
 
-    def _compensate(self, embedding: Tensor, grad: Tensor, row: int) -> None:
-        """The running row's gradient with annealing undone; nothing in any other row."""
-        with torch.no_grad():
-            new = compensate(grad[row], embedding[row], self.active.s, self.active.s_max, self.settings.cosh_clip)
-            grad.zero_()
-            grad[row] = new
+
+def _seed(seed: int, domain: str) -> int:
+    """The seed of a domain's mask embeddings: a function of the method's and the domain's name alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{domain}".encode()).digest()[:8], "big")
 
 
 def _free(adapter: Adapter) -> list[tuple[nn.Parameter, Tensor]]:

@@ -40,11 +40,15 @@ class Adapter(nn.Module):
         out: Tensor = x + h2 if self.skip else h2
         return out
 
+    def masks(self) -> dict[str, TaskMask]:
+        """The masks by name, inner units first."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, TaskMask)}
+
     def reads(self, domain: int) -> dict[str, Tensor]:
         """Which entries of which weights a domain's output reads, by name: bool tensors of the weights' shapes.
 
-        A column of W2 whose inner unit is masked meets an exact zero, so it is not read. The domain's embedding row
-        is counted as read: the masks are made from it.
+        A column of W2 whose inner unit is masked meets an exact zero, so it is not read. The mask embeddings are read by
+        the running domain alone: a finished one has its bits.
         """
         inner, outer = self.mask1.hard_mask(domain), self.mask2.hard_mask(domain)
         return {
@@ -52,15 +56,9 @@ class Adapter(nn.Module):
             "fc1.bias": inner,
             "fc2.weight": outer[:, None] & inner[None, :],
             "fc2.bias": outer,
-            "mask1.embedding": _row(self.mask1, domain),
-            "mask2.embedding": _row(self.mask2, domain),
+            "mask1.embedding": torch.full_like(inner, domain not in self.active.finished),
+            "mask2.embedding": torch.full_like(outer, domain not in self.active.finished),
         }
-
-
-def _row(mask: TaskMask, domain: int) -> Tensor:
-    rows = torch.zeros_like(mask.embedding, dtype=torch.bool)
-    rows[domain] = True
-    return rows
 
 
 __all__ = ["Adapter"]

@@ -19,7 +19,9 @@ A tap's hooks are bound methods, not closures: ``copy.deepcopy`` of the whole mo
 plug-ins and the copied ``Active``, and the copy is independent of the original.
 
 Saved in the file layout of PEFT (``adapter_config.json``, ``adapter_model.safetensors``), tensor names counted from the
-base model, so a folder saved from a masked LM loads into a classifier of the same model.
+base model, so a folder saved from a masked LM loads into a classifier of the same model. It holds what the learnt
+domains read: the plug-ins' weights and the bits of the hard masks. A domain that is still being learnt has no hard mask
+and is left out; a run keeps it in its checkpoints.
 """
 
 from __future__ import annotations
@@ -194,10 +196,11 @@ def set_domain(model: nn.Module, name: str | None) -> None:
 
 
 def save_plugins(model: nn.Module, folder: str | Path) -> None:
-    """Write the plug-ins, and nothing of the base model, to ``folder`` (made where it is missing)."""
+    """Write the plug-ins and the learnt domains, and nothing of the base model, to ``folder`` (made where missing)."""
     tensors, active, placement = {}, _one(model).active, _taps(model)[0].placement
+    learnt = sorted(active.finished)
     for name, adapter in adapters(model).items():
-        for key, tensor in _tensors(adapter):
+        for key, tensor in _tensors(adapter, learnt):
             tensors[f"base_model.model.{name}.{key}"] = tensor.detach().contiguous()
     parts = anatomy(model)
     first = parts.layers[0].module
@@ -210,8 +213,7 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
         "placement": placement,
         **{f"{part}_size": getattr(first, f"{part}_plugin").fc1.out_features for part in PARTS},
         "s_max": active.s_max,
-        "domains": list(active.domains),
-        "finished": [active.domains[i] for i in sorted(active.finished)],
+        "domains": [active.domains[i] for i in learnt],
     }
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -239,8 +241,7 @@ def load_plugins(model: nn.Module, folder: str | Path) -> None:
             f"cannot read {path / 'adapter_model.safetensors'}: {error}. Save the plug-ins again."
         ) from error
     domains = tuple(config["domains"])
-    active = Active(domains=domains, s=config["s_max"], s_max=config["s_max"])
-    active.finished = {domains.index(name) for name in config["finished"]}
+    active = Active(domains=domains, s=config["s_max"], s_max=config["s_max"], finished=set(range(len(domains))))
 
     def make(site: Site) -> Adapter:
         return Adapter(site.width, config[f"{site.part}_size"], active, out=site.out, skip=site.skip)
@@ -258,7 +259,7 @@ def _fill(attached: dict[str, Adapter], tensors: dict[str, Tensor], active: Acti
     wanted = {
         f"base_model.model.{name}.{key}": tensor
         for name, adapter in attached.items()
-        for key, tensor in _tensors(adapter)
+        for key, tensor in _tensors(adapter, sorted(active.finished))
     }
     wrong = sorted(wanted.keys() ^ tensors.keys())
     wrong += [key for key in wanted.keys() & tensors.keys() if wanted[key].shape != tensors[key].shape]
@@ -270,16 +271,17 @@ def _fill(attached: dict[str, Adapter], tensors: dict[str, Tensor], active: Acti
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(tensors[key])
-    for adapter in attached.values():
-        for mask in (adapter.mask1, adapter.mask2):
-            for domain in sorted(active.finished):
-                mask.restore(domain, mask.bits[domain])
+    for name, adapter in attached.items():
+        for key, mask in adapter.masks().items():
+            for domain, bits in enumerate(tensors[f"base_model.model.{name}.{key}.bits"]):
+                mask.restore(domain, bits.to(mask.bits.device))
 
 
-def _tensors(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
-    yield from adapter.named_parameters()
-    yield "mask1.bits", adapter.mask1.bits
-    yield "mask2.bits", adapter.mask2.bits
+def _tensors(adapter: Adapter, learnt: list[int]) -> Iterator[tuple[str, Tensor]]:
+    """The plug-in's weights, and of each mask the bits of the learnt domains, side by side."""
+    masks = adapter.masks()
+    yield from ((key, p) for key, p in adapter.named_parameters() if key.removesuffix(".embedding") not in masks)
+    yield from ((f"{key}.bits", mask.bits[learnt]) for key, mask in masks.items())
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -296,13 +298,10 @@ def _config(path: Path) -> dict[str, Any]:
         raise EunoeError(
             f"{file} describes {kind!r}, not 'CL_PLUGIN': save_plugins did not write it. Load it with the peft library."
         )
-    needed = {"model_type", "base_model_name_or_path", "placement", "s_max", "domains", "finished"}
+    needed = {"model_type", "base_model_name_or_path", "placement", "s_max", "domains"}
     missing = sorted((needed | {f"{part}_size" for part in PARTS}) - config.keys())
     if missing:
         raise EunoeError(f"{file} lacks {', '.join(missing)}: it was cut or edited. Save the plug-ins again.")
-    strangers = sorted(set(config["finished"]) - set(config["domains"]))
-    if strangers:
-        raise EunoeError(f"{file} calls {', '.join(strangers)} finished but not a domain. Save the plug-ins again.")
     return config
 
 

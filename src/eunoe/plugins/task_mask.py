@@ -6,7 +6,11 @@ Learning" (CPT, https://arxiv.org/abs/2210.05549; code https://github.com/UIC-Li
 
 While a domain is learnt its mask is soft, ``sigmoid(s * e)``, and ``s`` grows from 1/s_max to s_max. At s_max the mask
 is hard (CPT; HAT stays soft, so that blocking is only partial and old outputs drift). A finished domain's hard mask is
-kept as packed bits and read from them: its embedding row could change without changing what the domain computes.
+kept as packed bits and read from them.
+
+The release keeps a table of embeddings, one row a domain. Here there is one row, that of the running domain: a finished
+domain reads its bits alone, so its row would be dead weight in the model, in the optimizer's moments and on disk, and
+would make a step cost more with every domain. A finished domain costs one bit a unit.
 
 What differs from the release: the threshold ``sigmoid(s_max * e) > 0.5`` is taken as ``e > 0``, which is the same but
 for positive ``e`` so small that the sigmoid rounds to one half; the domain and ``s`` come from a shared ``Active``
@@ -98,6 +102,8 @@ class Active:
     domains: tuple[str, ...]
     domain: int | None = None
     """Index of the domain whose masks are used; None: plug-ins are off and the model is its base, bit for bit."""
+    running: int | None = None
+    """The domain being learnt: the one that the mask embeddings belong to."""
     s: float = 400.0
     s_max: float = 400.0
     finished: set[int] = field(default_factory=set)
@@ -105,11 +111,11 @@ class Active:
 
 
 class TaskMask(nn.Module):
-    """The masks over ``n`` units, one embedding row per domain (T, n), N(0, 1) at the start (the release's default).
+    """The masks over ``n`` units: the embedding (n,) of the running domain, and the bits of the finished ones.
 
-    ``bits`` (T, B) holds the hard masks of finished domains and ``taken`` (n,) their union, 0 or 1. Neither is part of
-    ``state_dict``: who saves a plug-in also says which domains are finished (``methods/cpt.py``,
-    ``plugins/inject.py``).
+    The embedding starts N(0, 1) (the release's default); ``begin`` draws it anew for the next domain. ``bits`` (T, B)
+    holds the hard masks of finished domains and ``taken`` (n,) their union, 0 or 1. Neither is part of ``state_dict``:
+    who saves a plug-in also says which domains are finished (``methods/cpt.py``, ``plugins/inject.py``).
     """
 
     bits: Tensor
@@ -119,27 +125,40 @@ class TaskMask(nn.Module):
         super().__init__()
         self.n = n
         self.active = active
-        self.embedding = nn.Parameter(torch.randn(len(active.domains), n))
+        self.embedding = nn.Parameter(torch.randn(n))
         self.register_buffer("bits", pack(torch.zeros(len(active.domains), n, dtype=torch.bool)), persistent=False)
         self.register_buffer("taken", torch.zeros(n), persistent=False)
 
     def forward(self) -> Tensor:
-        """The mask (n,) of the active domain in the embedding's dtype: soft below s_max, exactly 0 or 1 at s_max."""
-        if self.active.domain is None:
+        """The mask (n,) of the active domain in the embedding's dtype: soft below s_max, exactly 0 or 1 at s_max.
+
+        A finished domain's is exactly 0 or 1 at any s.
+        """
+        active = self.active
+        if active.domain is None:
             raise RuntimeError("no domain is active: the plug-in is off and its masks mean nothing")
-        if self.active.s < self.active.s_max:
-            return gate(self.embedding[self.active.domain], self.active.s)
-        return self.hard_mask(self.active.domain).to(self.embedding.dtype)
+        if active.domain == active.running and active.domain not in active.finished and active.s < active.s_max:
+            return gate(self.embedding, active.s)
+        return self.hard_mask(active.domain).to(self.embedding.dtype)
 
     def hard_mask(self, domain: int) -> Tensor:
-        """The hard mask (n,) of a domain, bool: the kept one if the domain is finished, else as it is now."""
+        """The hard mask (n,) of a domain, bool: the kept one if it is finished, as it is now if it is running."""
         if domain in self.active.finished:
             return unpack(self.bits[domain], self.n)
-        return hard(self.embedding[domain].detach())
+        if domain != self.active.running:
+            raise RuntimeError(
+                f"domain {self.active.domains[domain]!r} is neither finished nor running: it has no mask"
+            )
+        return hard(self.embedding.detach())
+
+    def begin(self, generator: torch.Generator) -> None:
+        """A fresh embedding for the domain that runs from now on, drawn on the CPU, so the same on any device."""
+        with torch.no_grad():
+            self.embedding.copy_(torch.randn(self.n, generator=generator))
 
     def keep(self, domain: int) -> None:
-        """Keep the hard mask of a domain that ends now."""
-        self.restore(domain, pack(hard(self.embedding[domain].detach())))
+        """Keep the hard mask of the running domain, which ends now and is ``domain``."""
+        self.restore(domain, pack(hard(self.embedding.detach())))
 
     def restore(self, domain: int, bits: Tensor) -> None:
         """Take back what ``keep`` had kept: the packed mask (B,) of a finished domain."""
