@@ -1,7 +1,8 @@
-"""A made-up run folder: 2 methods x 3 seeds x 4 domains, LM loss, accuracy, macro-F1, general text, base rows, curves.
+"""Made-up run folders: a run over 2 methods x 3 seeds x 4 domains, and a study of 2 systems x 3 tasks with a search.
 
-The numbers follow a formula and a seeded generator; ``cpt`` keeps every score it ever had, ``ncl`` loses some. For a
-look at the page: ``python -m tests.report.made_up FOLDER``.
+The numbers follow a formula and a seeded generator; ``cpt`` keeps every score it ever had, ``ncl`` loses some; ``recadam``
+scores a little more than ``adamw`` and loses less. For a look at the pages: ``python -m tests.report.made_up FOLDER`` and
+``eunoe report FOLDER/run``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eunoe.evaluate.scores import classification_scores
@@ -98,5 +99,152 @@ def made_up_run(folder: Path, rows: Sequence[Row] | None = None, *, curves: bool
     return folder
 
 
+def made_up_capacity(folder: Path, *, free: float = 0.55, layers: int = 6) -> None:
+    """capacity.json beside each curve of ``cpt``: each domain takes a share of what is left, so ``free`` stays of it."""
+    for place in sorted(folder.glob("sequences/cpt.*/domains/*")):
+        i, seed = int(place.name.partition("-")[0]), place.parents[1].name[-1]
+        chance = random.Random(f"{seed} {i}")
+        rows = []
+        for layer in range(layers):
+            for part, units, size in (("attention", "inner", 256), ("attention", "outer", 384), ("feed_forward", "inner", 384),
+                                      ("feed_forward", "outer", 384)):  # fmt: skip
+                left = round(size * (free + 0.04 * layer / layers + chance.uniform(-0.02, 0.02)) ** (i + 1))
+                rows.append({"layer": f"encoder.layer.{layer}", "part": part, "units": units, "size": size, "used": size - left,
+                             "shared": (size - left) // 3, "free": left, "domains": {"a": 3}})  # fmt: skip
+        (place / "capacity.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+# -- fine-tuning studies ----------------------------------------------------------------------------------------
+SYSTEMS = {"adamw": ("lr=0.0001", "lr=0.0002", "lr=0.0004"),
+           "recadam": ("lr=0.0001,t0=0.25", "lr=0.0001,t0=0.5", "lr=0.0002,t0=0.25", "lr=0.0002,t0=0.5")}  # fmt: skip
+TASKS = {"rte": ("accuracy", "macro_f1"), "cola": ("matthews", "accuracy"), "stsb": ("pearson", "spearman")}
+STUDY = """name: small
+tasks:
+  - {name: rte, glue: rte, seeds: [1, 2, 3, 4, 5]}
+  - {name: cola, glue: cola}
+  - {name: stsb, glue: stsb}
+systems:
+  adamw: {name: finetune, grid: {lr: [1.0e-4, 2.0e-4, 4.0e-4]}}
+  recadam: {name: finetune, grid: {lr: [1.0e-4, 2.0e-4], optimizer.t0: [0.25, 0.5]}}
+search: {seed: 0, by: last}
+seeds: [1, 2, 3]
+published:
+  adamw: {rte: 71.1, cola: 60.6}
+  recadam: {rte: 74.4, cola: 62.4}
+"""
+
+
+def study_rows(
+    *, run: str = "small", tasks: Mapping[str, Sequence[str]] = TASKS, systems: Mapping[str, Sequence[str]] = SYSTEMS,
+    search: bool = True, seeds: Sequence[int] = (1, 2, 3), best: bool = True, texts: Sequence[str] = ("wikipedia", "brown"),
+    chosen: int = 1, layers: int = 6,
+) -> list[Row]:  # fmt: skip
+    """Rows as a finished study writes them: a search on seed 0, then point ``chosen`` of each grid on ``seeds``.
+
+    ``rte`` gets two seeds more. Without ``search`` every point is reported.
+    """
+    rows: list[Row] = []
+    for task, metrics in tasks.items():
+        for k, (system, grid) in enumerate(systems.items()):
+            labels = [f"{system}[{point}]" if point else system for point in grid]
+            more = (*seeds, *(max(seeds) + i for i in (1, 2))) if task == "rte" else seeds
+            cells = [(i, seed) for i in range(len(grid)) for seed in more]
+            if search:
+                cells = [(i, 0) for i in range(len(grid))] + [
+                    cell for cell in cells if cell[0] == min(chosen, len(grid) - 1)
+                ]
+            for i, seed in cells:
+                rows += _study_cell(run, task, metrics, labels[i], k, i, seed, best, texts, layers)
+    return rows
+
+
+def _study_cell(
+    run: str, task: str, metrics: Sequence[str], label: str, k: int, i: int, seed: int, best: bool, texts: Sequence[str], layers: int
+) -> list[Row]:  # fmt: skip
+    noise = random.Random(f"{task} {label} {seed}")
+    where = {
+        "run": run,
+        "method": "base",
+        "transfer": label,
+        "order": "none",
+        "seed": seed,
+        "shots_seed": None,
+        "learnt": (),
+        "task": task,
+    }
+    rows = []
+    for name in metrics:
+        value = 0.62 + 0.02 * k + 0.015 * i + noise.gauss(0, 0.012)
+        rows.append(Row(**where, metric=name, value=value, n=277, steps=188))
+        if best:
+            rows.append(
+                Row(**where, metric=name, value=value + abs(noise.gauss(0, 0.01)), n=277, steps=62 + seed, at="best")
+            )
+    rows.sort(key=lambda row: row.at != "last")
+    lost = (0.9 if k == 0 else 0.35) * (1 + 0.4 * i) + noise.uniform(-0.05, 0.05)
+    depth = [f"encoder.layer.{n}" for n in range(layers)]
+    for t, text in enumerate(texts):
+        rows.append(
+            Row(
+                **where, metric=f"lm_loss@{text}", value=4.07 + t + lost, n=4000, steps=188, detail={"before": 4.07 + t}
+            )
+        )
+        alike = {str(n): 1 - 0.02 * (n + t) * lost for n in range(layers + 1)}
+        rows.append(
+            Row(
+                **where,
+                metric=f"cka@{text}",
+                value=sum(alike.values()) / len(alike),
+                n=2048,
+                steps=188,
+                detail={"layers": alike},
+            )
+        )
+    if texts:
+        far = {name: lost * (0.2 + 0.1 * n) for n, name in enumerate(["embeddings", *depth])}
+        total = math.sqrt(sum(d * d for d in far.values()))
+        rows.append(Row(**where, metric="anchor_distance", value=total, n=22000000, steps=188, detail={"layers": far}))
+    return rows
+
+
+def made_up_study(
+    folder: Path, rows: Sequence[Row] | None = None, *, recipe: str = STUDY, cells: bool = True, far: bool = True
+) -> Path:
+    """A study's folder. ``far``: runs begin far from the pretrained weights, as a random start does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = study_rows() if rows is None else rows
+    (folder / "rows.jsonl").write_text("".join(map(to_line, rows)), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    (folder / "environment.json").write_text(
+        '{"command": "eunoe run recipes/small.yaml", "torch": "2.13.0+cpu"}', encoding="utf-8"
+    )
+    held: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows if cells else ():
+        held.setdefault((row.task, str(row.transfer), row.seed), []).append(row)
+    points: dict[tuple[str, str], list[str]] = {}
+    for (task, label, seed), mine in held.items():
+        system, mark, _ = label.partition("[")
+        known = points.setdefault((task, system), [])
+        if label not in known:
+            known.append(label)
+        place = folder / "cells" / task / f"{system}{f'-{known.index(label)}' if mark else ''}.seed{seed}"
+        place.mkdir(parents=True)
+        (place / "rows.jsonl").write_text("".join(map(to_line, mine)), encoding="utf-8")
+        chance, i = random.Random(f"{place.name} {task}"), known.index(label)
+        loss = [f"{s},{0.1 * i + 0.7 * math.exp(-s / 50) + chance.gauss(0, 0.03)!r},1e-4,1.0\n" for s in range(1, 189)]
+        (place / "curve.csv").write_text("step,loss,lr,grad_norm\n" + "".join(loss), encoding="utf-8")
+        seen = ["step,metric,value\n"]
+        for s in (1, *range(4, 189, 4)):
+            away = (40 * math.exp(-s / (8 + 4 * i)) if far and system == "recadam" else 0.0) + (1 + i) * (1 - math.exp(-s / 60))
+            seen.append(
+                f"{s},anchor_distance,{away!r}\n{s},lambda,{1 / (1 + math.exp(-(0.05 + 0.05 * i) * (s - 47)))!r}\n"
+            )
+            if s % 36 == 0 or s == 188:
+                seen.append(f"{s},{mine[0].metric},{mine[0].value - 0.1 * (188 - s) / 188!r}\n")
+        (place / "observed.csv").write_text("".join(seen), encoding="utf-8")
+    return folder
+
+
 if __name__ == "__main__":
-    made_up_run(Path(sys.argv[1]))
+    made_up_capacity(made_up_run(Path(sys.argv[1]) / "run"))
+    made_up_study(Path(sys.argv[1]) / "study")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from eunoe.errors import EunoeError
-from eunoe.report.page import read_curves, write_report
+from eunoe.report.page import write_report
+from eunoe.report.read import read_curves
 from tests.report.chromium import Chromium
 from tests.report.made_up import DOMAINS, made_up_rows, made_up_run
 
@@ -188,7 +189,7 @@ def test_curves_leave_out_what_is_broken(tmp_path: Path) -> None:
 
 
 def test_reporting_imports_no_torch() -> None:
-    program = "import sys, eunoe.report.page; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    program = "import sys, eunoe.report.page, eunoe.report.terminal; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -10,16 +10,10 @@ from dataclasses import replace
 import matplotlib as mpl
 import pytest
 
-from eunoe.report.plots import (
-    STYLES,
-    Curve,
-    colour_bar,
-    colour_limit,
-    forgetting_plot,
-    heat_maps,
-    learning_curves,
-    style,
-)
+from eunoe.report.draw import STYLES, style
+from eunoe.report.lines import over_steps
+from eunoe.report.plots import colour_bar, colour_limit, forgetting_plot, heat_maps
+from eunoe.report.read import Curve
 from eunoe.report.tables import LM_LOSS, Scores, matrices, summarize
 from tests.report.made_up import made_up_rows
 
@@ -47,7 +41,7 @@ def all_plots() -> list[str]:
     lines = [line for line in summarize(rows).lines if line.metric is LM_LOSS]
     return [
         *heat_maps(of_metric("lm_loss"), "heat"), colour_bar(0.25, LM_LOSS, "bar"),
-        learning_curves(curves, looks, "curve"), forgetting_plot(lines, looks, "forget"),
+        over_steps(curves, looks, "curve"), forgetting_plot(lines, looks, "forget"),
     ]  # fmt: skip
 
 
@@ -124,7 +118,7 @@ def test_colours_come_from_the_page_so_that_it_can_turn_dark() -> None:
 
 def test_a_long_curve_is_binned() -> None:
     steps = tuple(range(1, 20001))
-    svg = learning_curves([Curve("ncl", 0, steps, tuple(3 + 1 / s for s in steps))], {"ncl": style(0)}, "c")
+    svg = over_steps([Curve("ncl", 0, steps, tuple(3 + 1 / s for s in steps))], {"ncl": style(0)}, "c")
     assert len(svg) < 20_000
 
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from eunoe.errors import EunoeError
 from eunoe.report import tables
 from eunoe.report.schema import Row
-from eunoe.report.tables import answer, class_counts, matrices, print_summary, summarize, write_matrix
+from eunoe.report.tables import answer, class_counts, matrices, summarize, write_matrix
+from eunoe.report.terminal import print_summary
 from tests.report.made_up import DOMAINS, made_up_rows
 
 

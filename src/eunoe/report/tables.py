@@ -1,4 +1,4 @@
-"""From rows to what people read: matrices, averages with intervals, the answer in one sentence, a terminal table.
+"""From the rows of runs over domains to what people read: matrices, averages with intervals, the answer in one sentence.
 
 Nothing here is stored: everything is computed from the rows each time. A sequence is one method going once through one
 order of the domains with one seed; it is the unit that averages and intervals run over. A score that several few-shot
@@ -17,14 +17,10 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from eunoe.atomic import write_bytes
 from eunoe.errors import EunoeError
@@ -52,22 +48,51 @@ class Metric:
 
 
 LM_LOSS = Metric("lm_loss", "LM loss", "nats", 1.0, 3, False)
+DISTANCE = Metric("anchor_distance", "Distance to the pretrained weights", "", 1.0, 2, False)
+CKA = Metric("cka", "CKA", "", 1.0, 3, True)
 # In the order they are shown; any other metric is a score in points and comes after these.
 METRICS = (
     LM_LOSS,
     Metric("accuracy", "Accuracy", "points", 100.0, 1, True),
     Metric("macro_f1", "Macro-F1", "points", 100.0, 1, True),
 )
+NAMED = (
+    *METRICS,
+    Metric("matthews", "Matthews", "points", 100.0, 1, True),
+    Metric("accuracy_mm", "Accuracy, mismatched", "points", 100.0, 1, True),
+    DISTANCE,
+)
 
 
 def metric(name: str) -> Metric:
-    """How ``name`` is read.
+    """How ``name`` is read; ``lm_loss@TEXT`` and ``cka@TEXT`` are measures of retention on that general text.
 
     >>> metric("pearson").title, metric("pearson").scale
     ('Pearson', 100.0)
+    >>> metric("lm_loss@brown").title, metric("lm_loss@brown").unit, metric("cka@brown").higher_is_better
+    ('LM loss of brown', 'nats', True)
     """
-    known = {m.name: m for m in METRICS}
+    known = {m.name: m for m in NAMED}
+    kind, mark, text = name.partition("@")
+    if mark and kind == LM_LOSS.name:
+        return replace(LM_LOSS, name=name, title=f"LM loss of {text}")
+    if mark and kind == CKA.name:
+        return replace(CKA, name=name, title=f"CKA on {text}")
     return known.get(name) or Metric(name, name.replace("_", " ").capitalize(), "points", 100.0, 1, True)
+
+
+def is_retention(name: str) -> bool:
+    """Does the metric say what is left of the pretrained model, and nothing of the task?
+
+    >>> [is_retention(name) for name in ("lm_loss@brown", "anchor_distance", "cka@brown", "lm_loss", "accuracy")]
+    [True, True, True, False, False]
+    """
+    return name == DISTANCE.name or name.partition("@")[:2] in ((LM_LOSS.name, "@"), (CKA.name, "@"))
+
+
+def final_scores(rows: Iterable[Row]) -> list[Row]:
+    """The rows that matrices are made of: scores after the last step, no measures of retention."""
+    return [row for row in rows if row.at == "last" and not is_retention(row.metric)]
 
 
 @dataclass(frozen=True)
@@ -97,7 +122,7 @@ def number(value: float, of: Metric, *, signed: bool = False) -> str:
     return text.replace("-", "").replace("+", "") if float(text) == 0 else text
 
 
-def shown(estimate: Estimate | None, of: Metric) -> str:
+def shown(estimate: Estimate | None, of: Metric, *, signed: bool = False) -> str:
     """An estimate with the half width of its interval; ``-`` where there is none, ``0 (exactly)`` where nothing changed.
 
     >>> shown(Estimate((0.0, 0.0), exact=True), LM_LOSS), shown(Estimate((0.0002, -0.0002)), LM_LOSS)
@@ -110,7 +135,7 @@ def shown(estimate: Estimate | None, of: Metric) -> str:
     interval = estimate.interval
     # Equal values (the pretrained model, scored once per seed) are one number measured again, not a sure one.
     half = f" ± {number((interval[1] - interval[0]) / 2, of)}" if interval and interval[0] < interval[1] else ""
-    return number(estimate.mean, of) + half
+    return number(estimate.mean, of, signed=signed) + half
 
 
 def typeset(text: str) -> str:
@@ -201,6 +226,7 @@ def domain_orders(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[str, ...]]
 def matrices(rows: Sequence[Row]) -> list[Scores]:
     """All matrices, by run and metric, methods in the order they first appear. ``base`` is in each one's ``before``."""
     check_rows(rows)
+    rows = final_scores(rows)
     own = [row for row in rows if row.task != GENERAL]
     columns: dict[tuple[str, str | None, str], set[str]] = {}
     for row in own:
@@ -320,6 +346,7 @@ def labels(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
 def summarize(rows: Sequence[Row]) -> Summary:
     """Everything reported, from the rows. Raises ``EunoeError`` if rows contradict each other; holes are told, not raised."""
     found, names = matrices(rows), labels(rows)
+    rows = final_scores(rows)
     grouped: dict[tuple[str, str, str | None, str], list[Scores]] = {}
     for scores in found:
         k = scores.key
@@ -506,42 +533,11 @@ def answer(rows: Sequence[Row]) -> str:
     return summarize(rows).answer
 
 
-# -- the terminal -----------------------------------------------------------------------------------------------
-def print_summary(rows: Sequence[Row], console: Console) -> None:
-    """The answer and the tables, readable at 80 columns."""
-    summary = summarize(rows)
-    console.print(Text(summary.answer, style="bold"))
-    for title, lines in summary.sections():
-        table = _table("at the end", "forgotten", "backward", "over base", "n")
-        for line in lines:
-            of = line.metric
-            backward = "-" if line.backward is None else "0" if line.backward.exact else number(line.backward.mean, of)
-            cells = (shown(line.final, of), shown(line.forgetting, of), backward, shown(line.forward, of), str(line.n))
-            table.add_row(Text(line.label), *map(Text, cells))
-        console.print("", Text(title), table, sep="\n")
-    if summary.general:
-        table = _table("before", "after", "change")
-        for g in summary.general:
-            table.add_row(Text(g.label), *(Text(shown(e, LM_LOSS)) for e in (g.before, g.after, g.change)))
-        console.print("", Text("LM loss on general text, nats (lower is better)"), table, sep="\n")
-    console.print()
-    for sentence in summary.unfinished:
-        console.print(Text(sentence, style="yellow"))
-    if any(line.n > 1 for line in summary.lines):
-        console.print(Text("± half the 95 % interval of the mean (Student's t) over n sequences", style="dim"))
-
-
-def _table(*columns: str) -> Table:
-    table = Table(pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column("method", overflow="fold", max_width=18)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
 # -- for other programs -----------------------------------------------------------------------------------------
 def write_matrix(rows: Sequence[Row], path: Path) -> None:
     """Every cell of every matrix as one line of CSV, in full precision; the file appears whole or not at all.
+
+    Measures of retention, and scores before the last step, are no cells.
 
     ``learnt`` counts the domains learnt before the score, ``after`` names the last of them; 0 and empty: the pretrained model.
     """
@@ -550,7 +546,7 @@ def write_matrix(rows: Sequence[Row], path: Path) -> None:
     writer.writerow(
         ["run", "method", "transfer", "order", "seed", "shots_seed", "metric", "learnt", "after", "task", "value", "n"]
     )
-    for row in rows:
+    for row in final_scores(rows):
         after = row.learnt[-1] if row.learnt else ""
         writer.writerow([row.run, row.method, row.transfer or "", row.order, row.seed,
                          "" if row.shots_seed is None else row.shots_seed, row.metric, len(row.learnt), after, row.task,
@@ -567,7 +563,8 @@ def class_counts(rows: Sequence[Row]) -> dict[tuple[str, str, str], dict[tuple[s
 
     "when" is ``before`` (pretrained), ``learnt`` (right after its domain) or ``end``. Rows without counts are left out.
     """
-    names, orders = labels(rows), domain_orders(rows)
+    names, rows = labels(rows), final_scores(rows)
+    orders = domain_orders(rows)
     found: dict[tuple[str, str, str], dict[tuple[str, str], dict[str, Counts]]] = {}
     taken: set[tuple[object, ...]] = set()
     for row in rows:
@@ -596,6 +593,7 @@ def _counts(detail: dict[str, Any] | None) -> bool:
 
 
 __all__ = [
-    "Estimate", "General", "Key", "Line", "Metric", "Scores", "Summary", "answer", "class_counts", "domain_orders", "heading",
-    "labels", "matrices", "metric", "number", "print_summary", "shown", "summarize", "typeset", "write_matrix",
+    "BASE", "CKA", "DISTANCE", "GENERAL", "LM_LOSS", "Estimate", "General", "Key", "Line", "Metric", "Scores", "Summary", "answer",
+    "check_rows", "class_counts", "domain_orders", "final_scores", "heading", "is_retention", "labels", "matrices", "metric", "number",
+    "shown", "summarize", "typeset", "write_matrix",
 ]  # fmt: skip

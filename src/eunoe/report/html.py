@@ -1,0 +1,188 @@
+"""The pieces a report page is put together from: sections, figures, tables, numbers, and the style sheet.
+
+Whatever comes from data is escaped here or by the caller, as each docstring says; the page around it forbids the browser
+to load anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from eunoe.report.draw import LOOKS, Style
+from eunoe.report.tables import Estimate, Metric, number, shown, typeset
+
+WIDE = 480
+NONE = '<span class="none">–</span>'
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one kind of run puts on the page. ``sections`` are HTML; empty ones are left out."""
+
+    answer: str
+    unfinished: list[str]
+    sections: list[str]
+    reading: str
+    """How to read its numbers."""
+
+
+def section(title: str, *parts: str) -> str:
+    """A section with its heading; ``parts`` are HTML, empty ones are left out."""
+    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(part for part in parts if part) + "\n</section>"
+
+
+def figure(svg: str, caption: str, alt: str, note: str = "") -> str:
+    """A plot below its caption; ``alt`` tells in words what it shows."""
+    labelled = svg.replace("<svg ", f'<svg aria-label="{escape(alt)}" ', 1)
+    small = f" <small>{escape(note)}</small>" if note else ""
+    top = f"<figcaption>{escape(caption)}{small}</figcaption>" if caption else ""
+    # A plot wider than a phone keeps its size and scrolls in its own box: shrunk, its text could not be read.
+    width = float(svg.split(' width="', 1)[1].split('"', 1)[0])
+    return f'<figure>{top}<div class="plot{" wide" if width > WIDE else ""}">{labelled}</div></figure>'
+
+
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]], title: str = "", text_columns: int = 1) -> str:
+    """A table in a box that scrolls by itself, its title outside of it. Cells are HTML; the first ``text_columns`` hold words."""
+
+    def cell(tag: str, i: int, content: str) -> str:
+        return f"<{tag}>{content}</{tag}>" if i < text_columns else f'<{tag} class="n">{content}</{tag}>'
+
+    head = "".join(cell("th", i, escape(name)) for i, name in enumerate(columns))
+    body = "".join("<tr>" + "".join(cell("td", i, c) for i, c in enumerate(line)) + "</tr>\n" for line in lines)
+    above = f"<h3>{escape(typeset(title))}</h3>\n" if title else ""
+    return f'{above}<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
+
+
+def estimate(told: Estimate | None, of: Metric, *, signed: bool = False) -> str:
+    """A mean with half of its interval, or what stands for none."""
+    if told is None:
+        return NONE
+    text = typeset(shown(told, of, signed=signed))
+    if told.exact:
+        return '<b class="exact">0</b> <small>(exactly)</small>'
+    mean, mark, half = text.partition(" ± ")
+    return f"{mean}<small> ± {half}</small>" if mark else mean
+
+
+MARKS = {
+    "o": '<circle cx="17" cy="6" r="4.5"/>',
+    "s": '<rect x="13" y="2" width="8" height="8"/>',
+    "^": '<path d="M17 1l5 9h-10z"/>',
+    "D": '<path d="M17 1l5 5-5 5-5-5z"/>',
+    "v": '<path d="M17 11l5-9h-10z"/>',
+    "P": '<path d="M15.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z"/>',
+}
+"""The markers of ``draw.STYLES``, as a key shows them."""
+
+
+def swatch(look: Style, *, mark: bool = False) -> str:
+    """A bit of the method's line, for the key of the curves; ``mark``: with its marker."""
+    dash = f' stroke-dasharray="{" ".join(f"{2 * d:g}" for d in look.dash)}"' if look.dash else ""
+    line = f'<line x1="0" y1="6" x2="34" y2="6" stroke="var(--{look.name})" stroke-width="2.5"{dash}/>'
+    sign = f'<g fill="var(--{look.name})">{MARKS[look.marker]}</g>' if mark else ""
+    return f'<svg width="34" height="12" viewBox="0 0 34 12" aria-hidden="true">{line}{sign}</svg>'
+
+
+def keys(looks: Mapping[str, Style], *, marks: bool = False) -> str:
+    """What each line of the plots below it is."""
+    listed = "".join(f"<li>{swatch(look, mark=marks)} {escape(label)}</li>" for label, look in looks.items())
+    return f'<ul class="keys">{listed}</ul>'
+
+
+def value(of_cell: float | None, of: Metric) -> str:
+    """One number in its metric's unit, or what stands for none."""
+    return NONE if of_cell is None else typeset(number(of_cell, of))
+
+
+def one_order(row: str, order: str, i: int, of: int) -> str:
+    """The plots of the ``i``-th of several orders: the first in sight, the others folded."""
+    if i == 0:
+        return (f'<p class="note">Order {escape(order)}</p>' if of > 1 else "") + row
+    return f"<details><summary>Order {escape(order)}</summary>{row}</details>"
+
+
+def css() -> str:
+    """The style sheet with the colours of the plots' lines."""
+    light = "".join(f" --{look.name}: {look.light};" for look in LOOKS)
+    dark = "".join(f" --{look.name}: {look.dark};" for look in LOOKS)
+    return CSS.replace("/*light*/", light).replace("/*dark*/", dark)
+
+
+CSS = """:root { color-scheme: light dark; --page: #ffffff; --ink: #1c1e21; --soft: #5b616b; --rule: #8a8f98; --line: #dcdfe4;
+  --box: #f5f6f8; --warn: #fff3d6;/*light*/ }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --page: #15171a; --ink: #e8e9eb; --soft: #a4abb5; --rule: #7b828c; --line: #343940; --box: #1f2328; --warn: #3d3113;/*dark*/ }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; -webkit-text-size-adjust: 100%; }
+main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 60px; }
+header { border-bottom: 1px solid var(--line); padding-bottom: 20px; }
+.run { margin: 0 0 6px; color: var(--soft); font-size: 14px; overflow-wrap: anywhere; }
+h1 { font-size: clamp(21px, 3.2vw, 30px); line-height: 1.3; font-weight: 650; margin: 0; max-width: 30em; overflow-wrap: anywhere; }
+h2 { font-size: 20px; line-height: 1.3; margin: 40px 0 14px; }
+h3 { font-size: 16px; margin: 26px 0 10px; overflow-wrap: anywhere; }
+p { max-width: 46em; }
+.note, small { color: var(--soft); }
+.note { font-size: 14px; }
+small { font-size: .86em; }
+.warning { background: var(--warn); border-radius: 6px; padding: 10px 14px 10px 30px; margin: 16px 0 0; font-size: 14px;
+  overflow-wrap: anywhere; }
+dl { display: grid; gap: 6px; margin: 0; }
+dl div { display: grid; grid-template-columns: 9.5em 1fr; gap: 12px; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; max-width: 46em; }
+.row { display: flex; flex-wrap: wrap; gap: 22px 30px; align-items: flex-start; }
+figure { margin: 0; max-width: 100%; min-width: 0; }
+figcaption { font-weight: 600; margin-bottom: 6px; overflow-wrap: anywhere; }
+figcaption small { font-weight: 400; }
+.plot { overflow-x: auto; }
+svg { max-width: 100%; height: auto; display: block; stroke-linejoin: round; stroke-linecap: butt; }
+@media screen { .wide svg { max-width: none; } }
+svg text { font-variant-numeric: tabular-nums; }
+.legend { margin: 12px 0 8px; }
+.keys { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 0; margin: 0 0 12px; overflow-wrap: anywhere; }
+.keys svg { display: inline-block; vertical-align: middle; margin-right: 4px; }
+.scroll { overflow-x: auto; margin: 0 0 20px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 15px; }
+th, td { text-align: left; padding: 6px 22px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 500; color: var(--soft); font-size: 14px; vertical-align: bottom; border-bottom-color: var(--rule); }
+td:not(.n) { overflow-wrap: anywhere; min-width: 6.5em; }
+.n { text-align: right; white-space: nowrap; }
+th.n { white-space: normal; }
+th:last-child, td:last-child { padding-right: 4px; }
+.none { color: var(--soft); }
+details { border: 1px solid var(--line); border-radius: 6px; margin: 10px 0; padding: 0 14px; }
+summary { margin: 0 -14px; padding: 10px 14px; cursor: pointer; overflow-wrap: anywhere; }
+details > :not(summary) { margin: 4px 0 14px; }
+pre { background: var(--box); border-radius: 6px; padding: 12px 14px; overflow-x: auto; margin: 0 0 12px;
+  font: 13px/1.5 ui-monospace, monospace; }
+.terms { margin-top: 10px; font-size: 15px; }
+@media (max-width: 600px) {
+  main { padding: 18px 16px 40px; }
+  dl div { grid-template-columns: 1fr; gap: 0; }
+  dl { gap: 10px; }
+  th, td { padding-right: 16px; }
+  .plot svg { min-width: min(100%, 300px); }
+}
+@media print {
+  body { font-size: 10.5pt; }
+  main { max-width: none; padding: 0; }
+  h1 { font-size: 17pt; }
+  h2 { break-after: avoid; margin-top: 22pt; font-size: 13pt; }
+  h3, thead, summary, figcaption { break-after: avoid; }
+  figure, tr, .legend, .scroll { break-inside: avoid; }
+  .legend { break-before: avoid; }
+  .row { display: grid; grid-template-columns: 1fr 1fr; gap: 12pt 16pt; }
+  table { font-size: 9pt; }
+  th { font-size: 8.5pt; }
+  th, td { padding: 3pt 12pt 3pt 0; }
+  .scroll, .plot { overflow: visible; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 8.5pt; }
+  details { border: 0; padding: 0; }
+  summary { margin: 0; padding: 4pt 0; font-weight: 600; list-style: none; }
+  details > :not(summary) { margin: 0; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+}
+"""

@@ -1,0 +1,341 @@
+"""From the rows of a fine-tuning study to what people read: scores by task and system, differences, the frontier, the answer.
+
+A system is what stands before the bracket of a label, a point of its grid what stands in it. Rows of the search seed chose
+the points: they never enter an average, but are points of the frontier (score against what was lost). Averages run over
+seeds. Two systems are compared seed by seed, as equal seeds draw equal classifiers and row orders.
+
+``last`` is the score after the last step. ``best`` is the best of all evaluations of a run by the task's first metric; as it
+was picked by the same rows that it is a score of, it flatters. The paper of RecAdam does not say which it reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+from statistics import median
+
+from eunoe.report.read import StudySettings
+from eunoe.report.retention import Kept, kept
+from eunoe.report.schema import Row
+from eunoe.report.tables import Estimate, Metric, check_rows, is_retention, metric, number, shown
+
+MOMENTS = ("last", "best")
+MANY = 4
+"""Tasks that the answer names one by one; of more it tells the average."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system on one task in one metric, over the seeds it is reported on."""
+
+    label: str
+    name: str
+    """The system; the whole label where several of its points are reported."""
+    point: str
+    """The setting in the label's brackets; empty where there is none."""
+    at: str
+    metric: Metric
+    seeds: tuple[int, ...]
+    scores: Estimate
+    n: int
+    """Scored rows."""
+    steps: tuple[int, ...]
+    """After how many steps, seed by seed."""
+    ahead: Estimate | None
+    """Seed by seed, by how much it is above the first system at the same moment."""
+    published: float | None
+    """In points."""
+
+    @property
+    def median(self) -> float:
+        return median(self.scores.values)
+
+    @property
+    def best(self) -> float:
+        """The best seed's score."""
+        return max(self.scores.values)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its results: metric by metric, the one it is compared by first; systems in the recipe's order."""
+
+    name: str
+    results: list[Result]
+    grid: dict[str, list[str]]
+    """System -> labels of its points that were tried in the search."""
+
+    @property
+    def metrics(self) -> list[Metric]:
+        return list(dict.fromkeys(result.metric for result in self.results))
+
+    def of(self, name: str, at: str | None = None) -> list[Result]:
+        """The results in one metric, of one moment or of both."""
+        return [r for r in self.results if r.metric.name == name and at in (None, r.at)]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Score against what was lost: a point of a grid in the search, or a reported system over its seeds."""
+
+    label: str
+    name: str
+    system: str
+    searched: bool
+    score: Estimate
+    lost: Estimate
+    """Rise of the LM loss of general text, nats, mean over the texts."""
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that the report of a study shows. ``reference`` is the system that others are compared with."""
+
+    answer: str
+    unfinished: list[str]
+    tasks: list[Task]
+    reference: str | None
+    kept: list[Kept]
+    """Of the reported seeds alone; labelled by the results' names."""
+    spots: dict[str, list[Spot]]
+    """Task -> its points; tasks without a measure of retention are left out."""
+
+
+def system(label: str) -> str:
+    """The system of a label.
+
+    >>> system("recadam[lr=0.0002,t0=0.25]"), system("adamw")
+    ('recadam', 'adamw')
+    """
+    return label.partition("[")[0]
+
+
+def point(label: str) -> str:
+    """The setting of a label, in words.
+
+    >>> point("recadam[lr=0.0002,t0=0.25]")
+    'lr = 0.0002, t0 = 0.25'
+    """
+    return label.partition("[")[2].removesuffix("]").replace("=", " = ").replace(",", ", ")
+
+
+def summarize_study(rows: Sequence[Row], settings: StudySettings) -> Summary:
+    """Everything reported. Raises ``EunoeError`` if rows contradict each other; what is missing is told, not raised."""
+    check_rows(rows)
+    rows = [row for row in rows if row.transfer is not None]
+    reported = [row for row in rows if row.seed != settings.search_seed]
+    searched = [row for row in rows if row.seed == settings.search_seed]
+    systems = _in_order(settings.systems, [system(str(row.transfer)) for row in rows])
+    names = _names(rows, reported)
+    reference = systems[0] if len(systems) > 1 else None
+    tasks = []
+    for task in _in_order(settings.tasks, [row.task for row in rows]):
+        mine = [row for row in reported if row.task == task and not is_retention(row.metric)]
+        published = {s: scores[task] for s, scores in settings.published.items() if task in scores}
+        grid: dict[str, list[str]] = {}
+        for label in dict.fromkeys(str(row.transfer) for row in searched if row.task == task):
+            grid.setdefault(system(label), []).append(label)
+        tasks.append(Task(task, _results(mine, names, systems, reference, published), grid))
+    unfinished = _unfinished(settings, tasks)
+    held = kept(_by_task(reported, tasks), lambda row: names[(row.task, str(row.transfer))])
+    answer = _answer(tasks, held, reference, settings.search_by, unfinished)
+    return Summary(answer, unfinished, tasks, reference, held, _spots(tasks, reported, searched, names))
+
+
+def _in_order(first: Sequence[str], found: Sequence[str]) -> list[str]:
+    """What was found, as the recipe lists it; what the recipe does not know comes after."""
+    return [name for name in dict.fromkeys([*first, *found]) if name in set(found)]
+
+
+def _by_task(rows: Sequence[Row], tasks: Sequence[Task]) -> list[Row]:
+    """The rows in the order of the tasks and, within one, of its results."""
+    places = {(t.name, r.label): (i, k) for i, t in enumerate(tasks) for k, r in reversed([*enumerate(t.results)])}
+    return sorted(rows, key=lambda row: places.get((row.task, str(row.transfer)), (len(tasks), 0)))
+
+
+def _names(rows: Sequence[Row], reported: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """(task, label) -> the system where it has one reported point on that task, else the label."""
+    labels: dict[tuple[str, str], set[str]] = {}
+    for row in reported:
+        labels.setdefault((row.task, system(str(row.transfer))), set()).add(str(row.transfer))
+
+    def name(task: str, label: str) -> str:
+        return system(label) if labels.get((task, system(label))) == {label} else label
+
+    return {(row.task, str(row.transfer)): name(row.task, str(row.transfer)) for row in rows}
+
+
+def _seeds(rows: Sequence[Row]) -> dict[int, float]:
+    """Seed -> score; several few-shot samples of one seed are one score, their mean."""
+    held: dict[int, list[float]] = {}
+    for row in rows:
+        held.setdefault(row.seed, []).append(row.value)
+    return {seed: fsum(values) / len(values) for seed, values in sorted(held.items())}
+
+
+def _results(
+    rows: Sequence[Row], names: Mapping[tuple[str, str], str], systems: Sequence[str], reference: str | None,
+    published: Mapping[str, float],
+) -> list[Result]:  # fmt: skip
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    labels = sorted(dict.fromkeys(str(row.transfer) for row in rows), key=lambda label: systems.index(system(label)))
+    firsts = [label for label in labels if system(label) == reference]
+    results = []
+    for kind in metrics:
+        for label in labels:
+            for at in MOMENTS:
+                mine = [r for r in rows if (r.metric, r.transfer, r.at) == (kind, label, at)]
+                if not mine:
+                    continue
+                seeds, ahead = _seeds(mine), None
+                if len(firsts) == 1 and label != firsts[0]:
+                    first = _seeds([r for r in rows if (r.metric, r.transfer, r.at) == (kind, firsts[0], at)])
+                    gains = tuple(seeds[s] - first[s] for s in seeds if s in first)
+                    ahead = Estimate(gains, all(gain == 0 for gain in gains)) if gains else None
+                results.append(Result(
+                    label, names[(mine[0].task, label)], point(label), at, metric(kind), tuple(seeds),
+                    Estimate(tuple(seeds.values())), mine[0].n, tuple(sorted({r.steps for r in mine})), ahead,
+                    published.get(system(label)) if kind == metrics[0] else None,
+                ))  # fmt: skip
+    return results
+
+
+def _unfinished(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
+    """One sentence for each system that lacks seeds on a task that the recipe names."""
+    known = {task.name: task for task in tasks}
+    sentences = []
+    for name in settings.tasks:
+        for one in settings.systems:
+            task = known.get(name)
+            results = (
+                [r for r in task.of(task.metrics[0].name, "last") if system(r.label) == one]
+                if task and task.results
+                else []
+            )
+            tried = len(task.grid.get(one, [])) if task else 0
+            if not results:
+                search = f", only {tried} of its search" if tried else ""
+                sentences.append(f"unfinished: {one} has no score on {name}{search}")
+            for result in results:
+                lacking = [str(s) for s in settings.seeds.get(name, ()) if s not in result.seeds]
+                if lacking:
+                    many = "s" if len(lacking) > 1 else ""
+                    sentences.append(f"unfinished: {result.name} on {name} lacks seed{many} {', '.join(lacking)}")
+    return sentences
+
+
+def _spots(
+    tasks: Sequence[Task], reported: Sequence[Row], searched: Sequence[Row], names: Mapping[tuple[str, str], str]
+) -> dict[str, list[Spot]]:
+    found: dict[str, list[Spot]] = {}
+    for task in tasks:
+        rows = [row for row in (*reported, *searched) if row.task == task.name]
+        first = next((row.metric for row in rows if not is_retention(row.metric)), None)
+        for part, is_search in ((searched, True), (reported, False)):
+            mine = [row for row in part if row.task == task.name]
+            for one in kept(mine, lambda row: str(row.transfer)):
+                scores = _seeds([r for r in mine if (r.transfer, r.metric, r.at) == (one.label, first, "last")])
+                if one.texts and scores:
+                    lost = tuple(
+                        fsum(c) / len(c) for c in zip(*(t.change.values for t in one.texts.values()), strict=False)
+                    )
+                    name = one.label if is_search else names[(task.name, one.label)]
+                    distance = one.distance.mean if one.distance else None
+                    spot = Spot(one.label, name, system(one.label), is_search, Estimate(tuple(scores.values())), Estimate(lost),
+                                distance)  # fmt: skip
+                    found.setdefault(task.name, []).append(spot)
+    return found
+
+
+# -- the answer -------------------------------------------------------------------------------------------------
+def _answer(
+    tasks: Sequence[Task], held: Sequence[Kept], reference: str | None, at: str, unfinished: Sequence[str]
+) -> str:
+    """Which system scored how much above the first, and what each lost, in one or two sentences."""
+    tables = {task.name: task.of(task.metrics[0].name, at) for task in tasks if task.results}
+    if not any(tables.values()):
+        return "Unfinished: no system has a score beside those of its search."
+    told = _compared(tables, reference, at) or _ranked(tables, at)
+    lost = _lost(held)
+    tail = (
+        f" Unfinished: {len(unfinished)} result{'s lack' if len(unfinished) > 1 else ' lacks'} seeds."
+        if unfinished
+        else ""
+    )
+    return told + (f" {lost}" if lost else "") + tail
+
+
+def _when(at: str) -> str:
+    return "after the last step" if at == "last" else "at the best evaluation"
+
+
+def _compared(tables: Mapping[str, Sequence[Result]], reference: str | None, at: str) -> str:
+    """Each system against the first, task by task; empty where no two can be compared."""
+    others: dict[str, dict[str, Result]] = {}
+    for task, results in tables.items():
+        for result in results:
+            if result.ahead is not None:
+                others.setdefault(result.name, {})[task] = result
+    if not others or len(others) > MANY:
+        return ""
+    parts = []
+    for name, by_task in others.items():
+        gains = {task: r.ahead for task, r in by_task.items() if r.ahead is not None}
+        if len(gains) > MANY:
+            mean = fsum(g.mean for g in gains.values()) / len(gains)
+            higher = sum(g.mean > 0 for g in gains.values())
+            parts.append(f"{name} {100 * mean:+.1f} on average of {len(gains)} tasks, higher on {higher}")
+        else:
+            parts.append(f"{name} " + ", ".join(_gain(task, g, by_task[task].metric) for task, g in gains.items()))
+    return f"Against {reference}, points {_when(at)}: {'; '.join(parts)}."
+
+
+def _gain(task: str, gain: Estimate, of: Metric) -> str:
+    """
+    >>> _gain("rte", Estimate((0.02, -0.01)), metric("accuracy"))
+    '+0.5 ± 19.1 on rte (unclear)'
+    """
+    low, high = gain.interval or (gain.mean, gain.mean)
+    mark = " (one seed)" if gain.interval is None else " (unclear)" if low < 0 < high else ""
+    return f"{shown(gain, of, signed=True)} on {task}{mark}"
+
+
+def _ranked(tables: Mapping[str, Sequence[Result]], at: str) -> str:
+    """The best and the worst of each task."""
+    parts = []
+    for task, results in list(tables.items())[:MANY]:
+        ranked = sorted(results, key=lambda r: -r.scores.mean)
+        if ranked:
+            best, worst = ranked[0], ranked[-1]
+            low = (
+                f" (last of {len(ranked)}: {worst.name}, {number(worst.scores.mean, worst.metric)})"
+                if len(ranked) > 1
+                else ""
+            )
+            parts.append(
+                f"{best.name} {number(best.scores.mean, best.metric)} {best.metric.title} points on {task}{low}"
+            )
+    more = f", and {len(tables) - MANY} more tasks" if len(tables) > MANY else ""
+    head = "Best" if any(len(results) > 1 for results in tables.values()) else "Scored"
+    return f"{head} {_when(at)}: {', '.join(parts)}{more}."
+
+
+def _lost(held: Sequence[Kept]) -> str:
+    """How much worse general text became, by system, least first, over the tasks that all of them have."""
+    by: dict[str, dict[str, float]] = {}
+    for one in held:
+        if one.change is not None:
+            by.setdefault(one.label, {})[one.task] = one.change
+    common = set.intersection(*map(set, by.values())) if by else set()
+    if not common or len(by) > MANY:
+        return ""
+    rises = sorted((fsum(of[task] for task in sorted(common)) / len(common), name) for name, of in by.items())
+    first, *rest = (
+        f"{value:+.3f} with {name}" if k else f"{value:+.3f} nats with {name}" for k, (value, name) in enumerate(rises)
+    )
+    return f"LM loss of general text moved by {', '.join([first, *rest])}."
+
+
+__all__ = ["Result", "Spot", "Summary", "Task", "point", "summarize_study", "system"]

@@ -1,0 +1,132 @@
+"""The answer and the tables in a terminal: of runs over domains at 80 columns, of fine-tuning studies at 100."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eunoe.report.read import Run, StudySettings
+from eunoe.report.retention import Kept, kept_by_domains
+from eunoe.report.schema import Row
+from eunoe.report.study import Result, summarize_study
+from eunoe.report.tables import DISTANCE, LM_LOSS, labels, number, shown, summarize
+
+INTERVAL = "± half the 95 % interval of the mean (Student's t) over"
+
+
+def print_run(run: Run, console: Console) -> None:
+    """The summary of a run folder, whichever kind it is.
+
+    >>> print_run(read_run(Path("runs/demo")), Console())  # doctest: +SKIP
+    """
+    if run.study is None:
+        print_summary(run.rows, console)
+    else:
+        print_study(run.rows, run.study, console)
+
+
+def print_summary(rows: Sequence[Row], console: Console) -> None:
+    """Of runs over domains: the answer and the tables, readable at 80 columns."""
+    summary = summarize(rows)
+    console.print(Text(summary.answer, style="bold"))
+    for title, lines in summary.sections():
+        table = _table("method", "at the end", "forgotten", "backward", "over base", "n")
+        for line in lines:
+            of = line.metric
+            backward = "-" if line.backward is None else "0" if line.backward.exact else number(line.backward.mean, of)
+            cells = (shown(line.final, of), shown(line.forgetting, of), backward, shown(line.forward, of), str(line.n))
+            table.add_row(Text(line.label), *map(Text, cells))
+        console.print("", Text(title), table, sep="\n")
+    if summary.general:
+        table = _table("method", "before", "after", "change")
+        for g in summary.general:
+            table.add_row(Text(g.label), *(Text(shown(e, LM_LOSS)) for e in (g.before, g.after, g.change)))
+        console.print("", Text("LM loss on general text, nats (lower is better)"), table, sep="\n")
+    _print_kept(kept_by_domains(rows, labels(rows)), console)
+    console.print()
+    for sentence in summary.unfinished:
+        console.print(Text(sentence, style="yellow"))
+    if any(line.n > 1 for line in summary.lines):
+        console.print(Text(f"{INTERVAL} n sequences", style="dim"))
+
+
+def print_study(rows: Sequence[Row], settings: StudySettings, console: Console) -> None:
+    """Of a fine-tuning study: the answer, a table a task, what was kept, readable at 100 columns."""
+    summary = summarize_study(rows, settings)
+    console.print(Text(summary.answer, style="bold"))
+    for task in summary.tasks:
+        if not task.results:
+            continue
+        of = task.metrics[0]
+        results = task.of(of.name)
+        title = f"{task.name}: {of.title}, {of.unit} ({results[0].n:,} rows; higher is better)"
+        console.print("", Text(title), _results(results, summary.reference), sep="\n")
+        for result in task.of(of.name, "last"):
+            if result.point and result.name != result.label:
+                tried = len(task.grid.get(result.name, []))
+                how = f" (chosen of {tried} on seed {settings.search_seed})" if tried else ""
+                console.print(Text(f"{result.name}: {result.point}{how}", style="dim"))
+    _print_kept(summary.kept, console)
+    console.print()
+    for sentence in summary.unfinished:
+        console.print(Text(sentence, style="yellow"))
+    if any(len(result.seeds) > 1 for task in summary.tasks for result in task.results):
+        console.print(Text(f"{INTERVAL} the seeds", style="dim"))
+    if any(result.at == "best" for task in summary.tasks for result in task.results):
+        console.print(Text("best: the best of all evaluations, picked by the rows it is a score of", style="dim"))
+
+
+def _results(results: Sequence[Result], reference: str | None) -> Table:
+    compared = any(result.ahead for result in results)
+    known = any(result.published is not None for result in results)
+    against = [f"over {reference}"] if compared else []
+    table = _table("system", "at", "seeds", "median", "max", "mean", *against, *(["published"] if known else []))
+    for result in results:
+        of = result.metric
+        cells = [
+            result.at,
+            str(len(result.seeds)),
+            number(result.median, of),
+            number(result.best, of),
+            shown(result.scores, of),
+        ]
+        if compared:
+            cells.append(shown(result.ahead, of, signed=True))
+        if known:
+            once = result.published is not None and result.at == results[0].at
+            cells.append(f"{result.published:.1f}" if once else "-")
+        table.add_row(Text(result.name), *map(Text, cells))
+    return table
+
+
+def _print_kept(kept: Sequence[Kept], console: Console) -> None:
+    """What fine-tuning left of the pretrained model: LM loss of each general text, distance, CKA over all texts."""
+    if not kept:
+        return
+    texts = list(dict.fromkeys(text for one in kept for text in one.texts))
+    table = _table("task", *texts, "distance", "CKA", first=2)
+    for one in kept:
+        losses = [one.texts.get(text) for text in texts]
+        alike = [estimate.mean for estimate in one.cka.values()]
+        cells = [f"{number(t.before.mean, LM_LOSS)} > {number(t.after.mean, LM_LOSS)}" if t else "-" for t in losses]
+        cells.append(number(one.distance.mean, DISTANCE) if one.distance else "-")
+        cells.append(f"{sum(alike) / len(alike):.3f}" if alike else "-")
+        table.add_row(Text(one.task), Text(one.label), *map(Text, cells))
+    title = "Left of the pretrained model: LM loss of general text before > after, nats; distance; CKA"
+    console.print("", Text(title), table, sep="\n")
+
+
+def _table(head: str, *columns: str, first: int = 1) -> Table:
+    """A plain table whose ``first`` columns hold names."""
+    table = Table(pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    for name in (head, "by")[:first]:
+        table.add_column(name, overflow="fold", max_width=18)
+    for name in columns:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    return table
+
+
+__all__ = ["print_run", "print_study", "print_summary"]
