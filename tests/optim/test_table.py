@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 from dataclasses import fields, is_dataclass
+from math import inf
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from eunoe.errors import EunoeError
 from eunoe.optim import OPTIMIZERS, RecAdam
+from eunoe.optim.anneal import anneal
 from eunoe.optim.table import BertAdamSettings, RecAdamSettings
+from eunoe.recipe import build as build_settings
 
 
 def model() -> nn.Module:
@@ -61,7 +65,8 @@ def test_biases_and_norms_never_decay(name: str) -> None:
 def test_recadam_in_the_table_has_the_defaults_of_the_optimizer() -> None:
     signature = inspect.signature(RecAdam.__init__).parameters
     for field in fields(RecAdamSettings):
-        assert field.default == signature[field.name].default, field.name
+        if field.name != "rise":  # a share of a run, which the optimizer does not know
+            assert field.default == signature[field.name].default, field.name
 
 
 def test_recadam_in_the_table_anchors_the_trunk_and_not_the_head() -> None:
@@ -96,3 +101,51 @@ def test_t0_below_1_is_a_share_of_the_run() -> None:
     ]
     with pytest.raises(EunoeError, match=r"t0 is 0.25, a share of the run.*Give t0 in steps"):
         build(0.25, None)
+
+
+def test_rise_is_the_share_of_the_run_in_which_lambda_goes_from_5_to_95_percent() -> None:
+    group = OPTIMIZERS["recadam"].build(model(), RecAdamSettings(rise=0.2, t0=0.5), 1e-5, 1000).param_groups[0]
+    at = lambda t: anneal("sigmoid", t, group["k"], group["t0"])  # noqa: E731
+    assert [at(400), at(500), at(600)] == pytest.approx([0.05, 0.5, 0.95])
+    with pytest.raises(EunoeError, match=r"rise is 0.2, a share of the run.*Give k"):
+        OPTIMIZERS["recadam"].build(model(), RecAdamSettings(rise=0.2), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"rise": 0.0}, "rise is 0; it is a share of the run"),
+        ({"rise": 20.0}, "rise is 20; it is a share of the run"),
+        ({"rise": 0.2, "k": 0.1}, "k 0.1 and rise 0.2 say the same thing twice"),
+        ({"rise": 0.2, "anneal": "linear"}, "anneal is linear: leave rise out"),
+    ],
+)
+def test_a_rise_that_cannot_be_is_refused(named: dict[str, Any], told: str) -> None:
+    with pytest.raises(EunoeError, match=told):
+        OPTIMIZERS["recadam"].build(model(), RecAdamSettings(**named), 1e-5, 1000)
+
+
+@pytest.mark.parametrize("given", ["inf", "infinity", inf])
+def test_k_may_be_infinite_and_is_written_as_a_recipe_can_read_it(given: Any) -> None:
+    settings = RecAdamSettings(k=given) if given == inf else build_settings(RecAdamSettings, {"k": given}, "optimizer")
+    assert settings.k == "inf"
+    assert build_settings(RecAdamSettings, {"k": settings.k}, "optimizer") == settings
+    assert OPTIMIZERS["recadam"].build(model(), settings, 1e-5).param_groups[0]["k"] == inf
+
+
+@pytest.mark.parametrize("k", ["fast", float("inf"), None])
+def test_other_words_for_k_are_refused_in_a_recipe(k: Any) -> None:
+    with pytest.raises(EunoeError, match=r"optimizer.*k"):
+        build_settings(RecAdamSettings, {"k": k}, "optimizer")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_anchor_may_be_given_to_every_row_and_recadam_recalls_it(name: str) -> None:
+    net, entry = model(), OPTIMIZERS[name]
+    anchor = {key: p.detach() + 1 for key, p in net.named_parameters()}
+    for group in entry.build(net, entry.settings(), 1e-5, steps=10, anchor=anchor).param_groups:
+        if name == "recadam":
+            for key, value in zip(group["param_names"], group["anchor"], strict=True):
+                assert torch.equal(value, anchor[key])
+        else:
+            assert group.get("anchor") is None

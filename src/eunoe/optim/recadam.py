@@ -155,7 +155,7 @@ class RecAdam(Optimizer):
                 group["anchor"] = [anchor.detach().contiguous() for anchor in group["anchor"]]
                 _refuse_misfits(group)
             _drop_repeats(group)
-        _refuse_settings(group)
+        refuse_settings(group)
         super().add_param_group(group)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # as torch does on its own; compiler.disable imports slowly
@@ -403,7 +403,8 @@ def _refuse_divergence(group: Mapping[str, Any]) -> None:
     raise EunoeError(f"lr {lr:g} * {told} Take lr <= {2 / (gamma * w):g} or gamma <= {2 / (lr * w):g}.")
 
 
-def _refuse_settings(group: Mapping[str, Any]) -> None:
+def refuse_settings(group: Mapping[str, Any]) -> None:
+    """Raise ``EunoeError`` for a group's settings that are out of range, unknown or divergent."""
     if group["anneal"] not in ANNEALINGS:
         raise unknown(group["anneal"], ANNEALINGS, "annealing")
     if group["form"] not in FORMS:

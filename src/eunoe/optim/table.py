@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from math import ceil
+from math import ceil, inf, log
 from typing import Any, Literal
 
 import torch
@@ -51,8 +51,10 @@ class RecAdamSettings:
     """Strength of the pull toward the pretrained weights; lr * gamma above 2 diverges."""
     anneal: Literal["sigmoid", "linear", "constant"] = "sigmoid"
     """How lambda, the share of the target task, grows; constant is Adam without any pull."""
-    k: float = 0.5
-    """How fast lambda grows, per step; the paper tried 0.05 to 1."""
+    k: float | Literal["inf"] = 0.5
+    """How fast lambda grows, per step; the paper tried 0.05 to 1. ``inf`` is a step from 0 to 1 at ``t0``."""
+    rise: float | None = None
+    """Instead of ``k``: the share of the run in which lambda climbs from 0.05 to 0.95."""
     t0: float = 250
     """The step at which lambda is 1/2 (linear: 1); below 1 a share of the run. The paper tried 100 to 1000 steps."""
     weight: float = 1.0
@@ -67,6 +69,36 @@ class RecAdamSettings:
     """Whether the moments are corrected for their start at zero."""
     form: Literal["released", "paper"] = "released"
     """The authors' code, which the published numbers come from, or Algorithm 1 as printed."""
+
+    def __post_init__(self) -> None:
+        if self.k == inf:  # one spelling, which a recipe may hold: YAML's own .inf is refused there as a slip
+            self.k = "inf"
+
+    def in_steps(self, steps: int | None) -> tuple[float, float]:
+        """``k`` per step and ``t0`` in steps, for a run of ``steps``; raises ``EunoeError`` where shares do not add up.
+
+        The logistic curve goes from 0.05 to 0.95 in 2 ln 19 / k steps, so ``rise`` is k = 2 ln 19 / (rise * steps).
+
+        >>> RecAdamSettings(k="inf", t0=0.25).in_steps(1000)
+        (inf, 250)
+        >>> round(RecAdamSettings(rise=0.1).in_steps(1000)[0], 6)
+        0.058889
+        """
+        if self.rise is None:
+            return float(self.k), steps_of(self.t0, steps)
+        if not 0 < self.rise <= 1:
+            raise EunoeError(
+                f"rise is {self.rise:g}; it is a share of the run, above 0 and up to 1. For a slower lambda give k."
+            )
+        if self.k != RecAdamSettings.k:
+            raise EunoeError(f"k {self.k} and rise {self.rise:g} say the same thing twice: give one of the two.")
+        if self.anneal != "sigmoid":
+            raise EunoeError(f"rise is read by the sigmoid alone, and anneal is {self.anneal}: leave rise out.")
+        if steps is None:
+            raise EunoeError(
+                f"rise is {self.rise:g}, a share of the run, but the length of the run is not known here. Give k."
+            )
+        return 2 * log(19) / (self.rise * steps), steps_of(self.t0, steps)
 
 
 @dataclass(frozen=True)
@@ -111,8 +143,8 @@ def _bert_adam(
 def _recadam(
     model: nn.Module, settings: RecAdamSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None
 ) -> Optimizer:
-    named = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    named["t0"] = steps_of(settings.t0, steps)
+    named = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "rise"}
+    named["k"], named["t0"] = settings.in_steps(steps)
     return RecAdam(anchored_groups(model, anchor=anchor, weight_decay=named.pop("weight_decay")), lr, **named)
 
 
