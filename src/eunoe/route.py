@@ -1,0 +1,173 @@
+"""How often the plug-in with the least LM loss is the right one: a finished run's held-out text, block by block.
+
+Each block of each domain is read under every domain's plug-in (``evaluate/routing.py``). Two questions are asked. With the
+whole block read: is the chosen domain the block's own? And where the first half of a block chooses: what does the
+second half lose, in nats a token, under the chosen plug-in or the mixture, against being told the domain?
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence as Listed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eunoe import checkpoint
+from eunoe.atomic import write_text
+from eunoe.data.corpus import load_blocks
+from eunoe.errors import EunoeError
+from eunoe.evaluate.routing import mixed_losses, mixture, route, routing_batches, row_means, second_half, token_losses
+from eunoe.models.load import LanguageModel
+from eunoe.plan import Plan, Sequence
+from eunoe.plugins.inject import adapters
+from eunoe.run import build_sequence, domain_folder, load_plan, model_settings
+from eunoe.train import restore
+
+
+@dataclass(frozen=True)
+class Routing:
+    """One sequence's counts. ``confusion[i][j]``: blocks of domain i that the plug-in of domain j fits best."""
+
+    method: str
+    order: str
+    seed: int
+    domains: tuple[str, ...]
+    confusion: list[list[int]]
+    half: list[list[int]]
+    """The same where the first half of a block chooses."""
+    loss: dict[str, list[float]]
+    """Mean loss of the second halves a domain: ``base`` (no plug-in), ``told``, ``routed``, ``mixed``."""
+
+
+def route_run(out: Path, top: int = 2) -> str:
+    """Route the held-out text of every finished sequence with plug-ins; write routing.json and routing.csv; the tables as text.
+
+    Raises ``EunoeError`` if the run is not finished or no method of it has plug-ins.
+    """
+    if top < 1:
+        raise EunoeError(f"--top is {top}; mix at least 1 plug-in.")
+    plan = load_plan(out)
+    found = [
+        _route_sequence(plan, sequence, out, top)
+        for sequence in plan.sequences
+        if sequence.method is not None and not sequence.method.method.forgets
+    ]
+    if not found:
+        raise EunoeError(f"no method of {out} has plug-ins to choose from. Route a run of the method cpt.")
+    write_text(out / "routing.json", json.dumps({"top": top, "sequences": [asdict(f) for f in found]}, indent=1) + "\n")
+    write_text(out / "routing.csv", _csv(found))
+    methods = dict.fromkeys((f.method, tuple(sorted(f.domains))) for f in found)
+    return "\n\n".join(
+        _table([f for f in found if (f.method, tuple(sorted(f.domains))) == key], top) for key in methods
+    )
+
+
+def _route_sequence(plan: Plan, sequence: Sequence, out: Path, top: int) -> Routing:
+    last = domain_folder(out, sequence, len(sequence.order) - 1) / "final"
+    if not checkpoint.whole(last):
+        raise EunoeError(
+            f"{sequence.folder} of {out} is not finished. Let it run first: eunoe run {out / 'recipe.yaml'} --out {out}"
+        )
+    lm, method = build_sequence(sequence, model_settings(plan, out))
+    held = checkpoint.load(last)
+    restore(lm.model, held.groups["weights"], str(last))
+    method.load_state_dict(held.groups["method"])
+    if not adapters(lm.model):
+        raise EunoeError(f"the method {sequence.label} has no plug-ins to choose from. Route a run of the method cpt.")
+    domains = sequence.order
+    whole, half = [], []
+    loss: dict[str, list[float]] = {name: [] for name in ("base", "told", "routed", "mixed")}
+    for i, domain in enumerate(domains):
+        losses, rows, late, count = _read(plan, lm, domain, domains)
+        own, base = losses[:, :-1], losses[:, -1]
+        whole.append(_counts(route(row_means(own, rows, count)), len(domains)))
+        first = row_means(own[~late], rows[~late], count)
+        chosen = route(first)
+        half.append(_counts(chosen, len(domains)))
+        after, where = own[late], rows[late]
+        loss["base"].append(float(base[late].double().mean()))
+        loss["told"].append(float(after[:, i].double().mean()))
+        loss["routed"].append(float(after.gather(1, chosen[where][:, None]).double().mean()))
+        loss["mixed"].append(float(mixed_losses(after.double(), mixture(first, top)[where]).mean()))
+    return Routing(sequence.label, sequence.order_name, sequence.seed, domains, whole, half, loss)
+
+
+def _read(plan: Plan, lm: LanguageModel, domain: str, domains: Listed[str]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Losses (n, D + 1) of a domain's held-out tokens under every plug-in and none, their blocks, which stand in a second
+    half, and how many blocks there are."""
+    recipe = plan.recipe
+    corpus = next(d.corpus for d in recipe.domains if d.name == domain)
+    blocks = load_blocks(corpus, lm.tokenizer, recipe.training.block, "valid").take(recipe.evaluation.blocks)
+    losses, rows, late = [], [], []
+    device = next(lm.model.parameters()).device
+    for batch, owners in routing_batches(lm, blocks, recipe.evaluation.batch, recipe.training.mask_rate):
+        losses.append(token_losses(lm.model, {k: v.to(device) for k, v in batch.items()}, [*domains, None]))
+        rows.append(owners)
+        late.append(second_half(batch))
+    return torch.cat(losses), torch.cat(rows), torch.cat(late), len(blocks)
+
+
+def _counts(chosen: Tensor, n: int) -> list[int]:
+    return torch.bincount(chosen, minlength=n).tolist()
+
+
+def _right(found: Listed[Routing], key: str) -> tuple[int, int]:
+    """How many blocks went to their own domain, and how many there are."""
+    tables = [getattr(f, key) for f in found]
+    return sum(t[i][i] for t in tables for i in range(len(t))), sum(sum(row) for t in tables for row in t)
+
+
+def _table(found: list[Routing], top: int) -> str:
+    """One method's sequences summed: confusion, how often right, and what the choice costs."""
+    names = found[0].domains
+    total: dict[tuple[str, str], int] = {}
+    for f in found:
+        for i, own in enumerate(f.domains):
+            for j, other in enumerate(f.domains):
+                total[own, other] = total.get((own, other), 0) + f.confusion[i][j]
+    lines = [["text of", *names, "right"]]
+    for own in names:
+        row = [total[own, other] for other in names]
+        lines.append([own, *map(str, row), f"{100 * total[own, own] / sum(row):.1f} %"])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+    whole, half = _right(found, "confusion"), _right(found, "half")
+    loss = {key: _mean([x for f in found for x in f.loss[key]]) for key in found[0].loss}
+    return "\n".join([
+        f"{found[0].method}: blocks of held-out text (rows) by the plug-in with the least LM loss, {len(found)} sequences",
+        *text,
+        f"right: {100 * whole[0] / whole[1]:.1f} % of {whole[1]:,} whole blocks; {100 * half[0] / half[1]:.1f} % where the first "
+        "half chooses",
+        f"LM loss of the second halves, nats: told the domain {loss['told']:.3f}, chosen by the first half {loss['routed']:.3f}, "
+        f"best {top} mixed {loss['mixed']:.3f}, no plug-in {loss['base']:.3f}",
+    ])  # fmt: skip
+
+
+def _mean(values: Listed[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _csv(found: Listed[Routing]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["method", "order", "seed", "text", "chosen", "blocks", "blocks_by_first_half"])
+    for f in found:
+        rows: list[list[Any]] = [
+            [f.method, f.order, f.seed, own, other, f.confusion[i][j], f.half[i][j]]
+            for i, own in enumerate(f.domains)
+            for j, other in enumerate(f.domains)
+        ]
+        writer.writerows(rows)
+    return file.getvalue()
+
+
+__all__ = ["Routing", "route_run"]
