@@ -18,11 +18,12 @@ from eunoe.data.glue import GLUE
 from eunoe.data.shots import evenly
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup
+from eunoe.optim.advice import Point
 from eunoe.optim.table import OPTIMIZERS
 from eunoe.progress import console
-from eunoe.recipe import Study, named, recipe_of
+from eunoe.recipe import Study, recipe_of
 from eunoe.report.annealing import annealing_plot
-from eunoe.study import load_study_task, resolve_study
+from eunoe.study import annealing, load_study_task, resolve_study
 
 Overrides = list[tuple[str, str]]
 
@@ -77,27 +78,28 @@ def plot_lambda(study: Study, folder: Path) -> Path:
     Prints a table and the warnings, and writes ``folder/lambda.html`` with a plot each; returns its path.
     Raises ``EunoeError`` where no system uses recadam.
     """
-    cells = [cell for cells in resolve_study(study).points.values() for cell in cells]
-    pulled = [cell for cell in cells if named(cell.settings.optimizer, "")[0] == "recadam"]
-    if not pulled:
-        raise EunoeError("--plot-lambda shows RecAdam's annealing, but no system uses it. Add --optimizer recadam.")
     rows = {task.name: len(load_study_task(task).train) for task in study.tasks}
-    figures = []
-    for i, cell in enumerate(pulled):
-        plan = cell.annealing(rows[cell.task])
+    cells = [cell for cells in resolve_study(study).points.values() for cell in cells]
+    figures: list[str] = []
+    for cell in cells:
+        plan = annealing(cell, rows[cell.task])
+        if plan is None:
+            continue
         title = f"{cell.task} · {cell.label} · {plan.steps} steps"
         _print_curve(title, plan.curve)
         for line in plan.warnings:
             console.print(f"warning: {line}", markup=False, highlight=False)
         told = "".join(f"<p>{html.escape(line)}</p>" for line in plan.warnings)
-        figures.append(f"<h2>{html.escape(title)}</h2>{annealing_plot(plan.curve, f'lambda{i}')}{told}")
+        figures.append(f"<h2>{html.escape(title)}</h2>{annealing_plot(plan.curve, f'lambda{len(figures)}')}{told}")
+    if not figures:
+        raise EunoeError("--plot-lambda shows RecAdam's annealing, but no system uses it. Add --optimizer recadam.")
     page = f"<!doctype html><meta charset=utf-8><title>lambda</title><body style='font-family:sans-serif'>{''.join(figures)}"
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "lambda.html", page)
     return folder / "lambda.html"
 
 
-def _print_curve(title: str, curve: list[tuple[int, float, float, float]]) -> None:
+def _print_curve(title: str, curve: list[Point]) -> None:
     table = Table(title=title, title_justify="left", box=None)
     for name in ("step", "lambda", "", "pull a step", "rate of the task"):
         table.add_column(name, justify="left" if not name else "right")

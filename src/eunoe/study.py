@@ -28,7 +28,7 @@ from typing import Any
 
 from eunoe import transfer
 from eunoe.atomic import write_text
-from eunoe.data.collate import Rows
+from eunoe.data.collate import Rows, row_steps
 from eunoe.data.corpus import Part, load_blocks
 from eunoe.data.glue import GLUE, load_glue
 from eunoe.data.tasks import Task, load_task
@@ -39,6 +39,8 @@ from eunoe.folder import claimed, derived_seed, finished, mark_finished, note_ti
 from eunoe.lookup import lookup
 from eunoe.methods.base import Method
 from eunoe.models.load import LanguageModel, load_lm, refuse_longer
+from eunoe.optim.advice import Point, lambda_curve
+from eunoe.optim.advice import warnings as advice
 from eunoe.optim.schedules import SCHEDULES
 from eunoe.progress import say
 from eunoe.recipe import CorpusSettings, Study, StudyTask, TaskSettings, build, check_loop, named, override
@@ -65,6 +67,26 @@ class Cell:
         """Where its results lie."""
         point = "" if self.point is None else f"-{self.point}"
         return out / "cells" / self.task / f"{self.system}{point}.seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """What RecAdam's settings will do in a run of ``steps``: the course, and what will not work."""
+
+    steps: int
+    curve: list[Point]
+    warnings: list[str]
+
+
+def annealing(cell: Cell, rows: int) -> Annealing | None:
+    """The course of lambda, the pull and the rate when ``cell`` is fine-tuned on ``rows`` rows; None without RecAdam."""
+    settings = cell.settings
+    _, options, plain = optimizer_settings(settings.optimizer, "optimizer")
+    if plain["name"] != "recadam":
+        return None
+    steps = row_steps(rows, settings.batch, settings.epochs, settings.steps)
+    loop = (settings.lr, steps, settings.schedule, settings.warmup)
+    return Annealing(steps, lambda_curve(options, *loop), advice(options, *loop, start=settings.start))
 
 
 @dataclass(frozen=True)
@@ -159,6 +181,11 @@ def run_study(study: Study, out: Path, command: str = "") -> Path:
         say(f"{out} is finished: every score of the study is there. Nothing was changed.")
         return out / "report.html"
     bench = Bench(plan.recipe)
+    for cells in plan.points.values():
+        for cell in cells:
+            course = annealing(cell, len(bench.tasks[cell.task].train))
+            for line in course.warnings if course else []:
+                say(f"warning: {cell.task}, {cell.label}: {line}")
     with claimed(plan.recipe, out, command, shared=True):
         while owed := [cell for cell in plan.cells(out) if not done(cell, out)]:
             if any(_take(cell, bench, out) for cell in owed):  # one at a time: it may decide a search
@@ -303,4 +330,15 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-__all__ = ["Bench", "Cell", "StudyPlan", "carry_out", "done", "load_study_task", "resolve_study", "run_study"]
+__all__ = [
+    "Annealing",
+    "Bench",
+    "Cell",
+    "StudyPlan",
+    "annealing",
+    "carry_out",
+    "done",
+    "load_study_task",
+    "resolve_study",
+    "run_study",
+]

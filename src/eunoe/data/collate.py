@@ -175,6 +175,15 @@ def by_length(rows: Rows, batch: int) -> Iterator[tuple[list[int], Batch]]:
         yield chosen, pad_rows(rows, chosen)
 
 
+def row_steps(rows: int, batch: int, epochs: float, steps: int | None = None) -> int:
+    """Optimizer steps over ``rows`` labelled rows: ``steps`` if given, else whole batches and a rest in each epoch.
+
+    >>> row_steps(10, 4, epochs=2)
+    6
+    """
+    return steps or max(1, round(-(-rows // batch) * epochs))
+
+
 @dataclass(frozen=True)
 class RowBatches:
     """``batches[step]`` for labelled rows: seeded order per epoch, micro-batches cut by length (least padding).
@@ -194,7 +203,7 @@ class RowBatches:
         return -(-len(self.rows) // self.batch)
 
     def __len__(self) -> int:
-        return self.steps or max(1, round(self.per_epoch * self.epochs))
+        return row_steps(len(self.rows), self.batch, self.epochs, self.steps)
 
     def __getitem__(self, step: int) -> list[Batch]:
         epoch, place = divmod(step, self.per_epoch)
