@@ -159,6 +159,7 @@ def _learn(
     seed = derived_seed(sequence.seed, "learn", str(i), domain)
     batches = LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), settings.batch, steps, seed,
                         settings.micro_batch, settings.mask_rate)  # fmt: skip
+    method.epochs = steps * settings.batch / len(blocks)
     done = train(Job(
         name=f"{sequence.label} · seed {sequence.seed} · {domain}", domain=domain, model=lm.model, batches=batches, loss=lm_loss,
         settings=settings, seed=seed, method=method, folder=folder / "steps",

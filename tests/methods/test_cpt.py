@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from eunoe import checkpoint
 from eunoe.errors import EunoeError
 from eunoe.methods import METHODS
 from eunoe.methods.base import trainable
 from eunoe.methods.cpt import END_TASK_LR, Cpt, CptSettings
 from eunoe.optim.protect import Protected
-from eunoe.plugins.inject import adapters
+from eunoe.plugins.capacity import capacity_report
+from eunoe.plugins.inject import adapters, save_plugins
+from eunoe.train import weights
 from tests.models.families import SMALL, tiny, tokens
 
 DOMAINS = ["food", "law", "sea"]
@@ -286,9 +290,87 @@ def test_a_domain_never_trained_reads_like_the_base_model() -> None:
     assert not same(states(cpt, "food"), base)
 
 
+@pytest.mark.parametrize(("over", "places"), [("epoch", [0.0, 0.5, 0.0, 0.5]), ("all", [0.0, 0.25, 0.5, 0.75])])
+def test_the_temperature_starts_anew_in_each_epoch_as_released_or_rises_once(over: Any, places: list[float]) -> None:
+    cpt = make(anneal_over=over)
+    cpt.epochs = 2.0
+    cpt.before_task("food")
+    for i, place in enumerate(places):
+        cpt.before_step(i / 4)
+        assert cpt.active.s == pytest.approx(1 / 400 + (400 - 1 / 400) * place)
+    assert CptSettings().anneal_over == "epoch"
+
+
+def test_sparsity_is_none_by_default_and_else_hats_term_times_its_weight() -> None:
+    assert make().penalty({}, None) is None
+    cpt = make(sparsity=0.75)
+    cpt.before_task("food")
+    cpt.before_step(0.01)
+    gates = torch.cat([torch.sigmoid(cpt.active.s * mask.embedding) for mask in cpt._masks()])
+    cost = cpt.penalty({}, None)
+    assert cost is not None
+    torch.testing.assert_close(cost, 0.75 * gates.mean())
+    cost.backward()
+    assert all(mask.embedding.grad is not None and (mask.embedding.grad > 0).any() for mask in cpt._masks())
+    cpt.after_task("food")
+    cpt.before_task("law")
+    free = torch.cat([1 - mask.taken for mask in cpt._masks()])
+    gates = torch.cat([torch.sigmoid(cpt.active.s * mask.embedding) for mask in cpt._masks()])
+    torch.testing.assert_close(cpt.penalty({}, None), 0.75 * (gates * free).sum() / free.sum())
+
+
+def test_sparsity_leaves_more_room() -> None:
+    def used(weight: float) -> int:
+        cpt = make(sparsity=weight)
+        cpt.before_task("food")
+        optimizer = AdamW([p for _, p in trainable(cpt.model)], lr=0.05)
+        for i in range(40):
+            cpt.before_step(i / 40)
+            cost = cpt.penalty({}, None)
+            loss = cpt.model(input_ids=tokens(), labels=tokens()).loss
+            (loss if cost is None else loss + cost).backward()
+            cpt.on_gradients(i / 40)
+            optimizer.step()
+            optimizer.zero_grad()
+            cpt.after_step()
+        cpt.after_task("food")
+        return sum(row["used"] for row in cpt.capacity())
+
+    assert used(20.0) < 0.8 * used(0.0)
+
+
+@pytest.mark.parametrize("change", [{"activation": "gelu"}, {"activation": "tanh", "init": "near_zero"},
+                                    {"placement": "parallel", "skip": False}, {"sparsity": 0.75}])  # fmt: skip
+def test_the_promise_holds_with_every_option(change: dict[str, Any]) -> None:
+    cpt = make(**change)
+    learn(cpt, "food")
+    kept = states(cpt, "food")
+    learn(cpt, "law")
+    assert same(states(cpt, "food"), kept)
+    assert not same(states(cpt, "law"), kept)
+    assert {a.activation for a in cpt.adapters.values()} == {change.get("activation", "relu")}
+
+
+def test_near_zero_plug_ins_start_as_nearly_the_base_model() -> None:
+    gaps = []
+    for init in ("library", "near_zero"):
+        cpt = make(init=init)
+        base = states(cpt, None)[-1]
+        cpt.before_task("food")
+        gaps.append(float((states(cpt, "food")[-1] - base).abs().max()))
+    assert 0 < gaps[1] < 0.01 * gaps[0]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda cpt: CptSettings(activation="rel"), r"unknown activation 'rel'. Did you mean relu"),
+        (lambda cpt: CptSettings(init="zero"), "unknown init 'zero'"),
+        (lambda cpt: CptSettings(anneal_over="epochs"), r"unknown anneal_over 'epochs'. Did you mean epoch"),
+        (lambda cpt: CptSettings(skip="no"), "skip is 'no'; give auto, true or false"),
+        (lambda cpt: CptSettings(sparsity=-1), "sparsity is -1; give 0 or more"),
+        (lambda cpt: make(skip=False), "skip is false, but a plug-in of placement sequential"),
+        (lambda cpt: (cpt.before_task("food"), cpt.grow(ffn_size=20)), "domain 'food' is being learnt"),
         (lambda cpt: cpt.before_task("fod"), r"unknown domain 'fod'. Did you mean food\?"),
         (lambda cpt: cpt.activate("fod"), r"unknown domain 'fod'. Did you mean food\?"),
         (lambda cpt: (learn(cpt, "food"), cpt.before_task("food")), "domain 'food' is learnt"),
@@ -390,6 +472,67 @@ def test_state_of_other_sizes_is_refused() -> None:
         make(ffn_size=40).load_state_dict(cpt.state_dict())
 
 
+@pytest.mark.slow
+def test_a_finished_domain_costs_less_than_8_kb_on_disk_at_the_shape_of_roberta_base(tmp_path: Path) -> None:
+    def folder_size(folder: Path) -> int:
+        return sum(file.stat().st_size for file in folder.rglob("*"))
+
+    model = tiny("roberta", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=8)
+    names = [f"a-domain-with-a-long-name-{i:03}" for i in range(101)]
+    cpt = Cpt(model, CptSettings(), names)
+    sizes = []
+    for i, name in enumerate(names):
+        cpt.before_task(name)
+        cpt.after_task(name)
+        if i in (0, 100):
+            checkpoint.save(tmp_path / f"{i}", {"weights": weights(model), "method": cpt.state_dict()})
+            save_plugins(model, tmp_path / f"{i}-plugins")
+            sizes.append([folder_size(tmp_path / f"{i}"), folder_size(tmp_path / f"{i}-plugins")])
+    assert sum(mask.bits[0].nbytes for mask in cpt._masks()) == 33_792 // 8
+    for one, all_of_them in zip(*sizes, strict=True):
+        assert 33_792 // 8 < (all_of_them - one) / 100 < 8192
+
+
+def test_nothing_that_trains_grows_with_the_number_of_domains() -> None:
+    few, many = (Cpt(tiny("bert"), CptSettings(), [str(i) for i in range(n)]) for n in (1, 100))
+    assert {n: p.shape for n, p in few.model.named_parameters()} == {
+        n: p.shape for n, p in many.model.named_parameters()
+    }
+
+
+# -- growing ----------------------------------------------------------------------------------------------------------
+def test_grown_plug_ins_keep_earlier_domains_and_later_ones_use_and_keep_the_new_units() -> None:
+    cpt = make()
+    kept = {}
+    learn(cpt, "food")
+    kept["food"] = states(cpt, "food")
+    before = capacity_report(cpt.capacity())
+    cpt.grow(attention_size=20, ffn_size=18)
+    after = capacity_report(cpt.capacity())
+    assert [a["free"] - b["free"] for a, b in zip(after["kinds"], before["kinds"], strict=True)] == [16, 0, 4, 0]
+    assert same(states(cpt, "food"), kept["food"])
+    fresh = {n: p.clone() for n, p in cpt.model.named_parameters() if ".grown." in n and "embedding" not in n}
+    learn(cpt, "law")
+    now = dict(cpt.model.named_parameters())
+    assert fresh
+    assert all(not torch.equal(now[name], p) for name, p in fresh.items()), "the new units must learn"
+    kept["law"] = states(cpt, "law")
+    cpt.grow(ffn_size=25)
+    learn(cpt, "sea")
+    for domain, expected in kept.items():
+        assert same(states(cpt, domain), expected), domain
+
+    again = make()
+    again.grow(attention_size=20, ffn_size=18)
+    again.grow(ffn_size=25)
+    again.model.load_state_dict(cpt.model.state_dict())
+    again.load_state_dict(cpt.state_dict())
+    for domain in (None, *DOMAINS):
+        assert same(states(again, domain), states(cpt, domain))
+    with pytest.raises(EunoeError, match="other sizes"):
+        make().load_state_dict(cpt.state_dict())
+
+
 # -- what is read, what is left -------------------------------------------------------------------------------------
 def test_reads_names_all_weights_and_whatever_it_leaves_out_has_no_influence() -> None:
     cpt = make()
@@ -443,6 +586,8 @@ def test_capacity_counts_used_shared_and_free_units() -> None:
         "shared": 2,
         "free": 7,
         "domains": {"food": 6, "law": 5},
+        "new": {"food": 6, "law": 3},
+        "shared_with": {"food": 2},
     }
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from eunoe.plugins.adapter import Adapter
+from eunoe.errors import EunoeError
+from eunoe.plugins.adapter import ACTIVATIONS, Adapter
 from eunoe.plugins.task_mask import Active
 
 
@@ -77,3 +80,98 @@ def test_unread_gradients_are_zero() -> None:
     for name, reads in plugin.reads(0).items():
         gradient = plugin.get_parameter(name).grad
         assert gradient is None or not gradient[~reads].any()
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_each_activation_stands_after_both_layers_and_is_zero_at_zero(name: str) -> None:
+    plugin, _ = make(s=2.0, activation=name, skip=False)
+    plugin.grow(3)
+    f, x = ACTIVATIONS[name], torch.randn(7, 6)
+    block = next(plugin.blocks())
+    m1, m2, m3 = (torch.sigmoid(2 * mask.embedding) for mask in (plugin.mask1, plugin.mask2, block.mask1))
+    total = plugin.fc2(m1 * f(plugin.fc1(x))) + (m3 * f(block.fc1(x))) @ block.fc2.weight.T
+    torch.testing.assert_close(plugin(x), m2 * f(total))
+    assert f(torch.zeros(1)).item() == 0.0
+
+
+def test_weights_start_as_asked() -> None:
+    spreads = {}
+    for init in ("library", "normal", "near_zero"):
+        torch.manual_seed(0)
+        plugin = Adapter(64, 80, Active(domains=("a",)), init=init)
+        plugin.grow(80)
+        block = next(plugin.blocks())
+        weights = [plugin.fc1.weight, plugin.fc2.weight, block.fc1.weight, block.fc2.weight]
+        spreads[init] = [w.std().item() for w in weights]
+        assert plugin.fc1.bias.any() == block.fc1.bias.any() == (init == "library")
+    assert spreads["library"] == pytest.approx([3**-0.5 / 8, 3**-0.5 / 80**0.5] * 2, rel=0.05)
+    assert spreads["normal"] == pytest.approx([0.02] * 4, rel=0.05)
+    assert spreads["near_zero"] == pytest.approx([0.001] * 4, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("activation", "unknown activation 'rel'"), ("init", "unknown init 'rel'")]
+)
+def test_unknown_options_are_refused(name: str, message: str) -> None:
+    with pytest.raises(EunoeError, match=message):
+        make(**{name: "rel"})
+
+
+# -- growing -----------------------------------------------------------------------------------------------------------
+SHAPES = [(6, 10, 3), (16, 11, 1), (64, 40, 24), (256, 170, 86), (768, 512, 256), (768, 768, 8)]
+
+
+@pytest.mark.parametrize(("width", "size", "more"), SHAPES)
+@pytest.mark.parametrize("rows", [1, 7, 164])
+def test_a_domain_learnt_before_computes_the_same_bits_after_growing(
+    width: int, size: int, more: int, rows: int
+) -> None:
+    torch.manual_seed(0)
+    active = Active(domains=("a", "b"), domain=0, running=0)
+    plugin, x = Adapter(width, size, active), torch.randn(rows, width)
+    for mask in plugin.masks().values():
+        mask.keep(0)
+    active.finished.add(0)
+    active.running = None
+    before = plugin(x)
+    plugin.grow(more)
+    assert plugin.size == size + more
+    assert torch.equal(plugin(x).view(torch.int32), before.view(torch.int32))
+    with torch.no_grad():
+        for block in plugin.blocks():
+            block.fc1.weight.fill_(float("nan"))
+    assert torch.equal(plugin(x), before), "it must not even be computed"
+    assert all(not e.any() for name, e in plugin.reads(0).items() if name.startswith("grown"))
+
+
+def test_the_next_domain_uses_grown_units_and_keeps_them() -> None:
+    plugin, active = make()
+    for mask in plugin.masks().values():
+        mask.embedding.data.fill_(1.0)  # every unit taken
+        mask.keep(0)
+    active.finished.add(0)
+    x = torch.randn(50, 6)
+    first = plugin(x)
+    plugin.grow(4)
+    assert [f.any().item() for f in plugin.free().values()] == [False, False, False, False, True, True, True]
+    active.domain = active.running = 1
+    for mask in plugin.masks().values():
+        mask.embedding.data.fill_(1.0)
+    grown = plugin(x)
+    assert not torch.equal(grown, first)
+    for mask in plugin.masks().values():
+        mask.keep(1)
+    active.finished.add(1)
+    active.running = None
+    assert torch.equal(plugin(x), grown)
+    plugin.grow(2)
+    assert torch.equal(plugin(x), grown)
+    twin = copy.deepcopy(plugin)
+    assert torch.equal(twin(x), grown)
+    assert plugin.reads(1)["grown.0.fc2.weight"].all()
+    assert not any(f.any() for name, f in plugin.free().items() if "grown.1" not in name)
+
+
+def test_a_plug_in_never_shrinks() -> None:
+    with pytest.raises(EunoeError, match="10 inner units cannot grow by 0"):
+        make()[0].grow(0)

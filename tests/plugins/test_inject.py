@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,17 @@ from transformers import AutoModel, PreTrainedModel
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import FAMILIES, anatomy
 from eunoe.plugins.adapter import Adapter
-from eunoe.plugins.inject import PLACEMENTS, Site, adapters, detach, inject, load_plugins, save_plugins, set_domain
+from eunoe.plugins.inject import (
+    PLACEMENTS,
+    Site,
+    adapters,
+    detach,
+    grow,
+    inject,
+    load_plugins,
+    save_plugins,
+    set_domain,
+)
 from eunoe.plugins.task_mask import Active
 from tests.models.families import tiny, tokens
 
@@ -22,13 +34,14 @@ families = pytest.mark.parametrize("family", sorted(FAMILIES))
 placements = pytest.mark.parametrize("placement", sorted(PLACEMENTS))
 
 
-def plug(model: nn.Module, placement: str = "sequential") -> Active:
+def plug(model: nn.Module, placement: str = "sequential", skip: bool | None = None, **how: str) -> Active:
     active = Active(domains=("a", "b"))
 
     def make(site: Site) -> Adapter:
-        return Adapter(site.width, 12 if site.part == "attention" else 14, active, out=site.out, skip=site.skip)
+        size = 12 if site.part == "attention" else 14
+        return Adapter(site.width, size, active, out=site.out, skip=site.skip, **how)  # type: ignore[arg-type]
 
-    inject(model, anatomy(model), make, placement=placement)
+    inject(model, anatomy(model), make, placement=placement, skip=skip)
     return active
 
 
@@ -288,3 +301,112 @@ def test_only_learnt_domains_can_be_set(tmp_path: Path) -> None:
     load_plugins(model, saved(tmp_path))
     with pytest.raises(EunoeError, match=r"unknown learnt domain 'b'.*Allowed: a"):
         set_domain(model, "b")
+
+
+# -- options and growing -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("family", "placement", "skip", "message"),
+    [
+        ("bert", "sequential", False, "sub-layer's result, which would be lost"),
+        ("qwen3", "parallel", True, "reads 16 numbers and gives 24 on a qwen3 model"),
+    ],
+)
+def test_a_skip_that_cannot_be_is_refused_and_the_model_stays(
+    family: str, placement: str, skip: bool, message: str
+) -> None:
+    model = tiny(family)
+    base = logits(model)
+    with pytest.raises(EunoeError, match=message):
+        plug(model, placement, skip)
+    assert not adapters(model)
+    assert torch.equal(logits(model), base)
+
+
+def test_the_released_placement_without_skips_is_its_base_when_silent() -> None:
+    """The skip is what lets the feed-forward input enter twice."""
+    for skip, equal in ((None, False), (False, True), (True, False)):
+        model = tiny("bert")
+        base = logits(model)
+        run_first(plug(model, "parallel", skip))
+        for adapter in adapters(model).values():
+            nn.init.constant_(adapter.mask2.embedding, -1.0)
+        assert torch.equal(logits(model), base) == equal
+
+
+def test_options_and_grown_units_are_saved_and_restored(tmp_path: Path) -> None:
+    model = tiny("bert")
+    plug(model, "parallel", False, activation="silu", init="near_zero")
+    finish(model, 0)
+    set_domain(model, "a")
+    of_a = logits(model)
+    grow(model, attention_size=20, ffn_size=15)
+    grow(model, ffn_size=17)
+    finish(model, 1)
+    save_plugins(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    chosen = {key: config[key] for key in ("activation", "init", "attention_skip", "feed_forward_skip")}
+    assert chosen == {"activation": "silu", "init": "near_zero", "attention_skip": False, "feed_forward_skip": False}
+    sizes = [config[f"{part}_{key}"] for part in ("attention", "feed_forward") for key in ("size", "grown")]
+    assert sizes == [12, [8], 14, [1, 2]]
+
+    fresh = tiny("bert")
+    load_plugins(fresh, tmp_path)
+    set_domain(fresh, "a")
+    assert torch.equal(logits(fresh), of_a)
+    for one in (model, fresh):
+        set_domain(one, "b")
+    assert torch.equal(logits(fresh), logits(model))
+    assert not torch.equal(logits(fresh), of_a)
+    assert {a.activation for a in adapters(fresh).values()} == {"silu"}
+
+
+def test_growing_touches_no_old_weight_and_says_when_it_cannot() -> None:
+    model = tiny("bert")
+    with pytest.raises(EunoeError, match="has no plug-ins"):
+        grow(model, ffn_size=20)
+    active = plug(model)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(EunoeError, match="has 12 inner units and cannot grow to 12"):
+        grow(model, ffn_size=30, attention_size=12)
+    assert list(before) == [name for name, _ in model.named_parameters()], "refused before anything grows"
+    grow(model, ffn_size=30)
+    now = dict(model.named_parameters())
+    assert all(torch.equal(now[name], p) for name, p in before.items())
+    assert [a.size for a in adapters(model).values()] == [12, 30, 12, 30]
+    run_first(active)
+    with pytest.raises(EunoeError, match="domain 'a' is being learnt"):
+        grow(model, ffn_size=40)
+
+
+SCRIPT = """
+import sys
+from transformers import AutoModelForMaskedLM
+from eunoe import load_plugins, set_domain
+import torch
+
+model = AutoModelForMaskedLM.from_pretrained(sys.argv[1]).eval()
+ids = torch.arange(3, 10)[None]
+with torch.no_grad():
+    base = model(ids).logits
+    load_plugins(model, sys.argv[2])
+    off = model(ids).logits
+    set_domain(model, "a")
+    on = model(ids).logits
+    set_domain(model, None)
+    assert torch.equal(off, base) and torch.equal(model(ids).logits, base) and not torch.equal(on, base)
+torch.save(on, sys.argv[3])
+"""
+
+
+def test_a_plain_transformers_script_reads_saved_plug_ins(tmp_path: Path) -> None:
+    model = tiny("bert")
+    model.save_pretrained(tmp_path / "base")
+    plug(model)
+    finish(model, 0)
+    save_plugins(model, tmp_path / "plugins")
+    set_domain(model, "a")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = [sys.executable, "script.py", "base", "plugins", "on.pt"]
+    subprocess.run(words, cwd=tmp_path, check=True, timeout=120)
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "on.pt", weights_only=True), model(torch.arange(3, 10)[None]).logits)

@@ -20,7 +20,9 @@ from eunoe.plugins.task_mask import (
     gate,
     hard,
     pack,
+    sparsity,
     unpack,
+    within_epoch,
 )
 
 masks = st.lists(st.booleans(), min_size=1, max_size=70).map(torch.tensor)
@@ -45,6 +47,30 @@ def test_annealing_rises_from_one_over_s_max_to_s_max(progress: float, s_max: fl
     assert anneal(1.0, s_max) == pytest.approx(s_max)
     assert 1 / s_max - 1e-9 <= anneal(progress, s_max) <= s_max + 1e-9
     assert anneal(0.5, s_max) == pytest.approx((1 / s_max + s_max) / 2)
+
+
+@given(st.integers(1, 40), st.integers(1, 5))
+def test_within_an_epoch_progress_starts_anew_as_the_release_counts_batches(batches: int, epochs: int) -> None:
+    total = batches * epochs
+    found = [within_epoch(step / total, epochs) for step in range(total)]
+    assert found == pytest.approx([step % batches / batches for step in range(total)], abs=1e-9)
+    assert all(0 <= p < 1 for p in found)
+
+
+@pytest.mark.parametrize(("epochs", "rounds"), [(0.05, 1), (1.0, 1), (1.4, 1), (1.6, 2), (2.5, 2), (3.0, 3)])
+def test_a_part_of_an_epoch_makes_no_round_of_its_own_so_that_masks_end_hard(epochs: float, rounds: int) -> None:
+    found = [within_epoch(step / 600, epochs) for step in range(600)]
+    assert sum(p == pytest.approx(0, abs=1e-9) for p in found) == rounds
+    assert found[-1] > 0.99
+
+
+def test_sparsity_is_hats_sum_over_all_layers_written_out() -> None:
+    masks = [torch.tensor([0.5, 1.0, 0.25]), torch.tensor([0.0, 0.8])]
+    nothing = [torch.zeros(3), torch.zeros(2)]
+    assert sparsity(masks, nothing).item() == pytest.approx((0.5 + 1.0 + 0.25 + 0.0 + 0.8) / 5)
+    taken = [torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0])]
+    assert sparsity(masks, taken).item() == pytest.approx((1.0 + 0.25 + 0.0) / 3)
+    assert sparsity(masks, [torch.ones(3), torch.ones(2)]).item() == 0.0
 
 
 @given(embeddings, st.floats(1 / 400, 2.0))  # beyond, autograd's own 1 - sigmoid has few digits left

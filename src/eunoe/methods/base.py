@@ -26,6 +26,8 @@ class Method:
 
     forgets: bool = True
     """Whether earlier domains' outputs may change. False is a promise that ``eunoe verify`` holds to the bit."""
+    epochs: float = 1.0
+    """Passes over the running domain's text; who starts the loop sets it before ``before_task``."""
 
     def __init__(self, model: nn.Module, settings: Any, domains: list[str]) -> None:
         self.model = model

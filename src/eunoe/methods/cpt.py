@@ -14,12 +14,11 @@ What we do differently, and why:
 - ``placement`` is ``sequential`` by default: at h2 = 0 the model is its base. The released results used ``parallel``,
   where the feed-forward input enters twice (``plugins/inject.py``).
 - Sizes follow the model's width: the published 512 and 768 belong to width 768.
-- ``s`` grows over all steps of a domain; the release restarts it in each epoch, and trains one.
 - A domain's mask is hard at s_max in use, and read from bits kept when it ended. The release keeps a table of mask
   embeddings; here there is one row, drawn anew for each domain, so that neither a step nor a checkpoint grows with the
   number of domains but for one bit a unit.
-- No sparsity regulariser, as released: about half of the units are on for a new domain, so ``capacity()`` tells how
-  much room is left.
+- No sparsity regulariser by default, as released: about half of the free units go to each new domain, so
+  ``plugins/capacity.py`` counts what is left. ``sparsity`` is HAT's; ``grow`` makes room.
 
 The embeddings' compensated gradients are up to 100 times the plain ones: with global clipping they set the scale of the
 whole step. The release clips each tensor by itself.
@@ -28,9 +27,10 @@ whole step. The release clips each tensor by itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,10 @@ from eunoe.errors import EunoeError
 from eunoe.lookup import lookup, unknown
 from eunoe.methods.base import Method, freeze
 from eunoe.models.anatomy import anatomy
-from eunoe.plugins.adapter import Adapter
-from eunoe.plugins.inject import PLACEMENTS, Site, adapters, inject
-from eunoe.plugins.task_mask import Active, TaskMask, anneal, clamp, compensate, free_pairs, free_units
+from eunoe.plugins.adapter import ACTIVATIONS, INITS, Adapter
+from eunoe.plugins.capacity import capacity
+from eunoe.plugins.inject import PLACEMENTS, Site, adapters, grow, inject
+from eunoe.plugins.task_mask import Active, TaskMask, anneal, clamp, compensate, gate, sparsity, within_epoch
 
 END_TASK_LR = 3e-5 / 5e-5
 """The paper's rate of plug-in weights over that of all other weights in end-task fine-tuning."""
@@ -57,6 +58,16 @@ class CptSettings:
     """Inner units of an attention plug-in; None: the published 512 of width 768, that is two thirds of the width."""
     ffn_size: int | None = None
     """Inner units of a feed-forward plug-in; None: the published 768 of width 768, that is the width."""
+    activation: str = "relu"
+    """What stands after both layers of a plug-in: relu, gelu, silu or tanh."""
+    init: str = "library"
+    """How plug-in weights start: library (torch's default, as released), normal (std 0.02) or near_zero (std 0.001)."""
+    skip: Literal["auto"] | bool = "auto"
+    """A plug-in's own skip, x + h2; auto: what the placement has. true needs equal widths, false a parallel placement."""
+    anneal_over: Literal["epoch", "all"] = "epoch"
+    """Let the mask temperature rise in each epoch anew (as released), or once over all steps of a domain."""
+    sparsity: float = 0.0
+    """Weight of HAT's regulariser, which keeps units free for later domains; HAT takes 0.75, CPT's release has none."""
     s_max: float = 400.0
     """The largest mask temperature; at it a mask is hard."""
     cosh_clip: float = 50.0
@@ -66,6 +77,13 @@ class CptSettings:
 
     def __post_init__(self) -> None:
         lookup(PLACEMENTS, self.placement, "placement")
+        lookup(ACTIVATIONS, self.activation, "activation")
+        lookup(INITS, self.init, "init")
+        lookup({"epoch": None, "all": None}, self.anneal_over, "anneal_over")
+        if self.skip not in ("auto", True, False):
+            raise EunoeError(f"cpt: skip is {self.skip!r}; give auto, true or false.")
+        if not 0 <= self.sparsity < math.inf:
+            raise EunoeError(f"cpt: sparsity is {self.sparsity}; give 0 or more (HAT: 0.75).")
         for name in ("attention_size", "ffn_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -99,11 +117,13 @@ class Cpt(Method):
         self.active = Active(domains=tuple(domains), s=settings.s_max, s_max=settings.s_max)
 
         def make(site: Site) -> Adapter:
-            return Adapter(site.width, settings.size(site.part, site.width), self.active, out=site.out, skip=site.skip)
+            size, how = settings.size(site.part, site.width), {"activation": settings.activation, "init": settings.init}
+            return Adapter(site.width, size, self.active, out=site.out, skip=site.skip, **how)
 
         parts = anatomy(model)
         freeze(model)
-        self.adapters = inject(model, parts, make, placement=settings.placement)
+        skip = None if settings.skip == "auto" else settings.skip
+        self.adapters = inject(model, parts, make, placement=settings.placement, skip=skip)
         self.seed = int(torch.randint(1 << 62, ()))
         self._closed: list[tuple[nn.Parameter, Tensor]] | None = None
 
@@ -124,7 +144,17 @@ class Cpt(Method):
     def before_step(self, progress: float) -> None:
         # the domain too: an evaluation between two steps may have activated another
         self.active.domain = self.active.running
+        if self.settings.anneal_over == "epoch":
+            progress = within_epoch(progress, self.epochs)
         self.active.s = anneal(progress, self.active.s_max)
+
+    def penalty(self, batch: Mapping[str, Tensor], outputs: Any) -> Tensor | None:
+        if not self.settings.sparsity:
+            return None
+        masks = list(self._masks())
+        cost = sparsity([gate(mask.embedding, self.active.s) for mask in masks], [mask.taken for mask in masks])
+        weighted: Tensor = self.settings.sparsity * cost
+        return weighted
 
     def on_gradients(self, progress: float) -> None:
         if self.active.running is None:
@@ -198,31 +228,15 @@ class Cpt(Method):
         }
 
     def capacity(self) -> list[dict[str, Any]]:
-        """How much room is left: one row per layer and mask, plain values only.
+        """How much room is left: the rows of ``plugins.capacity.capacity``."""
+        return capacity(self.model)
 
-        ``size`` units: ``used`` by at least one finished domain, ``shared`` by two or more, ``free``; ``domains`` says
-        how many each finished domain uses. ``units`` is inner (between W1 and W2) or outer (after W2).
+    def grow(self, *, attention_size: int | None = None, ffn_size: int | None = None) -> None:
+        """Wider plug-ins for the domains to come, see ``plugins.inject.grow``.
+
+        A method that goes on from a checkpoint of grown plug-ins must be grown alike before the weights are restored.
         """
-        rows: list[dict[str, Any]] = []
-        for name, adapter in self.adapters.items():
-            layer, _, plugin = name.rpartition(".")
-            for units, mask in (("inner", adapter.mask1), ("outer", adapter.mask2)):
-                masks = {i: mask.hard_mask(i) for i in sorted(self.active.finished)}
-                times = torch.stack([*masks.values(), torch.zeros(mask.n, dtype=torch.bool, device=mask.bits.device)])
-                uses = times.sum(0)
-                rows.append(
-                    {
-                        "layer": layer,
-                        "part": plugin.removesuffix("_plugin"),
-                        "units": units,
-                        "size": mask.n,
-                        "used": int((uses > 0).sum()),
-                        "shared": int((uses > 1).sum()),
-                        "free": int((uses == 0).sum()),
-                        "domains": {self.domains[i]: int(m.sum()) for i, m in masks.items()},
-                    }
-                )
-        return rows
+        grow(self.model, attention_size=attention_size, ffn_size=ffn_size)
 
     def state_dict(self) -> dict[str, Any]:
         """``finished`` and ``running`` domains, ``s``, ``seed``, and ``masks``: uint8 (finished, bytes), side by side.
@@ -250,7 +264,7 @@ class Cpt(Method):
                 "Go on with the settings the run was begun with."
             )
         for mask, bits in zip(self._masks(), torch.split(masks, widths, dim=1), strict=True):
-            mask.taken.zero_()
+            mask.clear()
             for index, row in zip(finished, bits, strict=True):
                 mask.restore(index, row.to(mask.bits.device))
         self.active.finished = set(finished)
@@ -269,9 +283,9 @@ class Cpt(Method):
         if not self.active.finished:
             return {}
         return {
-            weight: (factor <= 0.5).expand_as(weight)
+            adapter.get_parameter(name): (factor <= 0.5).expand_as(adapter.get_parameter(name))
             for adapter in self.adapters.values()
-            for weight, factor in _free(adapter)
+            for name, factor in adapter.free().items()
         }
 
     def _index(self, domain: str) -> int:
@@ -290,20 +304,6 @@ class Cpt(Method):
 def _seed(seed: int, domain: str) -> int:
     """The seed of a domain's mask embeddings: a function of the method's and the domain's name alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{domain}".encode()).digest()[:8], "big")
-
-
-def _free(adapter: Adapter) -> list[tuple[nn.Parameter, Tensor]]:
-    """The plug-in's weights, each with the factor on its gradient that keeps finished domains as they are.
-
-    Factors broadcast over the weights: W1 (size, width) has one per row.
-    """
-    inner, outer = adapter.mask1.taken, adapter.mask2.taken
-    return [
-        (adapter.get_parameter("fc1.weight"), free_units(inner)[:, None]),
-        (adapter.get_parameter("fc1.bias"), free_units(inner)),
-        (adapter.get_parameter("fc2.weight"), free_pairs(outer, inner)),
-        (adapter.get_parameter("fc2.bias"), free_units(outer)),
-    ]
 
 
 __all__ = ["END_TASK_LR", "Cpt", "CptSettings"]

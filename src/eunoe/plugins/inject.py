@@ -134,14 +134,33 @@ class Tap:
 
 
 def inject(
-    model: nn.Module, parts: Anatomy, make_adapter: Callable[[Site], Adapter], *, placement: str = "sequential"
+    model: nn.Module,
+    parts: Anatomy,
+    make_adapter: Callable[[Site], Adapter],
+    *,
+    placement: str = "sequential",
+    skip: bool | None = None,
 ) -> dict[str, Adapter]:
     """Give every layer its two plug-ins; returns them by name (``encoder.layer.0.attention_plugin``), in layer order.
 
-    ``parts`` is ``anatomy(model)``. New weights go to the layer's device, in float32 (float64 on a float64 model).
-    Raises ``EunoeError`` for an unknown placement and for a model that has plug-ins already.
+    ``parts`` is ``anatomy(model)``; ``skip`` overrides the placement's inner skip. New weights go to the layer's device,
+    in float32 (float64 on a float64 model). Raises ``EunoeError`` for an unknown placement, a skip that it cannot have,
+    and a model that has plug-ins already.
     """
     places = lookup(PLACEMENTS, placement, "placement")
+    skips = {part: place.skip if skip is None else skip for part, place in places.items()}
+    for part, place in places.items():
+        out = getattr(parts, place.out)
+        if skips[part] and out != parts.width:
+            raise EunoeError(
+                f"skip is true, but the {part} plug-in of placement {placement} reads {parts.width} numbers and gives "
+                f"{out} on a {parts.model_type} model: there is nothing to add x to. Set skip to auto."
+            )
+        if not skips[part] and place.reads is None:
+            raise EunoeError(
+                f"skip is false, but a plug-in of placement {placement} takes the place of its sub-layer's result, which "
+                "would be lost. Set skip to auto, or choose parallel_clean, which has no skip."
+            )
     if adapters(model):
         raise EunoeError(
             f"{type(model).__name__} has plug-ins already: detach(model) removes them, set_domain uses them."
@@ -151,7 +170,7 @@ def inject(
         dtype = torch.promote_types(like.dtype, torch.float32)
         for part in PARTS:
             place = places[part]
-            site = Site(part=part, width=parts.width, out=getattr(parts, place.out), skip=place.skip)
+            site = Site(part=part, width=parts.width, out=getattr(parts, place.out), skip=skips[part])
             adapter = make_adapter(site).to(like.device, dtype).train(layer.module.training)
             layer.module.add_module(f"{part}_plugin", adapter)
             layer.module.__dict__.setdefault("plugin_taps", []).append(Tap(adapter, layer, placement, part))
@@ -197,7 +216,8 @@ def set_domain(model: nn.Module, name: str | None) -> None:
 
 def save_plugins(model: nn.Module, folder: str | Path) -> None:
     """Write the plug-ins and the learnt domains, and nothing of the base model, to ``folder`` (made where missing)."""
-    tensors, active, placement = {}, _one(model).active, _taps(model)[0].placement
+    plugin = _one(model)
+    tensors, active, placement = {}, plugin.active, _taps(model)[0].placement
     learnt = sorted(active.finished)
     for name, adapter in adapters(model).items():
         for key, tensor in _tensors(adapter, learnt):
@@ -211,7 +231,9 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
         "inference_mode": True,
         "model_type": parts.model_type,
         "placement": placement,
-        **{f"{part}_size": getattr(first, f"{part}_plugin").fc1.out_features for part in PARTS},
+        **{f"{part}_{key}": value for part in PARTS for key, value in _shape(getattr(first, f"{part}_plugin")).items()},
+        "activation": plugin.activation,
+        "init": plugin.init,
         "s_max": active.s_max,
         "domains": [active.domains[i] for i in learnt],
     }
@@ -244,7 +266,12 @@ def load_plugins(model: nn.Module, folder: str | Path) -> None:
     active = Active(domains=domains, s=config["s_max"], s_max=config["s_max"], finished=set(range(len(domains))))
 
     def make(site: Site) -> Adapter:
-        return Adapter(site.width, config[f"{site.part}_size"], active, out=site.out, skip=site.skip)
+        of = {key: config[f"{site.part}_{key}"] for key in ("size", "grown", "skip")}
+        how = {key: config[key] for key in ("activation", "init")}
+        made = Adapter(site.width, of["size"], active, out=site.out, skip=of["skip"], **how)
+        for units in of["grown"]:
+            made.grow(units)
+        return made
 
     with torch.random.fork_rng(devices=[]):
         attached = inject(model, parts, make, placement=config["placement"])
@@ -253,6 +280,34 @@ def load_plugins(model: nn.Module, folder: str | Path) -> None:
     except EunoeError:
         detach(model)
         raise
+
+
+def grow(model: nn.Module, *, attention_size: int | None = None, ffn_size: int | None = None) -> None:
+    """Give every plug-in fresh inner units, up to these sizes (None: as it is), without touching old ones.
+
+    Earlier domains compute the same bits as before; the next domain may use all. Draws the new weights from torch's
+    generator. Raises ``EunoeError`` without plug-ins, for a size that is not larger, and while a domain is being learnt.
+    """
+    active = _one(model).active
+    if active.running is not None:
+        raise EunoeError(f"domain {active.domains[active.running]!r} is being learnt; plug-ins grow between domains.")
+    for name, adapter in adapters(model).items():
+        wanted = attention_size if name.endswith("attention_plugin") else ffn_size
+        if wanted is not None and wanted <= adapter.size:
+            raise EunoeError(f"{name} has {adapter.size} inner units and cannot grow to {wanted}; give a larger size.")
+    for name, adapter in adapters(model).items():
+        wanted = attention_size if name.endswith("attention_plugin") else ffn_size
+        if wanted is not None:
+            adapter.grow(wanted - adapter.size)
+
+
+_SHAPE = ("size", "grown", "skip")
+
+
+def _shape(adapter: Adapter) -> dict[str, Any]:
+    """What must be known of a plug-in to make one that its weights fit, under the names of ``_SHAPE``."""
+    first, *grown = (mask.n for _, mask in adapter.inner())
+    return dict(zip(_SHAPE, (first, grown, adapter.skip), strict=True))
 
 
 def _fill(attached: dict[str, Adapter], tensors: dict[str, Tensor], active: Active, path: Path) -> None:
@@ -298,8 +353,8 @@ def _config(path: Path) -> dict[str, Any]:
         raise EunoeError(
             f"{file} describes {kind!r}, not 'CL_PLUGIN': save_plugins did not write it. Load it with the peft library."
         )
-    needed = {"model_type", "base_model_name_or_path", "placement", "s_max", "domains"}
-    missing = sorted((needed | {f"{part}_size" for part in PARTS}) - config.keys())
+    needed = {"model_type", "base_model_name_or_path", "placement", "s_max", "domains", "activation", "init"}
+    missing = sorted((needed | {f"{part}_{key}" for part in PARTS for key in _SHAPE}) - config.keys())
     if missing:
         raise EunoeError(f"{file} lacks {', '.join(missing)}: it was cut or edited. Save the plug-ins again.")
     return config
@@ -329,6 +384,7 @@ __all__ = [
     "Site",
     "adapters",
     "detach",
+    "grow",
     "inject",
     "load_plugins",
     "save_plugins",

@@ -21,6 +21,8 @@ Shapes: T domains, n units, B = ceil(n / 8) bytes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,6 +46,19 @@ def anneal(progress: float, s_max: float) -> float:
     (0.0025, 400.0)
     """
     return 1 / s_max + (s_max - 1 / s_max) * progress
+
+
+def within_epoch(progress: float, epochs: float) -> float:
+    """Progress inside the running epoch, in [0, 1), from progress over all of a domain's ``epochs``.
+
+    The release starts ``s`` again in each epoch. Part of an epoch would end with masks that are still soft, so as many
+    equal rounds are made as there are whole epochs, to the nearest, and at least one.
+
+    >>> within_epoch(0.75, 2.0), within_epoch(0.75, 0.3)
+    (0.5, 0.75)
+    """
+    place = progress * max(1, round(epochs))
+    return max(0.0, place - math.floor(place + 1e-9))  # 3 * (1 / 3) may fall short of 1 by a rounding
 
 
 def compensate(grad: Tensor, embedding: Tensor, s: float, s_max: float = 400.0, clip: float = 50.0) -> Tensor:
@@ -73,6 +88,17 @@ def free_units(taken: Tensor) -> Tensor:
 def free_pairs(taken_out: Tensor, taken_in: Tensor) -> Tensor:
     """The factor on W2's gradient: blocked only where both units are taken. Shape (out units, in units)."""
     return 1 - torch.minimum(taken_out[:, None], taken_in[None, :])
+
+
+def sparsity(masks: Sequence[Tensor], taken: Sequence[Tensor]) -> Tensor:
+    """HAT's regulariser: the mean of the soft masks over the units that are still free, over all layers. A scalar.
+
+    ``sum_l sum_i m_li (1 - taken_li) / sum_l sum_i (1 - taken_li)``: units that earlier domains hold cost nothing. 0
+    where no unit is free.
+    """
+    free = [free_units(t) for t in taken]
+    cost = torch.stack([(m * f).sum() for m, f in zip(masks, free, strict=True)]).sum()
+    return cost / torch.stack([f.sum() for f in free]).sum().clamp(min=1)
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -128,6 +154,8 @@ class TaskMask(nn.Module):
         self.embedding = nn.Parameter(torch.randn(n))
         self.register_buffer("bits", pack(torch.zeros(len(active.domains), n, dtype=torch.bool)), persistent=False)
         self.register_buffer("taken", torch.zeros(n), persistent=False)
+        self.users: set[int] = set()
+        """Finished domains with a unit here. A Python set, so that asking costs no wait for the device."""
 
     def forward(self) -> Tensor:
         """The mask (n,) of the active domain in the embedding's dtype: soft below s_max, exactly 0 or 1 at s_max.
@@ -151,6 +179,10 @@ class TaskMask(nn.Module):
             )
         return hard(self.embedding.detach())
 
+    def used(self) -> bool:
+        """Has the active domain a unit here? The running one may get one any time."""
+        return self.active.domain not in self.active.finished or self.active.domain in self.users
+
     def begin(self, generator: torch.Generator) -> None:
         """A fresh embedding for the domain that runs from now on, drawn on the CPU, so the same on any device."""
         with torch.no_grad():
@@ -163,7 +195,15 @@ class TaskMask(nn.Module):
     def restore(self, domain: int, bits: Tensor) -> None:
         """Take back what ``keep`` had kept: the packed mask (B,) of a finished domain."""
         self.bits[domain] = bits
+        if bits.any():
+            self.users.add(domain)
         self.taken = accumulate(self.taken, unpack(self.bits[domain], self.n).to(self.taken.dtype))
+
+    def clear(self) -> None:
+        """No domain is finished any more, and every unit free."""
+        self.bits.zero_()
+        self.taken.zero_()
+        self.users.clear()
 
 
 __all__ = [
@@ -178,5 +218,7 @@ __all__ = [
     "gate",
     "hard",
     "pack",
+    "sparsity",
     "unpack",
+    "within_epoch",
 ]
