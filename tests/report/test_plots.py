@@ -10,11 +10,12 @@ from dataclasses import replace
 import matplotlib as mpl
 import pytest
 
-from eunoe.report.draw import STYLES, style
-from eunoe.report.lines import over_steps
+from eunoe.report.draw import LOOKS, RAMP, STYLES, ramp, style
+from eunoe.report.lines import frontier, over_layers, over_steps, undominated
 from eunoe.report.plots import colour_bar, colour_limit, forgetting_plot, heat_maps
 from eunoe.report.read import Curve
-from eunoe.report.tables import LM_LOSS, Scores, matrices, summarize
+from eunoe.report.study import Spot
+from eunoe.report.tables import DISTANCE, LM_LOSS, Estimate, Scores, matrices, metric, summarize
 from tests.report.made_up import made_up_rows
 
 
@@ -30,6 +31,14 @@ def fills(svg: str) -> list[str]:
     return [f for f in re.findall(r"fill: (#[0-9a-f]{6})", svg) if f != "#0c0d0e"]
 
 
+SPOTS = [
+    Spot("ncl[k=1]", "ncl[k=1]", "ncl", True, Estimate((0.5,)), Estimate((0.125,)), 1.0),
+    Spot("ncl[k=2]", "ncl[k=2]", "ncl", True, Estimate((0.75,)), Estimate((0.25,)), None),
+    Spot("ncl[k=2]", "ncl", "ncl", False, Estimate((0.625, 0.75)), Estimate((0.25, 0.375)), 2.0),
+    Spot("cpt", "cpt", "cpt", False, Estimate((0.5,)), Estimate((-0.125,)), 2.0),
+]
+
+
 def all_plots() -> list[str]:
     rows = made_up_rows()
     looks = {"ncl": style(0), "cpt": style(1)}
@@ -41,7 +50,9 @@ def all_plots() -> list[str]:
     lines = [line for line in summarize(rows).lines if line.metric is LM_LOSS]
     return [
         *heat_maps(of_metric("lm_loss"), "heat"), colour_bar(0.25, LM_LOSS, "bar"),
-        over_steps(curves, looks, "curve"), forgetting_plot(lines, looks, "forget"),
+        over_steps(curves, looks, "curve"), over_steps(curves, looks, "log", "distance", log_steps=True),
+        forgetting_plot(lines, looks, "forget"), over_layers({"ncl": {"embeddings": 0.5, "layer.0": 1.0}}, looks, DISTANCE, "layers"),
+        frontier(SPOTS, looks, metric("matthews"), "frontier"),
     ]  # fmt: skip
 
 
@@ -114,6 +125,34 @@ def test_colours_come_from_the_page_so_that_it_can_turn_dark() -> None:
     assert "var(--line-0, #4a4e9e)" in text
     assert "#010203" not in text
     assert "#040506" not in text
+
+
+def test_a_ramp_gives_each_of_twelve_points_a_colour_of_its_own_and_no_look_takes_anothers() -> None:
+    for count in (1, 2, 11, 12):
+        assert len({look.light for look in ramp(count)}) == count
+    assert [ramp(12)[0], ramp(12)[-1]] == [RAMP[0], RAMP[-1]]
+    for part in ("name", "light"):  # the page finds a line's colour by the light one
+        assert len({getattr(look, part) for look in LOOKS}) == len(LOOKS)
+
+
+def test_a_frontier_joins_what_nothing_beats_in_both() -> None:
+    assert undominated([(0.25, 1.0), (0.25, 2.0), (0.5, 2.0), (1.0, 3.0)]) == [(0.25, 2.0), (1.0, 3.0)]
+    assert undominated([]) == []
+    svg = frontier(SPOTS, {"ncl": style(0), "cpt": style(1)}, metric("matthews"), "f")
+    assert "Matthews, points" in words(svg)
+    assert "rise of the LM loss of general text, nats" in words(svg)
+
+
+def test_layers_go_by_their_numbers_and_names_are_no_formulas() -> None:
+    values = {"a": {"embeddings": 1.0, "h.0": 2.0, "$x$": 1.0}}
+    svg = over_layers(values, {"a": style(0)}, metric("cka@$y$"), "l")
+    assert {"emb", "0", "$x$", "CKA on $y$"} <= set(words(svg))
+
+
+def test_log_steps_are_told_in_plain_numbers() -> None:
+    curve = Curve("a", 0, tuple(range(1, 2001)), tuple(1 / s for s in range(1, 2001)))
+    said = words(over_steps([curve], {"a": style(0)}, "c", "$loss$", 100.0, log_steps=True))
+    assert {"1", "10", "100", "1,000", "step (logarithmic)", "$loss$"} <= set(said)
 
 
 def test_a_long_curve_is_binned() -> None:

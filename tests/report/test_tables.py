@@ -13,10 +13,12 @@ from rich.console import Console
 
 from eunoe.errors import EunoeError
 from eunoe.report import tables
+from eunoe.report.page import write_report
+from eunoe.report.retention import kept_by_domains
 from eunoe.report.schema import Row
-from eunoe.report.tables import answer, class_counts, matrices, summarize, write_matrix
+from eunoe.report.tables import answer, class_counts, matrices, metric, number, summarize, write_matrix
 from eunoe.report.terminal import print_summary
-from tests.report.made_up import DOMAINS, made_up_rows
+from tests.report.made_up import DOMAINS, made_up_rows, made_up_run
 
 
 def loss(method: str, learnt: tuple[str, ...], task: str, value: float, seed: int = 0, order: str = "given") -> Row:
@@ -242,6 +244,51 @@ def test_matrix_csv_holds_every_row_in_full_precision(tmp_path: Path) -> None:
     assert held[0]["learnt"] == "0"
     assert held[-1]["after"] == DOMAINS[-1]
     assert [p.name for p in tmp_path.iterdir()] == ["matrix.csv"]
+
+
+def test_metrics_are_read_in_their_own_units() -> None:
+    names = ("matthews", "accuracy_mm", "f1", "lm_loss@brown", "anchor_distance", "cka@x")
+    told = [(metric(name).title, number(0.4321, metric(name))) for name in names]
+    assert told == [("Matthews", "43.2"), ("Accuracy, mismatched", "43.2"), ("F1", "43.2"), ("LM loss of brown", "0.432"),
+                    ("Distance to the pretrained weights", "0.43"), ("CKA on x", "0.432")]  # fmt: skip
+
+
+def retained(row: Row) -> list[Row]:
+    """What a run over domains may say of a fine-tuning beside its score."""
+    return [
+        replace(row, metric="lm_loss@brown", value=4.5, detail={"before": 4.25 if row.method == "cpt" else 4.0}),
+        replace(row, metric="cka@brown", value=0.75, detail={"layers": {"0": 1.0, "1": 0.5}}),
+        replace(row, metric="anchor_distance", value=2.0, detail={"layers": {"embeddings": 2.0}}),
+        replace(row, at="best", value=0.99),
+    ]  # fmt: skip
+
+
+def test_measures_of_retention_and_best_scores_change_no_matrix(tmp_path: Path) -> None:
+    rows = made_up_rows()
+    more = [r for row in rows for r in [row, *(retained(row) if row.learnt and row.metric == "accuracy" else [])]]
+    assert len(more) > len(rows)
+    assert summarize(more) == summarize(rows)
+    assert class_counts(more) == class_counts(rows)
+    for name, held in (("one", rows), ("two", more)):
+        write_matrix(held, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_run_over_domains_tells_what_fine_tuning_left_after_its_last_domain(tmp_path: Path) -> None:
+    rows = made_up_rows()
+    more = rows + [r for row in rows if row.learnt and row.metric == "accuracy" for r in retained(row)]
+    early = [replace(r, value=9.0) if r.metric == "lm_loss@brown" and r.learnt != DOMAINS else r for r in more]
+    held = kept_by_domains(early, {("four_domains", m): m for m in ("base", "ncl", "cpt")})
+    assert [(one.task, one.label) for one in held] == [(d, m) for d in DOMAINS for m in ("ncl", "cpt")]
+    assert [one.texts["brown"].change.values for one in held[:2]] == [(0.5,) * 3, (0.25,) * 3]
+    assert held[0].distance is not None
+    assert held[0].distance.values == (2.0,) * 3
+    text = printed(more)
+    assert "4.000 > 4.500" in text
+    assert max(map(len, text.splitlines())) <= 80
+    run = made_up_run(tmp_path / "r", more)
+    for words in ("What fine-tuning left of the pretrained model", "4.250 → 4.500", "acl_abstracts, layer by layer"):
+        assert words in write_report([run]).read_text(encoding="utf-8")
 
 
 def test_class_counts_are_summed_over_seeds_and_never_twice() -> None:
