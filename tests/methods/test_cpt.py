@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from eunoe import checkpoint
 from eunoe.errors import EunoeError
 from eunoe.methods import METHODS
 from eunoe.methods.base import trainable
 from eunoe.methods.cpt import END_TASK_LR, Cpt, CptSettings
+from eunoe.optim import RecAdam, anchored_groups
 from eunoe.optim.protect import Protected
 from eunoe.plugins.capacity import capacity_report
 from eunoe.plugins.inject import adapters, save_plugins
@@ -120,11 +121,115 @@ def test_the_promise_holds_for_decoders_and_shared_layers(family: str) -> None:
     assert not same(states(cpt, "sea"), kept)
 
 
-@pytest.mark.parametrize("make_optimizer", [adamw, sgd])
-def test_without_protection_of_the_finished_update_earlier_domains_change(
-    make_optimizer: Callable[[Cpt], Optimizer],
+def test_without_blocked_gradients_protection_alone_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpt = make()
+    learn(cpt, "food")
+    kept = states(cpt, "food")
+    monkeypatch.setattr(Cpt, "on_gradients", lambda self, progress: None)
+    learn(cpt, "law")
+    assert same(states(cpt, "food"), kept)
+
+
+# -- attacks: one learns "food", attacks, learns "law" under the attack, and "food" must not have moved by a bit -----------
+def everything(cpt: Cpt) -> Optimizer:
+    """An optimizer over frozen weights too: embeddings, LayerNorms, biases and the LM head, with weight decay."""
+    return AdamW(cpt.model.parameters(), lr=0.02, weight_decay=0.5)
+
+
+def recadam(cpt: Cpt) -> Optimizer:
+    """Its anchor is the plug-ins as they were before any domain, and the pull toward it needs no gradient."""
+    return RecAdam(anchored_groups(cpt.model, weight_decay=0.1), lr=0.01, gamma=50.0, anneal="constant", weight=0.5)
+
+
+def rmsprop(cpt: Cpt) -> Optimizer:
+    return RMSprop([p for _, p in trainable(cpt.model)], lr=0.01, momentum=0.9, weight_decay=0.1)
+
+
+def poisoned_moments(cpt: Cpt, optimizer: Optimizer) -> None:
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.ndim:
+                value.fill_(3.0)
+
+
+def other_embeddings(cpt: Cpt, optimizer: Optimizer) -> None:
+    with torch.no_grad():
+        for mask in cpt._masks():
+            mask.embedding.normal_()
+
+
+def dropout_everywhere(cpt: Cpt, optimizer: Optimizer) -> None:
+    for module in cpt.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+
+
+def no_attack(cpt: Cpt, optimizer: Optimizer) -> None:
+    pass
+
+
+def accumulated(cpt: Cpt, domain: str, number: int, optimizer: Optimizer) -> None:
+    """Three micro-batches a step."""
+    cpt.before_step(number / STEPS)
+    for part in range(3):
+        torch.manual_seed(1000 * number + part)
+        ids = torch.randint(3, SMALL["vocab_size"], (2, 9))
+        (cpt.model.train()(input_ids=ids, labels=ids).loss / 3).backward()
+    finish_step(cpt, number, optimizer)
+
+
+def clipped(cpt: Cpt, domain: str, number: int, optimizer: Optimizer, each: bool = False) -> None:
+    ids = tokens()
+    cpt.before_step(number / STEPS)
+    (100 * cpt.model.train()(input_ids=ids, labels=ids).loss).backward()
+    held = [p for p in cpt.model.parameters() if p.grad is not None]
+    finish_step(cpt, number, optimizer, lambda: [nn.utils.clip_grad_norm_(p, 0.1) for p in (held if each else [held])])
+
+
+def clipped_each(cpt: Cpt, domain: str, number: int, optimizer: Optimizer) -> None:
+    clipped(cpt, domain, number, optimizer, each=True)
+
+
+def finish_step(cpt: Cpt, number: int, optimizer: Optimizer, clip: Callable[[], Any] = lambda: None) -> None:
+    cpt.on_gradients(number / STEPS)
+    clip()
+    optimizer.step()
+    optimizer.zero_grad()
+    cpt.after_step()
+
+
+@pytest.mark.parametrize("steps", [step, accumulated, clipped, clipped_each])
+@pytest.mark.parametrize("attack", [no_attack, poisoned_moments, other_embeddings, dropout_everywhere])
+@pytest.mark.parametrize("make_optimizer", [adamw, sgd, everything, recadam, rmsprop])
+def test_no_attack_moves_a_bit_of_an_earlier_domain(
+    make_optimizer: Callable[[Cpt], Optimizer], attack: Callable[[Cpt, Optimizer], None], steps: Callable[..., Any]
 ) -> None:
-    """The proof can fail: blocked gradients alone do not stop momentum and weight decay."""
+    cpt = make()
+    base, frozen = states(cpt, None), {n: p.clone() for n, p in cpt.model.named_parameters() if "_plugin." not in n}
+    optimizer = make_optimizer(cpt)  # one for both domains: its state reaches from the first into the second
+    learn(cpt, "food", optimizer)
+    kept, read = states(cpt, "food"), readings(cpt, "food")
+    attack(cpt, optimizer)
+    cpt.before_task("law")
+    guard = Protected(optimizer, cpt.protected())
+    for i in range(4):
+        steps(cpt, "law", i, optimizer)
+        attack(cpt, optimizer)
+    guard.release()
+    cpt.after_task("law")
+    for module in cpt.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    assert same(states(cpt, "food"), kept)
+    assert all(torch.equal(values, read[name]) for name, values in readings(cpt, "food").items())
+    assert not same(states(cpt, "law"), kept)
+    assert same(states(cpt, None), base)
+    assert all(torch.equal(cpt.model.get_parameter(name), p) for name, p in frozen.items())
+
+
+@pytest.mark.parametrize("make_optimizer", [adamw, sgd, recadam, rmsprop])
+def test_each_of_these_optimizers_would_move_it(make_optimizer: Callable[[Cpt], Optimizer]) -> None:
+    """The attacks above are attacks: without protection of the finished update the earlier domain changes."""
     cpt = make()
     optimizer = make_optimizer(cpt)
     learn(cpt, "food", optimizer)
@@ -133,13 +238,16 @@ def test_without_protection_of_the_finished_update_earlier_domains_change(
     assert not same(states(cpt, "food"), kept)
 
 
-def test_without_blocked_gradients_protection_alone_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_domain_that_diverged_is_not_closed() -> None:
+    """A weight that is not finite reaches earlier domains through any mask: 0 * nan is nan."""
     cpt = make()
     learn(cpt, "food")
-    kept = states(cpt, "food")
-    monkeypatch.setattr(Cpt, "on_gradients", lambda self, progress: None)
-    learn(cpt, "law")
-    assert same(states(cpt, "food"), kept)
+    cpt.before_task("law")
+    with torch.no_grad():
+        cpt.adapters["encoder.layer.0.attention_plugin"].fc2.weight[0, 0] = float("inf")
+    with pytest.raises(EunoeError, match="learning 'law' left plug-in weights that are not finite"):
+        cpt.after_task("law")
+    assert cpt.active.finished == {0}
 
 
 def test_one_flipped_bit_in_what_a_domain_reads_is_seen() -> None:

@@ -180,6 +180,11 @@ class Cpt(Method):
         index = self._index(domain)
         if index != self.active.running:
             raise RuntimeError(f"after_task of {domain!r}, which is not the domain that runs")
+        if not all(p.isfinite().all() for adapter in self.adapters.values() for p in adapter.parameters()):
+            raise EunoeError(
+                f"cpt: learning {domain!r} left plug-in weights that are not finite. It is not closed: earlier domains would "
+                "read them through their masks, as 0 * nan is nan. Go back to the last checkpoint and lower the rate."
+            )
         for mask in self._masks():
             mask.keep(index)
         self.active.finished.add(index)

@@ -136,8 +136,8 @@ class Adapter(nn.Module):
     def reads(self, domain: int) -> dict[str, Tensor]:
         """Which entries of which weights a domain's output reads, by name: bool tensors of the weights' shapes.
 
-        A column of W2 whose inner unit is masked meets an exact zero, so it is not read. The mask embeddings are read by
-        the running domain alone: a finished one has its bits.
+        A column of W2 whose inner unit is masked meets an exact zero, so it is not read (as long as it is finite). The
+        mask embeddings are read by the running domain alone: a finished one has its bits.
         """
         outer, running = self.mask2.hard_mask(domain), domain not in self.active.finished
         found = {"fc2.bias": outer, "mask2.embedding": torch.full_like(outer, running)}
