@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eunoe.errors import EunoeError
-from eunoe.lookup import unknown
+from eunoe.lookup import lookup, unknown
 
 if TYPE_CHECKING:
     from eunoe.recipe import Study
 
 NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+DEMOS = {"minilm": "demo", "smollm2": "demo_smollm2"}
 COMMANDS = ("demo", "run", "finetune", "glue", "report", "verify", "route", "import", "list")
 
 
@@ -64,9 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         allow_abbrev=False,
-        help="four domains, learnt naively and with CPT, in a few minutes and without a network",
+        help="domains of news, learnt naively and with CPT, in a few minutes and without a network",
     )
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default runs/demo)")
+    demo.add_argument("--model", default="minilm", metavar=f"{{{','.join(DEMOS)}}}",
+                      help="an encoder and four domains (minilm, the default), or a small LLM and two (smollm2)")  # fmt: skip
+    demo.add_argument("--out", type=Path, help="run folder (default runs/demo, or runs/demo_smollm2)")
     demo.set_defaults(go=_demo, overrides=True)
 
     run = commands.add_parser(
@@ -130,16 +133,22 @@ def _parser() -> argparse.ArgumentParser:
 
     route = commands.add_parser("route", help="how often the plug-in with the least LM loss is the right one")
     route.add_argument("run", type=Path, metavar="RUN")
-    route.add_argument("--top", type=int, default=2, help="plug-ins that are mixed, by softmax of minus the losses (default 2)")
+    route.add_argument(
+        "--top", type=int, default=2, help="plug-ins that are mixed, by softmax of minus the losses (default 2)"
+    )
     route.set_defaults(go=_route, overrides=False)
 
     imports = commands.add_parser("import", help="turn a checkpoint of the CPT authors into a plug-in folder")
     imports.add_argument("what", metavar="{cpt}")
     imports.add_argument("file", type=Path, metavar="FILE", help="their state dict: pytorch_model.bin or .safetensors")
-    imports.add_argument("--model", required=True, help="the base model they started from: a folder or a Hugging Face name")
+    imports.add_argument(
+        "--model", required=True, help="the base model they started from: a folder or a Hugging Face name"
+    )
     imports.add_argument("--domains", required=True, nargs="+", metavar="NAME", help="names of the domains, as learnt")
     imports.add_argument("--out", required=True, type=Path, help="plug-in folder to write")
-    imports.add_argument("--s-max", type=float, default=400.0, help="largest mask temperature it was trained with (400)")
+    imports.add_argument(
+        "--s-max", type=float, default=400.0, help="largest mask temperature it was trained with (400)"
+    )
     imports.set_defaults(go=_import, overrides=False)
 
     lists = commands.add_parser("list", help="methods, models, transfers or recipes")
@@ -173,7 +182,7 @@ def _version() -> str:
 
 
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:
-    args.recipe, args.scale = "demo", None
+    args.recipe, args.scale = lookup(DEMOS, args.model, "demo model"), None
     return _run(args, rest)
 
 
@@ -237,11 +246,15 @@ def _summary(runs: list[Path]) -> None:
     from rich.console import Console
 
     from eunoe.report.read import read_run
+    from eunoe.report.samples import read_samples, samples_text
     from eunoe.report.terminal import print_run
 
     for out in runs:
         if (out / "rows.jsonl").is_file() or (out / "cells").is_dir():
             print_run(read_run(out), Console(width=None if sys.stdout.isatty() else 100))
+        samples = read_samples(out / "samples.jsonl")
+        if samples:
+            print(f"\n{samples_text(samples)}")
 
 
 def _verify(args: argparse.Namespace, _rest: list[str]) -> int:

@@ -196,6 +196,10 @@ class EvaluationSettings:
     """``full``: after each domain the end tasks of all domains so far; ``ends``: the diagonal and the last row."""
     base: bool = True
     """Also score the end tasks from the pretrained model, before any domain."""
+    prompts: list[str] = field(default_factory=list)
+    """Put to a causal LM before the first domain and after the last; its greedy answers go to ``samples.jsonl``."""
+    answer_tokens: int = 48
+    """Tokens of an answer at most."""
 
 
 @dataclass(kw_only=True)
@@ -530,6 +534,9 @@ def _check(recipe: Recipe) -> None:
                              f"warmup {recipe.head.warmup}, {len(recipe.head.corpora)} corpora.")  # fmt: skip
     _at_least(recipe.evaluation, "batch", 1, "recipe.evaluation")
     _at_least(recipe.evaluation, "blocks", 1, "recipe.evaluation")
+    _at_least(recipe.evaluation, "answer_tokens", 1, "recipe.evaluation")
+    if not all(prompt.strip() for prompt in recipe.evaluation.prompts):
+        raise EunoeError("recipe.evaluation.prompts: an empty prompt cannot be answered; leave it out.")
     if recipe.model.dropout is not None and not 0 <= recipe.model.dropout < 1:
         raise EunoeError(f"recipe.model.dropout must lie in [0, 1), received {recipe.model.dropout}.")
 

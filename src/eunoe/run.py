@@ -26,6 +26,7 @@ from eunoe.data.collate import Batch, LMBatches, Rows
 from eunoe.data.corpus import Blocks, Part, load_blocks
 from eunoe.data.tasks import Task, load_task
 from eunoe.errors import EunoeError
+from eunoe.evaluate.answers import answer
 from eunoe.evaluate.evaluator import Score, eval_batches, hidden_states, lm_score
 from eunoe.folder import claimed, derived_seed, finished, mark_finished, note_time, refuse_other
 from eunoe.head import train_head
@@ -37,6 +38,7 @@ from eunoe.plan import Cell, Plan, Sequence, resolve
 from eunoe.progress import say
 from eunoe.recipe import ModelSettings, Recipe, Study, build, parse_yaml
 from eunoe.report.page import write_report
+from eunoe.report.samples import Sample, read_samples, write_samples
 from eunoe.report.schema import Row, append_rows, read_rows
 from eunoe.report.tables import write_matrix
 from eunoe.study import run_study
@@ -82,6 +84,9 @@ def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
         for sequence in plan.sequences:
             _walk(plan, sequence, material, model, out)
         write_matrix(read_rows(out / "rows.jsonl"), out / "matrix.csv")
+        if plan.recipe.evaluation.prompts:
+            files = [out / "sequences" / sequence.folder / "samples.jsonl" for sequence in plan.sequences]
+            write_samples(out / "samples.jsonl", (sample for file in files for sample in read_samples(file)))
         report = write_report([out])
         mark_finished(out)
     return report
@@ -96,6 +101,9 @@ def read_material(plan: Plan, lm: LanguageModel) -> Material:
         refuse_longer(lm, recipe.head.block, "recipe.head.block")
         for corpus in recipe.head.corpora:
             load_blocks(corpus, lm.tokenizer, recipe.head.block, "train")
+    if recipe.evaluation.prompts and lm.objective != "causal":
+        raise EunoeError(f"recipe.evaluation.prompts is given, but {lm.name!r} is a masked LM, which continues no text. Leave the "
+                         "prompts out, or name a causal LM.")  # fmt: skip
     train_blocks, valid, tasks = {}, {}, {}
     for domain in recipe.domains:
         if domain.name not in used:
@@ -136,6 +144,8 @@ def _walk(plan: Plan, sequence: Sequence, material: Material, model: ModelSettin
     if not owed:
         return
     lm, method = build_sequence(sequence, model)
+    if sequence is plan.sequences[0]:  # the pretrained model, which answers alike in every order and with every seed
+        _answer(plan, sequence, lm, method, out, ())
     _measure(plan, sequence, lm, method, material, out, [c for c in owed if not c.learnt], 0)
     if sequence.method is None:
         return
@@ -146,6 +156,8 @@ def _walk(plan: Plan, sequence: Sequence, material: Material, model: ModelSettin
         shutil.rmtree(folder / "steps", ignore_errors=True)
         # what was just learnt is read back too: a run that was killed and one that was not continue from the same bits
         steps = _restore_domain(lm, method, folder)
+        if i == len(sequence.order) - 1:  # before the rows: what has all its rows is not walked again
+            _answer(plan, sequence, lm, method, out, sequence.order)
         _measure(plan, sequence, lm, method, material, out, [c for c in owed if len(c.learnt) == i + 1], steps)
 
 
@@ -223,6 +235,22 @@ def _measure(
             time.monotonic() - began,
             0,
         )
+
+
+def _answer(
+    plan: Plan, sequence: Sequence, lm: LanguageModel, method: Method, out: Path, learnt: tuple[str, ...]
+) -> None:
+    """Put the recipe's prompts to the model as it stands: as no domain, and as the last one where plug-ins choose."""
+    asked = plan.recipe.evaluation
+    found = []
+    for domain in (None,) if method.forgets else (None, learnt[-1]):
+        method.activate(domain)
+        found += [
+            Sample(method=sequence.label, order=sequence.order_name, seed=sequence.seed, learnt=learnt, reads_as=domain,
+                   prompt=prompt, answer=answer(lm, prompt, asked.answer_tokens)) for prompt in asked.prompts
+        ]  # fmt: skip
+    if found:
+        write_samples(out / "sequences" / sequence.folder / "samples.jsonl", found)
 
 
 def _row(plan: Plan, sequence: Sequence, cell: Cell, score: Score, **more: Any) -> Row:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +128,11 @@ def load_lm(settings: ModelSettings) -> LanguageModel:
                 setattr(config, key, settings.dropout)
     auto = AutoModelForMaskedLM if objective == "masked" else AutoModelForCausalLM
     try:
-        model, info = auto.from_pretrained(where, config=config, dtype=torch.float32, output_loading_info=True, **form)
+        # a GGUF file's progress bar has no switch; what fails raises
+        with redirect_stderr(io.StringIO()) if form else nullcontext():
+            model, info = auto.from_pretrained(
+                where, config=config, dtype=torch.float32, output_loading_info=True, **form
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EunoeError(f"the weights of {settings.name!r} cannot be loaded: {_first_line(error)}") from None
     anatomy(model)  # an unknown family is refused here, before anything runs

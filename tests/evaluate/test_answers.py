@@ -1,0 +1,99 @@
+"""Greedy answers: the argmax of each step, alone or as a chat; and in a run, before and after, through a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eunoe.cli import main
+from eunoe.evaluate.answers import answer
+from eunoe.models.load import LanguageModel, load_lm
+from eunoe.recipe import ModelSettings
+from tests.tiny import tiny_folder
+from tests.tiny_run import state, tiny_recipe
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def lm(request: pytest.FixtureRequest, tmp_path: Path) -> LanguageModel:
+    return load_lm(ModelSettings(name=str(tiny_folder(tmp_path, request.param))))
+
+
+def greedy(lm: LanguageModel, ids: torch.Tensor, tokens: int) -> str:
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(tokens):
+            nxt = lm.model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
+            ids = torch.cat([ids, nxt], 1)
+            if int(nxt) == lm.tokenizer.eos_token_id:
+                break
+    return str(lm.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+
+
+def test_an_answer_takes_the_likeliest_token_each_time(lm: LanguageModel) -> None:
+    ids = lm.tokenizer("the team won", return_tensors="pt").input_ids
+    for tokens in (1, 9):
+        assert answer(lm, "the team won", tokens) == greedy(lm, ids, tokens)
+
+
+def test_a_chat_model_is_asked_as_a_user_asks(lm: LanguageModel) -> None:
+    lm.tokenizer.chat_template = "the {% for m in messages %}{{ m['role'] }} said {{ m['content'] }} .{% endfor %}" \
+                                 "{% if add_generation_prompt %} it was{% endif %}"  # fmt: skip
+    ids = lm.tokenizer("the user said good day . it was", return_tensors="pt").input_ids
+    assert answer(lm, "good day", 7) == greedy(lm, ids, 7)
+
+
+# -- in a run -----------------------------------------------------------------------------------------------------
+def recipe(folder: Path, **evaluation: Any) -> Path:
+    asked = {"blocks": 4, "batch": 8, "prompts": ["the team won", "good day"], "answer_tokens": 5, **evaluation}
+    return tiny_recipe(folder, evaluation=asked, model={"name": str(tiny_folder(folder, "llama"))})
+
+
+SMALL = ["--domains.*.task", "null", "--training.lr", "0.05"]
+
+
+def test_a_run_keeps_and_shows_the_answers_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["run", str(recipe(tmp_path)), "--out", str(out), *SMALL]) == 0
+    told = capsys.readouterr().out
+    held = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    asked = [(s["method"], s["seed"], s["learnt"], s["reads_as"]) for s in held if s["prompt"] == "the team won"]
+    both = ["sport", "money"]
+    assert asked == [("base", 0, [], None), ("ncl", 0, both, None), ("cpt", 0, both, None), ("cpt", 0, both, "money"),
+                     ("ncl", 1, both, None), ("cpt", 1, both, None), ("cpt", 1, both, "money")]  # fmt: skip
+    by = {(s["method"], s["seed"], s["reads_as"], s["prompt"]): s["answer"] for s in held}
+    for prompt in ("the team won", "good day"):
+        assert by["cpt", 0, None, prompt] == by["base", 0, None, prompt], "plug-ins off: the base model"
+        assert f"prompt: {prompt}" in told
+    assert any(by["ncl", 0, None, p] != by["base", 0, None, p] for p in ("the team won", "good day"))
+    before = state(out)
+    assert main(["run", str(recipe(tmp_path)), "--out", str(out), *SMALL]) == 0
+    assert state(out) == before
+
+    for file in (out / "finished.json", out / "samples.jsonl", out / "sequences" / "cpt.given.seed1" / "samples.jsonl"):
+        file.unlink()
+    rows = (out / "rows.jsonl").read_text().splitlines(keepends=True)
+    (out / "rows.jsonl").write_text("".join(rows[:-1]))
+    assert main(["run", str(recipe(tmp_path)), "--out", str(out), *SMALL]) == 0
+    after = state(out)
+    assert {k for k in before if before[k] != after[k]} <= {"times.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.name", "{bert}"], "is a masked LM, which continues no text"),
+        (["--evaluation.prompts", "['  ']"], "an empty prompt cannot be answered"),
+        (["--evaluation.answer_tokens", "0"], "answer_tokens must be at least 1"),
+    ],
+)
+def test_prompts_that_cannot_be_answered_are_refused(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [word.format(bert=tiny_folder(tmp_path, "bert")) for word in words]
+    assert main(["run", str(recipe(tmp_path)), "--out", str(tmp_path / "run"), *SMALL, *filled]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
