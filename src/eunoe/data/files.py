@@ -160,7 +160,7 @@ def _allowed() -> str:
     return ", ".join(_READERS)
 
 
-def _lines(path: Path, codecs: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+def lines_of(path: Path, codecs: tuple[str, ...] = ("utf-8",)) -> Iterator[tuple[int, str]]:
     """Numbered lines without their ends; broken bytes, NUL bytes and broken gzip are named."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     number = 0
@@ -193,12 +193,12 @@ def _decode(raw: bytes, codecs: tuple[str, ...], path: Path, number: int) -> str
 
 def _read_txt(path: Path, documents: str, codecs: tuple[str, ...]) -> Iterator[Record]:
     if documents == "lines":
-        for _, line in _lines(path, codecs):
+        for _, line in lines_of(path, codecs):
             if line.strip():
                 yield {"text": line}
         return
     held: list[str] = []
-    for _, line in _lines(path, codecs):
+    for _, line in lines_of(path, codecs):
         if documents == "paragraphs" and not line.strip():
             if held:
                 yield {"text": "\n".join(held)}
@@ -210,7 +210,7 @@ def _read_txt(path: Path, documents: str, codecs: tuple[str, ...]) -> Iterator[R
 
 
 def _read_jsonl(path: Path, _documents: str, codecs: tuple[str, ...]) -> Iterator[Record]:
-    for number, line in _lines(path, codecs):
+    for number, line in lines_of(path, codecs):
         if not line.strip():
             continue
         try:
@@ -224,7 +224,7 @@ def _read_jsonl(path: Path, _documents: str, codecs: tuple[str, ...]) -> Iterato
 
 def _read_separated(path: Path, codecs: tuple[str, ...], separator: str) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)  # the library's 128 KiB is less than a long document
-    lines = (line + "\n" for _, line in _lines(path, codecs))
+    lines = (line + "\n" for _, line in lines_of(path, codecs))
     rows = csv.reader(
         lines,
         delimiter=separator,

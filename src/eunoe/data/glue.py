@@ -1,32 +1,271 @@
-"""GLUE (being written)."""
+"""GLUE's nine tasks and its diagnostic set, from the official folders or the hub, as the papers read them.
+
+GLUE: Wang et al. 2018, https://arxiv.org/abs/1804.07461, https://gluebenchmark.com. The files are tab-separated WITHOUT quoting: a
+double quote is a character. The first may begin with a byte-order mark (MRPC), CoLA's labelled files have no header,
+QQP's have a few rows that break off (they are left out and counted, as the usual scripts do), MRPC comes under two names.
+Columns are found by the header's names, so their number may differ between copies. The layouts are those of the official
+download script; the columns of cola, rte, mrpc, stsb and qnli are checked against real files, the others' are from memory.
+
+Metrics. RecAdam's tables (https://arxiv.org/abs/2004.12651) have Matthews' correlation for CoLA, Pearson's for STS-B and accuracy for all
+others; GLUE adds F1 (MRPC, QQP) and Spearman's (STS-B). A task's first metric is the papers'. MNLI has two development sets: ``dev`` is
+the matched one, ``dev_mismatched`` the other (RecAdam's script let the second overwrite the first).
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from eunoe.data.tasks import Example, Task
+
+from eunoe.data.files import lines_of, read_hub
 from eunoe.data.shots import evenly
+from eunoe.data.tasks import Example, Task
+from eunoe.errors import EunoeError
+from eunoe.lookup import lookup, unknown
+from eunoe.progress import say
+from eunoe.recipe import expand
 
-GLUE = dict.fromkeys(("cola", "rte", "mrpc", "stsb"))
-
-
-def _read(task: str, file: Path) -> list[Example]:
-    lines = [x.split("\t") for x in file.read_text(encoding="utf-8-sig").splitlines() if x]
-    if task == "cola":
-        return [Example(x[3], None, x[1]) for x in lines]
-    if task == "rte":
-        return [Example(x[1], x[2], x[3]) for x in lines[1:]]
-    if task == "mrpc":
-        return [Example(x[3], x[4], x[0]) for x in lines[1:]]
-    return [Example(x[7], x[8], float(x[9])) for x in lines[1:]]
+HUB = "nyu-mll/glue"
 
 
-def load_glue(name: str, task: str, root: str, train_rows: int | None, test_rows: int | None) -> Task:
-    from eunoe.recipe import expand
+@dataclass(frozen=True, kw_only=True)
+class GlueTask:
+    """One task as GLUE hands it out and takes it back."""
 
-    folder = Path(expand(root)) / task
-    parts = []
-    for split, most in (("train", train_rows), ("dev", test_rows)):
-        rows = _read(task, folder / f"{split}.tsv")
-        parts.append(tuple(rows[i] for i in evenly(len(rows), most or len(rows))))
-    labels = {"cola": ("0", "1"), "mrpc": ("0", "1"), "rte": ("entailment", "not_entailment"), "stsb": ()}[task]
-    metrics = {"cola": ("matthews",), "mrpc": ("accuracy", "f1"), "rte": (), "stsb": ()}[task]
-    return Task(name, "classification" if labels else "regression", labels, *parts, None, metrics)
+    folder: str
+    """Its folder in the official layout; found whatever its case and hyphens."""
+    text: str
+    """Column of the (first) text."""
+    pair: str | None = None
+    label: str = "label"
+    labels: tuple[str, ...] = ("0", "1")
+    """Classes in GLUE's order, the positive one last where F1 is scored; () for regression."""
+    metrics: tuple[str, ...] = ("accuracy",)
+    """The papers' metric first, then GLUE's own."""
+    splits: tuple[str, ...] = ("train", "dev", "test")
+    header: bool = True
+    """Do the labelled files have a header? Test files always do."""
+    files: tuple[tuple[str, str], ...] = ()
+    """Other names of a split's file: (split, name)."""
+    ragged: bool = False
+    """Are rows that break off left out (else refused)?"""
+    submit: tuple[tuple[str, str, int], ...] = ()
+    """What the server takes: (split, name of the file, rows)."""
+
+    @property
+    def kind(self) -> str:
+        return "classification" if self.labels else "regression"
+
+
+_ENTAIL, _NLI = ("entailment", "not_entailment"), ("entailment", "neutral", "contradiction")
+
+GLUE: dict[str, GlueTask] = {
+    "cola": GlueTask(folder="CoLA", text="sentence", metrics=("matthews",), header=False, submit=(("test", "CoLA.tsv", 1063),)),
+    "sst2": GlueTask(folder="SST-2", text="sentence", submit=(("test", "SST-2.tsv", 1821),)),
+    "mrpc": GlueTask(
+        folder="MRPC", text="#1 String", pair="#2 String", label="Quality", metrics=("accuracy", "f1"),
+        files=(("train", "msr_paraphrase_train.txt"), ("test", "msr_paraphrase_test.txt"), ("dev", "dev_ids.tsv")),
+        submit=(("test", "MRPC.tsv", 1725),),
+    ),
+    "stsb": GlueTask(
+        folder="STS-B", text="sentence1", pair="sentence2", label="score", labels=(), metrics=("pearson", "spearman"),
+        submit=(("test", "STS-B.tsv", 1379),),
+    ),
+    "qqp": GlueTask(
+        folder="QQP", text="question1", pair="question2", label="is_duplicate", metrics=("accuracy", "f1"), ragged=True,
+        submit=(("test", "QQP.tsv", 390965),),
+    ),
+    "mnli": GlueTask(
+        folder="MNLI", text="sentence1", pair="sentence2", label="gold_label", labels=_NLI,
+        splits=("train", "dev", "dev_mismatched", "test", "test_mismatched"),
+        files=(("dev", "dev_matched.tsv"), ("test", "test_matched.tsv")),
+        submit=(("test", "MNLI-m.tsv", 9796), ("test_mismatched", "MNLI-mm.tsv", 9847)),
+    ),
+    "qnli": GlueTask(
+        folder="QNLI", text="question", pair="sentence", labels=_ENTAIL, submit=(("test", "QNLI.tsv", 5463),)
+    ),
+    "rte": GlueTask(
+        folder="RTE", text="sentence1", pair="sentence2", labels=_ENTAIL, submit=(("test", "RTE.tsv", 3000),)
+    ),
+    "wnli": GlueTask(folder="WNLI", text="sentence1", pair="sentence2", submit=(("test", "WNLI.tsv", 146),)),
+    "ax": GlueTask(
+        folder="diagnostic", text="sentence1", pair="sentence2", labels=_NLI, splits=("test",),
+        files=(("test", "diagnostic.tsv"),), submit=(("test", "AX.tsv", 1104),),
+    ),
+}  # fmt: skip
+"""Name -> task; ``ax`` is the diagnostic set, which is answered with MNLI's model and has no rows to learn from."""
+
+
+def load_glue(name: str, task: str, root: str, train_rows: int | None = None, test_rows: int | None = None) -> Task:
+    """A GLUE task to fine-tune and score: its training rows, and its development rows as the scored ones.
+
+    ``root``: the folder that holds ``CoLA``, ``RTE``, ..., or ``hub``. ``train_rows``, ``test_rows``: at most so many, spread
+    evenly. Raises ``EunoeError`` with file, line and what was expected.
+    """
+    of = lookup(GLUE, task, "GLUE task")
+    if "train" not in of.splits:
+        raise EunoeError(f"GLUE's {task} has test rows alone: fine-tune on mnli and answer {task} with that model.")
+    train, dev = (_spread(read_glue(task, root, s), n) for s, n in (("train", train_rows), ("dev", test_rows)))
+    return Task(name, of.kind, of.labels, train, dev, None, of.metrics)
+
+
+def read_glue(task: str, root: str, split: str) -> list[Example]:
+    """The rows of a split, in the file's order; the label of a test row is "" (nan for a number).
+
+    ``split``: train, dev or test; of mnli also dev_mismatched and test_mismatched.
+    """
+    of = lookup(GLUE, task, "GLUE task")
+    if split not in of.splits:
+        raise unknown(split, of.splits, f"split of GLUE's {task}")
+    rows = list(_from_hub(task, of, split) if root == "hub" else _from_file(task, of, Path(expand(root)), split))
+    if not rows:
+        raise EunoeError(f"GLUE's {task} has no {split} rows in {root}. Fetch it again.")
+    return rows
+
+
+def has_split(task: str, root: str, split: str) -> bool:
+    """Is there a file of this split below ``root``? (The hub has all of them.)"""
+    of = lookup(GLUE, task, "GLUE task")
+    if split not in of.splits:
+        return False
+    try:
+        return root == "hub" or _file(task, of, Path(expand(root)), split).is_file()
+    except EunoeError:
+        return False
+
+
+def _spread(rows: list[Example], most: int | None) -> tuple[Example, ...]:
+    return tuple(rows[i] for i in evenly(len(rows), most or len(rows)))
+
+
+# -- the official folders -----------------------------------------------------------------------------------------------
+def _file(task: str, of: GlueTask, root: Path, split: str) -> Path:
+    wanted = {_bare(of.folder), task}
+    folders = [root, *(p for p in sorted(root.iterdir()) if p.is_dir())] if root.is_dir() else []
+    found = next((p for p in folders[1:] if _bare(p.name) in wanted), None)
+    if found is None:
+        held = ", ".join(p.name for p in folders[1:]) or "no folders"
+        raise EunoeError(f"{root} holds no folder {of.folder!r}, where GLUE's {task} lies; it holds {held}. Give the folder above "
+                         f"{of.folder}, as the official download makes it.")  # fmt: skip
+    names = [f"{split}.tsv", *(name for s, name in of.files if s == split)]
+    tried = [found / f"{name}{gz}" for name in names for gz in ("", ".gz")]
+    file = next((f for f in tried if f.is_file()), None)
+    if file is None:
+        held = ", ".join(sorted(p.name for p in found.iterdir())) or "nothing"
+        raise EunoeError(
+            f"{found} lacks the {split} rows of GLUE's {task}: expected {' or '.join(names)}; it holds {held}."
+        )
+    return file
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _from_file(task: str, of: GlueTask, root: Path, split: str) -> Iterator[Example]:
+    file, labelled = _file(task, of, root, split), not split.startswith("test")
+    if file.name.startswith("dev_ids"):
+        yield from _by_ids(of, file)
+        return
+    lines = lines_of(file)
+    if labelled and not of.header:
+        columns, positions = 4, {of.text: 3, of.label: 1}  # CoLA: source, label, the author's mark, sentence
+    else:
+        positions, columns = _columns(of, file, next(lines, (1, ""))[1], labelled)
+    left_out = 0
+    for place, (number, line) in enumerate(lines):
+        cells = line.split("\t")
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        if len(cells) <= max(positions.values()):
+            if of.ragged:
+                left_out += 1
+                continue
+            raise EunoeError(
+                f"{where}: {len(cells)} columns, expected {columns} parted by tabs. Mend the line or fetch the file again."
+            )
+        if not labelled and "index" in positions and cells[positions["index"]].strip() != str(place):
+            raise EunoeError(
+                f"{where}: index {cells[positions['index']]!r}, expected {place}: GLUE's server wants the rows in order."
+            )
+        if labelled and cells[positions[of.label]] == "-":  # annotators did not agree, as SNLI writes it
+            left_out += 1
+            continue
+        yield _example(of, {key: cells[at] for key, at in positions.items()}, labelled, where)
+    if left_out:
+        say(f"{file}: {left_out} rows break off or have no label, and are left out")
+
+
+def _columns(of: GlueTask, file: Path, header: str, labelled: bool) -> tuple[dict[str, int], int]:
+    """Where each wanted column is, from the header, and how many there are."""
+    names = header.split("\t")
+    wanted = [of.text, *([of.pair] if of.pair else []), *([of.label] if labelled else [])]
+    for name in wanted:
+        if name not in names:
+            raise EunoeError(
+                f"{file}, line 1: {unknown(name, names, 'column')} The header of GLUE's {of.folder} has {', '.join(wanted)}."
+            )
+    positions = {name: names.index(name) for name in wanted}
+    index = next((name for name in ("index", "id") if name in names), None)
+    if index is not None and not labelled:
+        positions["index"] = names.index(index)
+    return positions, len(names)
+
+
+def _example(of: GlueTask, cells: dict[str, str], labelled: bool, where: str) -> Example:
+    label: str | float = "" if of.labels else math.nan
+    if labelled and of.labels:
+        label = cells[of.label].strip()
+        if label not in of.labels:
+            raise EunoeError(f"{where}: the label is {label!r}; GLUE's {of.folder} has {', '.join(of.labels)}.")
+    elif labelled:
+        try:
+            label = float(cells[of.label])
+        except ValueError:
+            label = math.nan
+        if not math.isfinite(label):
+            raise EunoeError(f"{where}: the score is {cells[of.label]!r}, expected a number from 0 to 5.")
+    return Example(cells[of.text], cells[of.pair] if of.pair else None, label)
+
+
+def _by_ids(of: GlueTask, file: Path) -> Iterator[Example]:
+    """MRPC's development rows where only their ids are there: they lie among the training rows."""
+    source = next(
+        (p for p in (file.parent / "msr_paraphrase_train.txt", file.parent / "train.tsv") if p.is_file()), None
+    )
+    if source is None:
+        raise EunoeError(f"{file} names rows of msr_paraphrase_train.txt, which is not beside it. Fetch MRPC again.")
+    wanted = {tuple(line.split("\t")[:2]) for _, line in lines_of(file) if line.strip()}
+    rows = lines_of(source)
+    positions, _ = _columns(of, source, next(rows)[1], True)
+    for number, line in rows:
+        cells = line.split("\t")
+        if len(cells) > 4 and tuple(cells[1:3]) in wanted:
+            yield _example(of, {key: cells[at] for key, at in positions.items()}, True, f"{source}, line {number}")
+
+
+# -- the hub ------------------------------------------------------------------------------------------------------------
+def _from_hub(task: str, of: GlueTask, split: str) -> Iterator[Example]:
+    part = split.replace("dev", "validation")
+    if task == "mnli" and split in ("dev", "test"):
+        part += "_matched"
+    names = {"#1 String": "sentence1", "#2 String": "sentence2"}
+    if task == "mnli":
+        names = {"sentence1": "premise", "sentence2": "hypothesis"}
+    if task == "ax":
+        names = {"sentence1": "premise", "sentence2": "hypothesis"}
+    labelled = not split.startswith("test")
+    for i, record in enumerate(read_hub(HUB, task, part)):
+        cells = {of.text: record[names.get(of.text, of.text)]}
+        if of.pair:
+            cells[of.pair] = record[names.get(of.pair, of.pair)]
+        given = record["label"]
+        if labelled and of.labels and not 0 <= given < len(of.labels):
+            continue  # a row without agreement, as SNLI's
+        cells[of.label] = of.labels[given] if labelled and of.labels else str(given)
+        yield _example(of, cells, labelled, f"{HUB} ({task}, {part}), row {i + 1}")
+
+
+__all__ = ["GLUE", "HUB", "GlueTask", "has_split", "load_glue", "read_glue"]

@@ -1,0 +1,150 @@
+"""What GLUE's server takes: one file a task, ``index`` and ``prediction``, in one zip (https://gluebenchmark.com/faq).
+
+``write_submission`` writes them from predictions in the test files' order; ``validate_submission`` tells every fault of a zip or
+folder by file and line. Names, row counts and labels stand in ``glue.GLUE``; the server's own checker is not public, so what
+it wants is from its instructions as remembered. The same predictions give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from eunoe.atomic import write_bytes
+from eunoe.data.glue import GLUE, GlueTask
+from eunoe.errors import EunoeError
+from eunoe.lookup import unknown
+
+HEADER = "index\tprediction"
+OLDEST = (1980, 1, 1, 0, 0, 0)
+"""The first date a zip can hold; all files have it, so that equal predictions are equal bytes."""
+SHOWN = 5
+"""Faults told of one file; the rest are counted."""
+
+FILES: dict[str, tuple[str, str, int]] = {
+    name: (task, split, rows) for task, of in GLUE.items() for split, name, rows in of.submit
+}
+"""File -> task, split, official number of rows."""
+
+
+def submission_file(task: str, split: str = "test") -> str:
+    """The server's name for the predictions of a split.
+
+    >>> submission_file("mnli", "test_mismatched")
+    'MNLI-mm.tsv'
+    """
+    return next(name for name, (t, s, _) in FILES.items() if (t, s) == (task, split))
+
+
+def write_submission(
+    file: Path, predictions: Mapping[tuple[str, str], Sequence[str | float]], fill: bool = False
+) -> list[str]:
+    """Write ``file`` (a zip) from predictions by (task, split), in the test files' order; returns the files it lacks.
+
+    Classes are given by GLUE's names, numbers are clipped to [0, 5]. ``fill``: the server wants all files; those that
+    are lacking are answered with the first class (or 2.5), so that the rest can be handed in.
+    Raises ``EunoeError`` for an unknown task, class or number.
+    """
+    texts: dict[str, str] = {}
+    for (task, split), answers in predictions.items():
+        if task not in GLUE or split not in {s for s, _, _ in GLUE[task].submit}:
+            raise unknown(f"{task} {split}", [f"{t} {s}" for t, s, _ in FILES.values()], "test set of GLUE")
+        texts[submission_file(task, split)] = _text(GLUE[task], answers, f"{task} {split}")
+    lacking = [name for name in FILES if name not in texts]
+    for name in lacking if fill else []:
+        task, _, rows = FILES[name]
+        texts[name] = _text(GLUE[task], [GLUE[task].labels[0] if GLUE[task].labels else 2.5] * rows, name)
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in FILES:
+            if name in texts:
+                entry = zipfile.ZipInfo(name, OLDEST)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(entry, texts[name])
+    write_bytes(file, held.getvalue())
+    return lacking
+
+
+def _text(of: GlueTask, answers: Sequence[str | float], what: str) -> str:
+    lines = [HEADER]
+    for i, answer in enumerate(answers):
+        if of.labels:
+            if answer not in of.labels:
+                raise EunoeError(
+                    f"{what}, row {i}: the prediction is {answer!r}; GLUE's {of.folder} has {', '.join(of.labels)}."
+                )
+            lines.append(f"{i}\t{answer}")
+        else:
+            number = float(answer)
+            if not math.isfinite(number):
+                raise EunoeError(f"{what}, row {i}: the prediction is {answer!r}, expected a number from 0 to 5.")
+            lines.append(f"{i}\t{min(max(number, 0.0), 5.0):.3f}")
+    return "\n".join(lines) + "\n"
+
+
+def validate_submission(path: Path, rows: Mapping[str, int] | None = None) -> list[str]:
+    """Everything that is wrong with a submission (a zip, or a folder with its files); an empty list if it can be handed in.
+
+    ``rows``: numbers of rows by file instead of the official ones. Raises ``EunoeError`` if ``path`` is neither.
+    """
+    held = _read(path)
+    problems = [
+        f"{path}: {name} is missing; the server wants all of {', '.join(FILES)}" for name in FILES if name not in held
+    ]
+    problems += [f"{path}: {unknown(name, FILES, 'file')}" for name in held if name not in FILES]
+    for name in FILES:
+        if name in held:
+            problems += _faults(name, held[name], {**{n: r for n, (_, _, r) in FILES.items()}, **(rows or {})}[name])
+    return problems
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    if path.is_dir():
+        return {p.name: p.read_bytes() for p in sorted(path.iterdir()) if p.is_file()}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {entry.filename: archive.read(entry) for entry in archive.infolist() if not entry.is_dir()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise EunoeError(
+            f"{path} is no submission: {error}. Give the zip, or the folder with its .tsv files."
+        ) from None
+
+
+def _faults(name: str, data: bytes, rows: int) -> list[str]:
+    """What is wrong with one file, by line."""
+    of, found = GLUE[FILES[name][0]], []
+    try:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        return [f"{name}: not UTF-8 at byte {error.start + 1}"]
+    if not lines or lines[0] != HEADER:
+        found.append(f"{name}, line 1: the header is {lines[0] if lines else ''!r}, expected {HEADER!r}")
+    for place, line in enumerate(lines[1:]):
+        cells = line.split("\t")
+        where = f"{name}, line {place + 2}"
+        if len(cells) != 2:
+            found.append(f"{where}: {len(cells)} columns, expected an index, a tab and a prediction")
+        elif cells[0] != str(place):
+            found.append(f"{where}: the index is {cells[0]!r}, expected {place}: rows stand in the test file's order")
+        elif of.labels and cells[1] not in of.labels:
+            found.append(f"{where}: the prediction is {cells[1]!r}, expected one of {', '.join(of.labels)}")
+        elif not of.labels and not _score(cells[1]):
+            found.append(f"{where}: the prediction is {cells[1]!r}, expected a number from 0 to 5")
+    more = len(found) - SHOWN
+    found = found[:SHOWN] + ([f"{name}: {more} more faults"] if more > 0 else [])
+    if len(lines) - 1 != rows:
+        found.append(f"{name}: {max(len(lines) - 1, 0):,} predictions, expected {rows:,}")
+    return found
+
+
+def _score(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 5
+    except ValueError:
+        return False
+
+
+__all__ = ["FILES", "HEADER", "submission_file", "validate_submission", "write_submission"]
