@@ -148,7 +148,7 @@ svg text { font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 15px; }
 th, td { text-align: left; padding: 6px 22px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; color: var(--soft); font-size: 14px; vertical-align: bottom; border-bottom-color: var(--rule); }
-td:not(.n) { overflow-wrap: anywhere; min-width: 6.5em; }
+td:not(.n) { overflow-wrap: break-word; }
 .n { text-align: right; white-space: nowrap; }
 th.n { white-space: normal; }
 th:last-child, td:last-child { padding-right: 4px; }
@@ -164,6 +164,7 @@ pre { background: var(--box); border-radius: 6px; padding: 12px 14px; overflow-x
   dl div { grid-template-columns: 1fr; gap: 0; }
   dl { gap: 10px; }
   th, td { padding-right: 16px; }
+  td:not(.n) { overflow-wrap: anywhere; min-width: 6.5em; }
   .plot svg { min-width: min(100%, 300px); }
 }
 @media print {

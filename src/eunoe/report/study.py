@@ -5,7 +5,7 @@ the points: they never enter an average, but are points of the frontier (score a
 seeds. Two systems are compared seed by seed, as equal seeds draw equal classifiers and row orders.
 
 ``last`` is the score after the last step. ``best`` is the best of all evaluations of a run by the task's first metric; as it
-was picked by the same rows that it is a score of, it flatters. The paper of RecAdam does not say which it reports.
+was picked by the same rows that it is a score of, it flatters.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Task:
     """A task with its results: metric by metric, the one it is compared by first; systems in the recipe's order."""
 
     name: str
+    compared: Metric
+    """The metric that systems are compared by: that of the task's first score."""
     results: list[Result]
     grid: dict[str, list[str]]
     """System -> labels of its points that were tried in the search."""
@@ -137,7 +139,8 @@ def summarize_study(rows: Sequence[Row], settings: StudySettings) -> Summary:
         grid: dict[str, list[str]] = {}
         for label in dict.fromkeys(str(row.transfer) for row in searched if row.task == task):
             grid.setdefault(system(label), []).append(label)
-        tasks.append(Task(task, _results(mine, names, systems, reference, published), grid))
+        first = next((row.metric for row in rows if row.task == task and not is_retention(row.metric)), "score")
+        tasks.append(Task(task, metric(first), _results(mine, names, systems, reference, published), grid))
     unfinished = _unfinished(settings, tasks)
     held = kept(_by_task(reported, tasks), lambda row: names[(row.task, str(row.transfer))])
     answer = _answer(tasks, held, reference, settings.search_by, unfinished)
@@ -210,7 +213,7 @@ def _unfinished(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
         for one in settings.systems:
             task = known.get(name)
             results = (
-                [r for r in task.of(task.metrics[0].name, "last") if system(r.label) == one]
+                [r for r in task.of(task.compared.name, "last") if system(r.label) == one]
                 if task and task.results
                 else []
             )
@@ -231,12 +234,12 @@ def _spots(
 ) -> dict[str, list[Spot]]:
     found: dict[str, list[Spot]] = {}
     for task in tasks:
-        rows = [row for row in (*reported, *searched) if row.task == task.name]
-        first = next((row.metric for row in rows if not is_retention(row.metric)), None)
         for part, is_search in ((searched, True), (reported, False)):
             mine = [row for row in part if row.task == task.name]
             for one in kept(mine, lambda row: str(row.transfer)):
-                scores = _seeds([r for r in mine if (r.transfer, r.metric, r.at) == (one.label, first, "last")])
+                scores = _seeds(
+                    [r for r in mine if (r.transfer, r.metric, r.at) == (one.label, task.compared.name, "last")]
+                )
                 if one.texts and scores:
                     lost = tuple(
                         fsum(c) / len(c) for c in zip(*(t.change.values for t in one.texts.values()), strict=False)
@@ -254,7 +257,7 @@ def _answer(
     tasks: Sequence[Task], held: Sequence[Kept], reference: str | None, at: str, unfinished: Sequence[str]
 ) -> str:
     """Which system scored how much above the first, and what each lost, in one or two sentences."""
-    tables = {task.name: task.of(task.metrics[0].name, at) for task in tasks if task.results}
+    tables = {task.name: task.of(task.compared.name, at) for task in tasks if task.results}
     if not any(tables.values()):
         return "Unfinished: no system has a score beside those of its search."
     told = _compared(tables, reference, at) or _ranked(tables, at)

@@ -45,7 +45,7 @@ def _looks(names: Sequence[str], systems: Mapping[str, Style]) -> dict[str, Styl
 
 
 def _what_ran(run: Run, summary: Summary, settings: StudySettings) -> str:
-    first = [(task, task.metrics[0], task.of(task.metrics[0].name)[0].n) for task in summary.tasks if task.results]
+    first = [(task, task.compared, task.of(task.compared.name)[0].n) for task in summary.tasks if task.results]
     facts = [("Tasks", ", ".join(f"{task.name} ({of.title}, {n:,} rows)" for task, of, n in first))] if first else []
     systems = dict.fromkeys(system(str(row.transfer)) for row in run.rows)
     facts.append(
@@ -79,8 +79,9 @@ def _scores(summary: Summary, settings: StudySettings) -> str:
     more: list[str] = []
     for task in summary.tasks:
         for i, of in enumerate(task.metrics):
-            title = f"{task.name}: {of.title}, {of.unit} (higher is better)"
-            table = _table(task.of(of.name), summary.reference, title)
+            results = task.of(of.name)
+            title = f"{task.name}: {of.title}, {of.unit} ({results[0].n:,} rows; higher is better)"
+            table = _table(results, summary.reference, title)
             (parts if i == 0 else more).append(table)
         if task.grid and not task.results:
             parts.append(
@@ -92,7 +93,7 @@ def _scores(summary: Summary, settings: StudySettings) -> str:
         return ""
     both = any(result.at == "best" for task in summary.tasks for result in task.results)
     notes = ["Mean over the seeds ± half of the 95 % interval of the mean (Student’s t); no ± where there is one seed."]
-    if summary.reference is not None:
+    if any(result.ahead for task in summary.tasks for result in task.results):
         notes.append(f"Against {summary.reference}: the mean difference seed by seed, with its own interval.")
     if both:
         notes.append("“Best” is the best of all evaluations of a run by the task’s first metric, picked and scored by the same rows, so it "
@@ -141,7 +142,7 @@ def _frontiers(summary: Summary, looks: Mapping[str, Style], salt: str) -> str:
         spots = summary.spots.get(task.name, [])
         if len(spots) < 2:
             continue
-        of = task.metrics[0] if task.metrics else metric(_first_metric(summary))
+        of = task.compared
         drawn |= {spot.system for spot in spots}
         searched |= any(spot.searched for spot in spots)
         alt = f"{task.name}: score against the rise of the LM loss of general text; the numbers are in the table below"
@@ -160,10 +161,6 @@ def _frontiers(summary: Summary, looks: Mapping[str, Style], salt: str) -> str:
     numbers = f"<details><summary>Every point’s numbers</summary>{''.join(tables)}</details>"
     return html.section("Task score against retention", keys, f'<div class="row">{"".join(figures)}</div>', numbers,
                         f'<p class="note">{escape(typeset(note))}</p>')  # fmt: skip
-
-
-def _first_metric(summary: Summary) -> str:
-    return next((task.metrics[0].name for task in summary.tasks if task.metrics), "score")
 
 
 def _spot_line(spot: Spot, of: str) -> list[str]:
@@ -200,7 +197,7 @@ def _panels(
     run: Run, task: Task, names: Mapping[str, str], looks: Mapping[str, Style], wanted: Callable[[int], bool], salt: str
 ) -> str:
     """Target loss, score, distance and lambda over the steps, each where it was recorded; empty where nothing was."""
-    first = metric(_observed_metric(run, task))
+    first = task.compared
     kinds = [(LOSS, "Target loss", "training loss", 1.0), (first.name, "Score", f"{first.title}, {first.unit}", first.scale),
              (DISTANCE.name, "Distance to the pretrained weights", "Euclidean distance", 1.0),
              ("lambda", "Lambda: share of the task in the objective", "lambda", 1.0)]  # fmt: skip
@@ -219,12 +216,6 @@ def _panels(
         return ""
     keys = html.keys({label: look for label, look in looks.items() if label in drawn}, marks=True)
     return f'{keys}<div class="row">{"".join(figures)}</div>'
-
-
-def _observed_metric(run: Run, task: Task) -> str:
-    """The metric that the task is compared by, also where only its search is there."""
-    first = next((row.metric for row in run.rows if row.task == task.name), "accuracy")
-    return task.metrics[0].name if task.metrics else first
 
 
 READING = """<section>

@@ -60,7 +60,7 @@ def print_study(rows: Sequence[Row], settings: StudySettings, console: Console) 
     for task in summary.tasks:
         if not task.results:
             continue
-        of = task.metrics[0]
+        of = task.compared
         results = task.of(of.name)
         title = f"{task.name}: {of.title}, {of.unit} ({results[0].n:,} rows; higher is better)"
         console.print("", Text(title), _results(results, summary.reference), sep="\n")
