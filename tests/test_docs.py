@@ -18,6 +18,7 @@ import eunoe.recipe
 from eunoe import cli
 from eunoe.methods import METHODS
 from eunoe.methods.cpt import CptSettings
+from eunoe.models.anatomy import FAMILIES
 from eunoe.optim.table import OPTIMIZERS, AdamWSettings, BertAdamSettings, RecAdamSettings
 from eunoe.plan import resolve
 from eunoe.recipe import load_recipe, parse_yaml, shipped_recipes
@@ -188,6 +189,17 @@ def test_no_settings_lack_a_table() -> None:
     chosen = [entry.settings for entries in (METHODS, TRANSFERS, OPTIMIZERS) for entry in entries.values()]
     lacking = [c for c in [*own, *chosen] if dataclasses.fields(c) and not any(issubclass(t, c) for t in TABLES)]
     assert not lacking
+
+
+def test_every_family_stands_in_its_table_with_its_places() -> None:
+    section = METHODS_PAGE.read_text(encoding="utf-8").split("\n## Families\n")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    told = {
+        name: (re.findall(r"`([^`]+)`", attention)[0], re.findall(r"`([^`]+)`", feed_forward)[0])
+        for names, _, attention, feed_forward in rows
+        for name in re.findall(r"`([^`]+)`", names)
+    }
+    assert told == {name: (family.attention_out, family.feed_forward_out) for name, family in FAMILIES.items()}
 
 
 def test_every_method_has_a_section() -> None:
