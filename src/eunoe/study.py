@@ -17,12 +17,13 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import itertools
+import json
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from eunoe import transfer
 from eunoe.atomic import write_text
 from eunoe.data.collate import Rows, row_steps
 from eunoe.data.corpus import Part, load_blocks
-from eunoe.data.glue import GLUE, load_glue
-from eunoe.data.tasks import Task, load_task
+from eunoe.data.glue import GLUE, has_split, load_glue, read_glue
+from eunoe.data.shots import evenly
+from eunoe.data.submission import write_submission
+from eunoe.data.tasks import Example, Task, load_task
 from eunoe.errors import EunoeError
-from eunoe.evaluate.evaluator import Score, eval_batches
+from eunoe.evaluate.evaluator import Score, eval_batches, predictions, task_scores
 from eunoe.evaluate.retention import Retention
 from eunoe.folder import claimed, derived_seed, finished, mark_finished, note_time, refuse_other
 from eunoe.lookup import lookup
@@ -47,7 +50,7 @@ from eunoe.recipe import CorpusSettings, Study, StudyTask, TaskSettings, build, 
 from eunoe.report.page import write_report
 from eunoe.report.schema import Row, read_rows, to_line
 from eunoe.train import optimizer_settings
-from eunoe.transfer.finetune import Finetuned, FinetuneSettings, encode_task
+from eunoe.transfer.finetune import Finetuned, FinetuneSettings, encode_examples, encode_task
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ class Bench:
         self.lm = load_lm(study.model)
         self.tasks = {task.name: load_study_task(task) for task in study.tasks}
         self._rows: dict[tuple[str, int], tuple[Rows, Rows]] = {}
+        self.more = {task.name: _more_splits(task, study.evaluation.predict_test) for task in study.tasks}
         self.retention: Retention | None = None
         if study.retention:
             refuse_longer(self.lm, study.evaluation.block, "recipe.evaluation.block")
@@ -243,6 +247,24 @@ def load_study_task(settings: StudyTask) -> Task:
     assert settings.folder is not None
     lookup(GLUE, settings.glue, "GLUE task")
     return load_glue(settings.name, settings.glue, settings.folder, settings.train_rows, settings.test_rows)
+
+
+def _more_splits(settings: StudyTask, predict_test: bool) -> dict[str, list[Example]]:
+    """Rows of a GLUE task besides the scored ones: MNLI's other development set, and test rows to answer."""
+    if settings.glue is None or settings.folder is None:
+        return {}
+    asked = [(settings.glue, "dev_mismatched")]
+    if predict_test:
+        asked += [(settings.glue, "test"), (settings.glue, "test_mismatched")]
+        asked += [("ax", "test")] if settings.glue == "mnli" else []
+    found = {}
+    for task, split in asked:
+        if split in GLUE[task].splits and (task != "ax" or has_split(task, settings.folder, split)):
+            rows = read_glue(task, settings.folder, split)
+            if split.startswith("dev") and settings.test_rows is not None:
+                rows = [rows[i] for i in evenly(len(rows), settings.test_rows)]
+            found[f"{task} {split}"] = rows
+    return found
 
 
 def _text(lm: LanguageModel, study: Study, corpus: CorpusSettings) -> list[Any]:
@@ -282,8 +304,18 @@ def carry_out(cell: Cell, bench: Bench, out: Path) -> None:
         derived_seed(cell.seed, "task", cell.task), bench.study.evaluation.batch, folder / "steps",
         f"{cell.task} · {cell.label} · seed {cell.seed}",
     )  # fmt: skip
+    told: dict[str, list[Any]] = {}
     rows = [_row(bench, cell, score, fine.steps) for score in fine.scores]
     rows += [_row(bench, cell, score, fine.best_step, at="best") for score in fine.best]
+    for split, examples in bench.more[cell.task].items():
+        found = encode_examples(bench.lm, task, examples, cell.settings.max_length)
+        if split.endswith("dev_mismatched"):
+            other = task_scores(fine.model, found, task.labels, bench.study.evaluation.batch)[0]
+            rows.append(_row(bench, cell, replace(other, metric="accuracy_mm", detail=None), fine.steps))
+        else:
+            told[split] = predictions(fine.model, found, task.labels, bench.study.evaluation.batch)
+    if told:
+        write_text(folder / "predictions.json", json.dumps(told) + "\n")
     if bench.retention is not None:
         rows += [_row(bench, cell, score, fine.steps) for score in bench.retention.of(fine.model.trunk)]
     write_text(folder / "curve.csv", fine.trained.curve_csv())
@@ -312,14 +344,35 @@ def _gather(plan: StudyPlan, out: Path) -> None:
 
 
 def _finish(plan: StudyPlan, out: Path) -> Path:
-    """The rows of all cells, and the report."""
+    """The rows of all cells, the submission if one was asked for, and the report."""
     _gather(plan, out)
     with _alone(out):
         if finished(out):
             return out / "report.html"
+        if plan.recipe.evaluation.predict_test:
+            _submit(plan, out)
         report = write_report([out])
         mark_finished(out)
     return report
+
+
+def _submit(plan: StudyPlan, out: Path) -> None:
+    """submission.zip: of each task the answers of the cell with the best last development score, searches left out."""
+    answers: dict[tuple[str, str], list[Any]] = {}
+    tried = plan.recipe.search.seed if plan.recipe.search else None
+    for task in plan.recipe.tasks:
+        cells = [c for c in plan.cells(out) if c.task == task.name and c.seed != tried]
+        best = max(
+            cells, key=lambda c: next(r.value for r in read_rows(c.folder(out) / "rows.jsonl") if r.at == "last")
+        )
+        file = best.folder(out) / "predictions.json"
+        if file.is_file():
+            held = json.loads(file.read_text(encoding="utf-8"))
+            answers |= {(key.split(" ")[0], key.split(" ")[1]): value for key, value in held.items()}
+            say(f"submission: {task.name} is answered by {best.label}, seed {best.seed}")
+    lacking = write_submission(out / "submission.zip", answers)
+    if lacking:
+        say(f"submission.zip lacks {', '.join(lacking)}: GLUE's server wants all files")
 
 
 @contextmanager

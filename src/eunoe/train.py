@@ -244,8 +244,13 @@ def _save(job: Job, done: Trained, optimizer: Any, scheduler: Any, method: Metho
         "weights": weights(job.model),
         "optimizer": optimizer.state_dict(),
         "method": method.state_dict(),
-        "loop": {"scheduler": scheduler.state_dict(), "steps": done.steps, "tokens": done.tokens, "curve": done.curve,
-                 "observed": done.observed},
+        "loop": {
+            "scheduler": scheduler.state_dict(),
+            "steps": done.steps,
+            "tokens": done.tokens,
+            "curve": done.curve,
+            "observed": done.observed,
+        },
     }
     checkpoint.save(job.folder / f"step-{done.steps:08d}", state)
     checkpoint.prune(job.folder, keep=2)

@@ -235,7 +235,9 @@ def made_up_study(
         (place / "curve.csv").write_text("step,loss,lr,grad_norm\n" + "".join(loss), encoding="utf-8")
         seen = ["step,metric,value\n"]
         for s in (1, *range(4, 189, 4)):
-            away = (40 * math.exp(-s / (8 + 4 * i)) if far and system == "recadam" else 0.0) + (1 + i) * (1 - math.exp(-s / 60))
+            away = (40 * math.exp(-s / (8 + 4 * i)) if far and system == "recadam" else 0.0) + (1 + i) * (
+                1 - math.exp(-s / 60)
+            )
             seen.append(
                 f"{s},anchor_distance,{away!r}\n{s},lambda,{1 / (1 + math.exp(-(0.05 + 0.05 * i) * (s - 47)))!r}\n"
             )

@@ -8,6 +8,8 @@ it started (EMNLP 2020, arXiv 2004.12651), the classifier learns freely.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eunoe.data.collate import RowBatches, Rows, encode_rows
-from eunoe.data.tasks import Task
+from eunoe.data.tasks import Example, Task
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, task_scores
 from eunoe.evaluate.retention import distances
@@ -81,17 +83,21 @@ class Finetuned:
 def encode_task(lm: LanguageModel, task: Task, settings: FinetuneSettings) -> tuple[Rows, Rows]:
     """The task's training and test rows as token ids."""
     refuse_longer(lm, settings.max_length, "recipe.transfer.max_length")
-    index = {label: i for i, label in enumerate(task.labels)}
-    train_rows, test_rows = (
-        encode_rows(
-            lm.tokenizer,
-            [(e.text, e.pair) for e in part],
-            [index[str(e.label)] for e in part] if task.labels else [float(e.label) for e in part],
-            settings.max_length,
-        )
-        for part in (task.train, task.test)
-    )
+    train_rows, test_rows = (encode_examples(lm, task, p, settings.max_length) for p in (task.train, task.test))
     return train_rows, test_rows
+
+
+def encode_examples(lm: LanguageModel, task: Task, examples: Sequence[Example], max_length: int) -> Rows:
+    """Rows of ``task`` as token ids; a row without a label (a test row) gets class 0, or 0."""
+    index = {label: i for i, label in enumerate(task.labels)}
+    return encode_rows(
+        lm.tokenizer,
+        [(e.text, e.pair) for e in examples],
+        [0 if e.label == "" else index[str(e.label)] for e in examples]
+        if task.labels
+        else [0.0 if math.isnan(float(e.label)) else float(e.label) for e in examples],
+        max_length,
+    )
 
 
 def finetune(
