@@ -1,0 +1,185 @@
+"""RecAdam in the Trainer of Hugging Face: one argument of ``Trainer``, and the loop stays theirs.
+
+Paper: RecAdam ("Recall and Learn", EMNLP 2020, https://arxiv.org/abs/2004.12651). ``Trainer(optimizer_cls_and_kwargs=(cls,
+kwargs))`` calls an optimizer class with the Trainer's own two groups, decay and no decay, which know no anchors. Whatever
+is no optimizer class it calls as ``cls()(model, **kwargs)``: so here ``cls`` is ``Maker``, which makes the groups from the
+model.
+
+Different from anchoring there and then: the anchors are taken when ``recadam`` is called. The Trainer makes its optimizer
+after ``resume_from_checkpoint`` has put trained weights into the model, and those are no anchor. The rate and all else
+that ``TrainingArguments`` has a field for is read from it, when the optimizer is made: a hyperparameter search changes it
+on the way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from math import ceil, floor, inf
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from eunoe.errors import EunoeError
+from eunoe.lookup import unknown
+from eunoe.optim import advice
+from eunoe.optim.groups import Anchor, anchored_groups
+from eunoe.optim.table import OPTIMIZERS, RecAdamSettings
+from eunoe.recipe import build
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+THEIRS = {
+    "lr": "learning_rate",
+    "weight_decay": "weight_decay",
+    "betas": "adam_beta1 and adam_beta2",
+    "eps": "adam_epsilon",
+}
+"""What ``TrainingArguments`` decides, and its fields."""
+OURS = tuple(field.name for field in fields(RecAdamSettings) if field.name not in THEIRS)
+"""What ``recadam`` takes."""
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
+"""The Trainer's schedules whose course ``eunoe.optim.advice`` knows -> our names."""
+
+
+def recadam(
+    model: nn.Module, args: TrainingArguments, *, anchor: Anchor = None, rows: int | None = None, **settings: Any
+) -> tuple[type[Maker], dict[str, Any]]:
+    """What ``Trainer(optimizer_cls_and_kwargs=...)`` takes, so that the Trainer trains with RecAdam.
+
+    model: as it is before any training: its weights, or ``anchor`` (a state dict, or a safetensors file or checkpoint
+    folder, which is only mapped into memory), are what is recalled. Weights outside the base model (a new head) have no
+    anchor. Call again for another model; with ``model_init`` give ``model_init()``.
+    args: the Trainer's own; its rate, weight decay, betas, epsilon, schedule and number of steps hold.
+    rows: training rows, from which the length of the run follows where ``args.max_steps`` does not tell it.
+    settings: ``gamma``, ``anneal``, ``k``, ``rise``, ``t0``, ``weight``, ``correct_bias``, ``form``, as in
+    ``eunoe.optim.table.RecAdamSettings``; ``t0`` below 1 and ``rise`` are shares of the run.
+
+    Checkpoints of the Trainer hold no anchor but its fingerprint; resuming over other anchors is refused. Settings under
+    which nothing is pulled or nothing is learnt are warned about, as ``eunoe finetune`` does. Works with gradient
+    accumulation, half precision, data parallel and FSDP2; not with DeepSpeed, which flattens the weights.
+
+    Raises ``EunoeError`` for unknown settings and those that ``args`` has, shares of a run of unknown length, weights
+    that no process may anchor to, and what ``RecAdam`` and ``anchored_groups`` refuse.
+
+    >>> import tempfile
+    >>> from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+    >>> shape = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    >>> model = BertForSequenceClassification(BertConfig(**shape))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     args = TrainingArguments(folder, max_steps=1000, learning_rate=2e-5, report_to="none")
+    ...     trainer = Trainer(model, args, optimizer_cls_and_kwargs=recadam(model, args, t0=0.25, rise=0.2))
+    >>> type(trainer.create_optimizer()).__name__
+    'RecAdam'
+    """
+    if not isinstance(model, nn.Module) or not hasattr(args, "learning_rate"):
+        raise EunoeError(
+            f"recadam takes the model and then its TrainingArguments; received {type(model).__name__} and "
+            f"{type(args).__name__}. As in: recadam(model, args, t0=0.25)."
+        )
+    if args.deepspeed:
+        raise EunoeError(
+            "recadam does not work with DeepSpeed, which flattens the weights, so that none is beside its anchor any "
+            "more. Use data parallel or FSDP2."
+        )
+    anchors, free = _split(anchored_groups(model, anchor=anchor))
+    if any(value.is_meta for value in anchors.values()):
+        raise EunoeError(
+            "the model's weights are not loaded in this process (they are on the meta device), so they are no anchor. "
+            "Name the checkpoint that the model comes from: recadam(model, args, anchor=FOLDER)."
+        )
+    kwargs = {"args": args, "anchor": anchors, "free": free, "rows": rows, "settings": settings}
+    Maker()(model, **kwargs)  # once now, because what is wrong should be said now
+    _warn(args, rows, settings)
+    return Maker, kwargs
+
+
+class Maker:
+    """What the Trainer makes and calls with its model; see ``recadam``."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        *,
+        args: TrainingArguments,
+        anchor: Mapping[str, Tensor],
+        free: frozenset[str],
+        rows: int | None,
+        settings: Mapping[str, Any],
+    ) -> Optimizer:
+        """RecAdam for the trainable weights of ``model``; ``free``: the names that are meant to have no anchor."""
+        whole, steps = whole_settings(args, settings), steps_of_run(args, rows)
+        if steps is None and (0 < whole.t0 < 1 or whole.rise is not None):
+            raise EunoeError(
+                f"t0 {whole.t0:g} and rise {whole.rise} hold a share of the run, but how long it is cannot be told. Set "
+                "max_steps in TrainingArguments, or (without auto_find_batch_size) give rows=len(train_dataset)."
+            )
+        optimizer = OPTIMIZERS["recadam"].build(model, whole, args.learning_rate, steps, anchor)
+        lost = sorted(_unanchored(optimizer) - free)
+        if lost:
+            raise EunoeError(
+                f"{len(lost)} weights train but have no anchor, because they were frozen or not there when recadam was "
+                f"called: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Unfreeze them before that call."
+            )
+        return optimizer
+
+
+def steps_of_run(args: TrainingArguments, rows: int | None) -> int | None:
+    """Optimizer steps that the Trainer will take: ``args.max_steps``, else from the ``rows`` of its training set.
+
+    None where it cannot be told: without ``rows``, and where the Trainer may change the batch (``auto_find_batch_size``).
+    """
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    if rows is None or args.auto_find_batch_size:
+        return None
+    batches: int = rows
+    for share in (args.train_batch_size, args.world_size):  # rows -> batches -> batches of one process
+        batches = floor(batches / share) if args.dataloader_drop_last else ceil(batches / share)
+    steps: int = ceil(args.num_train_epochs * max(ceil(batches / args.gradient_accumulation_steps), 1))
+    return steps
+
+
+def whole_settings(args: TrainingArguments, settings: Mapping[str, Any]) -> RecAdamSettings:
+    """The settings given to ``recadam`` and those that ``TrainingArguments`` has; raises ``EunoeError`` for others."""
+    for name in settings:
+        if name in THEIRS:
+            raise EunoeError(f"{name} is the Trainer's: set {THEIRS[name]} in TrainingArguments.")
+        if name not in OURS:
+            raise unknown(name, OURS, "setting of recadam")
+    theirs = {
+        "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon, "weight_decay": args.weight_decay,
+    }  # fmt: skip
+    given = {name: "inf" if value == inf else value for name, value in settings.items()}
+    return build(RecAdamSettings, {**theirs, **given}, "recadam")
+
+
+def _split(groups: list[dict[str, Any]]) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """The anchors by the weight's name, and the names of weights that have none."""
+    anchors: dict[str, Tensor] = {}
+    free: set[str] = set()
+    for group in groups:
+        names = [name for name, _ in group["params"]]
+        if group["anchor"] is None:
+            free.update(names)
+        else:
+            anchors.update(zip(names, group["anchor"], strict=True))
+    return anchors, frozenset(free)
+
+
+def _unanchored(optimizer: Optimizer) -> set[str]:
+    return {name for group in optimizer.param_groups if group["anchor"] is None for name in group["param_names"]}
+
+
+def _warn(args: TrainingArguments, rows: int | None, settings: Mapping[str, Any]) -> None:
+    """What the settings will not do, as Python warnings at the line that called ``recadam``."""
+    steps, theirs = steps_of_run(args, rows), str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if steps is None or theirs not in SCHEDULES:
+        return
+    warmup = 0 if theirs == "constant" else args.get_warmup_steps(steps)  # as theirs: only the other one warms up
+    whole = whole_settings(args, settings)
+    for line in advice.warnings(whole, args.learning_rate, steps, SCHEDULES[theirs], warmup):
+        warnings.warn(line, stacklevel=3)
