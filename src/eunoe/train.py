@@ -28,6 +28,7 @@ from eunoe import checkpoint
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.lookup import lookup
 from eunoe.methods.base import Method, trainable
+from eunoe.models.dropout import CheapDropout
 from eunoe.optim.protect import Protected
 from eunoe.optim.schedules import make_scheduler
 from eunoe.optim.table import OPTIMIZERS
@@ -117,7 +118,7 @@ def train(job: Job) -> Trained:
             for i, batch in enumerate(micro):
                 torch.manual_seed(_seed(job.seed, step, i, accelerator.process_index))
                 last = i == len(micro) - 1
-                with nullcontext() if last else accelerator.no_sync(model):
+                with CheapDropout(), nullcontext() if last else accelerator.no_sync(model):
                     loss, _, outputs = job.loss(model, batch)
                     total_loss = loss * (accelerator.num_processes / items)
                     penalty = method.penalty(batch, outputs)
