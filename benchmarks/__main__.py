@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import posttraining, recadam, startup
+from benchmarks import cpt, posttraining, protocol, recadam, startup
 from eunoe.lookup import lookup
 
-BENCHMARKS = {"startup": startup.main, "posttraining": posttraining.main, "recadam": recadam.main}
+BENCHMARKS = {
+    "startup": startup.main,
+    "posttraining": posttraining.main,
+    "recadam": recadam.main,
+    "cpt": cpt.main,
+    "protocol": protocol.main,
+}
 
 
 def main(names: list[str]) -> None:

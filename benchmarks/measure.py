@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import median
 
 import torch
+
+from eunoe.train import Job, train
 
 
 def peak_flops(size: int = 2048, seconds: float = 1.5) -> float:
@@ -32,3 +37,78 @@ def ratio(a: list[float], b: list[float]) -> str:
     """Median, least and greatest of a/b over the rounds."""
     each = sorted(x / y for x, y in zip(a, b, strict=True))
     return f"{median(each):.2f} x ({each[0]:.2f} to {each[-1]:.2f})"
+
+
+def taking_turns(
+    job: Job, *others: Callable[[], float], before: Callable[[], object] = lambda: None
+) -> list[list[float]]:
+    """Seconds of each step of ``train(job)``, and what each other function returns, called once after every step.
+
+    ``before`` is called before each of our steps, outside the clock. The first step of all is not counted: it allocates.
+    """
+    clock = _Clock(job)
+    columns: list[list[float]] = [[] for _ in range(1 + len(others))]
+
+    def turn(step: int) -> dict[str, float]:
+        columns[0].append(clock.read())
+        for column, other in zip(columns[1:], others, strict=True):
+            column.append(other())
+        before()
+        clock.start()
+        return {}
+
+    before()
+    train(replace(job, batches=clock, observe=turn))
+    return [column[1:] for column in columns]
+
+
+def side_by_side(jobs: list[Job]) -> list[list[float]]:
+    """Seconds of each step of several trainings, which take turns step by step; the first of each is not counted.
+
+    Each training has a thread, of which one runs at a time: a training cannot be left in the middle and taken up again.
+    """
+    columns: list[list[float]] = [[] for _ in jobs]
+    batons = [threading.Semaphore(0) for _ in jobs]
+
+    def run(i: int) -> None:
+        clock = _Clock(jobs[i])
+
+        def turn(step: int) -> dict[str, float]:
+            columns[i].append(clock.read())
+            batons[(i + 1) % len(jobs)].release()
+            if step < len(jobs[i].batches):
+                batons[i].acquire()
+            clock.start()
+            return {}
+
+        batons[i].acquire()
+        train(replace(jobs[i], batches=clock, observe=turn))
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        running = [pool.submit(run, i) for i in range(len(jobs))]
+        batons[0].release()
+        for one in running:
+            one.result()
+    return [column[1:] for column in columns]
+
+
+class _Clock:
+    """A job's batches; asking for the first ones starts the clock, so that nothing before the first step is counted."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.began = 0.0
+
+    def __len__(self) -> int:
+        return len(self.job.batches)
+
+    def __getitem__(self, step: int, /) -> list[dict[str, torch.Tensor]]:
+        if not self.began:
+            self.start()
+        return self.job.batches[step]
+
+    def start(self) -> None:
+        self.began = time.perf_counter()
+
+    def read(self) -> float:
+        return time.perf_counter() - self.began

@@ -3,9 +3,8 @@
 MiniLM shape (6 layers, width 384, vocabulary 30,522; random weights, dropout 0.1), 32 x 128 tokens a step, float32, AdamW.
 Two rows: all weights train; only CPT's plug-ins train on the frozen model (the plain loop has the same plug-ins and
 frozen weights). Ours is ``eunoe.train.train`` as users run it (masking, clipping and records included); the plain loop gets
-ready-made batches. The limit is the machine's matrix-product peak measured in the same run, against needed arithmetic:
-2 FLOP a weight and token forward, the same again for the gradient of the input, again for that of each trained weight,
-and the vocabulary product at asked positions only.
+ready-made batches. The limit is the machine's matrix-product peak measured in the same run, against needed arithmetic
+(``benchmarks/arithmetic.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from benchmarks.arithmetic import Shape, all_weights, plugins_alone
 from benchmarks.measure import in_turn, peak_flops, ratio
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
@@ -28,6 +28,7 @@ from eunoe.train import Job, make_optimizer, train
 
 ROWS, BLOCK, STEPS, ROUNDS = 32, 128, 2, 4
 LAYERS, WIDTH, INNER, VOCABULARY = 6, 384, 1536, 30522
+SHAPE = Shape(layers=LAYERS, width=WIDTH, inner=INNER, vocabulary=VOCABULARY, block=BLOCK)
 
 
 def _model(frozen: bool) -> tuple[BertForMaskedLM, Method]:
@@ -40,15 +41,7 @@ def _model(frozen: bool) -> tuple[BertForMaskedLM, Method]:
 
 def _needed(frozen: bool, asked: float) -> float:
     """FLOP a token that a step cannot do without (``asked``: share of the positions that reach the head)."""
-    layer = 4 * WIDTH * WIDTH + 2 * WIDTH * INNER
-    attention = 2 * BLOCK * WIDTH  # scores and their sum over values, no weights
-    head = asked * (WIDTH * WIDTH + WIDTH * VOCABULARY)
-    if not frozen:
-        return 2 * (3 * LAYERS * (layer + 1.0 * attention) + 3 * head)
-    plugins = 2 * WIDTH * (256 + 384)
-    # nothing below the first plug-in is traversed backward: its layer's attention block needs no input gradient
-    below = 4 * WIDTH * WIDTH + attention
-    return 2 * (LAYERS * (2 * layer + 2 * attention + 3 * plugins) - below + 2 * head)
+    return plugins_alone(SHAPE, 256, 384, asked) if frozen else all_weights(SHAPE, asked)
 
 
 def main() -> None:
@@ -60,6 +53,7 @@ def main() -> None:
     settings = LoopSettings(batch=ROWS, steps=STEPS, lr=1e-4)
     for frozen in (False, True):
         model, method = _model(frozen)
+        fresh = method.state_dict()
         plain_model, plain_method = _model(frozen)
         plain_batches = []
         for step in range(STEPS):
@@ -69,11 +63,11 @@ def main() -> None:
             plain_batches.append((batch["input_ids"], labels.view(ROWS, BLOCK)))
         asked = sum(len(batches[step][0]["labels"]) for step in range(STEPS)) / (STEPS * ROWS * BLOCK)
 
-        def ours(model: BertForMaskedLM = model, method: Method = method, frozen: bool = frozen) -> float:
+        def ours(
+            model: BertForMaskedLM = model, method: Method = method, frozen: bool = frozen, fresh: dict = fresh
+        ) -> float:
             if frozen:  # the same domain again: forget that it was finished
-                method.load_state_dict(
-                    {"finished": [], "running": None, "s": 400.0, "masks": method.state_dict()["masks"][:0]}
-                )
+                method.load_state_dict(fresh)
             job = Job(name="d", model=model, batches=batches, loss=lm_loss, settings=settings, seed=0, method=method,
                       optimizer=lambda m: make_optimizer("adamw", m, 1e-4, STEPS))  # fmt: skip
             done = train(job)
