@@ -23,7 +23,7 @@ CASES = (
     "sigmoid_weight_decay_warmup",
     "steep",
 )
-WAYS = ("plain", "fused", "fused in small chunks", "chosen", "compiled")
+WAYS = ("plain", "in chunks", "in small chunks", "in C", "chosen", "under torch.compile")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -31,7 +31,7 @@ WAYS = ("plain", "fused", "fused in small chunks", "chosen", "compiled")
 def test_thirty_steps_are_the_authors_to_1e_12(case: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = json.loads(shared(f"golden/recadam/{case}.json").read_text())
     recorded = load_file(shared(f"golden/recadam/{case}.safetensors"))
-    if way == "fused in small chunks":
+    if way == "in small chunks":
         monkeypatch.setattr("eunoe.optim.recadam.CHUNK", 6)  # the weights have 7 to 35 elements
     trunk = [nn.Parameter(recorded[f"start.{i}"].clone()) for i in range(3)]
     head = [nn.Parameter(recorded[f"head_start.{i}"].clone()) for i in range(2)]
@@ -47,9 +47,10 @@ def test_thirty_steps_are_the_authors_to_1e_12(case: str, way: str, monkeypatch:
         t0=settings["anneal_t0"],
         weight=settings["anneal_w"],
         correct_bias=settings["correct_bias"],
-        fused={"plain": False, "chosen": None, "compiled": None}.get(way, True),
+        fused={"plain": False, "chosen": None, "under torch.compile": None}.get(way, True),
+        compiled={"in C": True, "in chunks": False, "in small chunks": False}.get(way),
     )
-    step: Callable[[], object] = torch.compile(optimizer.step) if way == "compiled" else optimizer.step
+    step: Callable[[], object] = torch.compile(optimizer.step) if way == "under torch.compile" else optimizer.step
     compared = 0
     for t, lr in enumerate(settings["lr_schedule"]):
         for group in optimizer.param_groups:

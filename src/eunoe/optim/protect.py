@@ -48,7 +48,7 @@ class Protected:
             if mask.device != weight.device:  # the model was moved after protection was set
                 mask, value = mask.to(weight.device), value.to(weight.device)
                 self._kept[i] = (weight, mask, value)
-            weight.copy_(torch.where(mask, value, weight))
+            torch.where(mask, value, weight, out=weight)
             for moment in optimizer.state.get(weight, {}).values():
                 if isinstance(moment, Tensor) and moment.shape == weight.shape:
                     moment.masked_fill_(mask, 0)

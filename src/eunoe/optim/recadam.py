@@ -45,12 +45,13 @@ from torch.optim import Optimizer
 
 from eunoe.errors import EunoeError
 from eunoe.lookup import unknown
+from eunoe.optim import native
 from eunoe.optim.anneal import ANNEALINGS, anneal
 
 Bucket: TypeAlias = tuple[int, bool, torch.dtype, torch.device]
 FORMS = ("released", "paper")
 CHUNK = 256 * 1024
-"""Elements the CPU kernel moves before the anchor is added: small enough that the weights are still in cache then."""
+"""Elements torch's CPU kernel moves before the anchor is added: small enough that the weights are still in cache then."""
 TINY = 1e-36
 """The fused kernel multiplies decay by the rate, so a pull needs a rate; this one moves nothing, even in float32."""
 
@@ -101,8 +102,10 @@ class RecAdam(Optimizer):
     gamma: strength of the pull. anneal, k, t0: how lambda grows with the step (``eunoe.optim.anneal``). weight: w above.
     form: ``released`` or ``paper``. All settings but ``fused`` may be set per group.
     fused: None goes the one-pass way for contiguous float32 and float64 weights on CPU and CUDA and the plain way for
-    others; False always goes the plain way; True refuses dtypes and devices without a fused kernel. The two ways agree
-    to rounding.
+    others; False always goes the plain way; True refuses dtypes and devices without a fused kernel.
+    compiled: on a CPU the one pass is a loop in C where the machine has a compiler (``eunoe.optim.native``), else torch's
+    fused kernel on chunks. None takes what there is, False the chunks, True refuses a machine without a compiler. All ways
+    agree to rounding; a run that is to end in the same bits on machines with and without a compiler says False.
 
     ``state_dict()`` holds two moments and a counter for each weight and a fingerprint of each group's anchors; loading
     it over other anchors is refused. Sharded weights (DTensor) get sharded anchors. ``torch.compile`` runs the step as it
@@ -133,8 +136,11 @@ class RecAdam(Optimizer):
         correct_bias: bool = True,
         form: str = "released",
         fused: bool | None = None,
+        compiled: bool | None = None,
     ) -> None:
-        self.fused = fused
+        self.fused, self.compiled = fused, compiled
+        if compiled:
+            _refuse_uncompiled(fused)
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "gamma": gamma, "anneal": anneal,
             "k": k, "t0": t0, "weight": weight, "correct_bias": correct_bias, "form": form, "anchor": None,
@@ -142,7 +148,7 @@ class RecAdam(Optimizer):
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "fused": self.fused}
+        return {**super().__getstate__(), "fused": self.fused, "compiled": self.compiled}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, late unfreezing included: its tensors start at step 1. Refuses what ``RecAdam`` refuses."""
@@ -179,7 +185,7 @@ class RecAdam(Optimizer):
                     else:
                         _plain(piece, n, group["betas"], group["form"])
                 if fast:
-                    _fused(fast, n, group["betas"], group["form"])
+                    _fused(fast, n, group["betas"], group["form"], self.compiled is not False)
         return loss
 
     def _pieces(self, group: dict[str, Any]) -> dict[Bucket, list[Piece]]:
@@ -193,16 +199,15 @@ class RecAdam(Optimizer):
         pieces: dict[Bucket, list[Piece]] = {}
         for i, counter in zip(indices, counters, strict=True):
             p, t = group["params"][i], int(counter.item())
-            state = self.state[p]
-            whole = Piece(_local(p), _local(p.grad), _local(state["exp_avg"]), _local(state["exp_avg_sq"]), None)
-            anchor, kind = self._anchor(group, i), (p.dtype, p.device)
-            if anchor is None:
-                pieces.setdefault((t, False, *kind), []).append(whole)
-            elif anchor.shape == whole.weight.shape:
-                pieces.setdefault((t, True, *kind), []).append(whole._replace(anchor=anchor))
+            state, anchor, kind = self.state[p], self._anchor(group, i), (p.dtype, p.device)
+            whole = [p, p.grad, state["exp_avg"], state["exp_avg_sq"]]
+            if _is_sharded(p):
+                whole = [_local(x) for x in whole]
+            if anchor is None or anchor.shape == whole[0].shape:
+                pieces.setdefault((t, anchor is not None, *kind), []).append(Piece._make([*whole, anchor]))
             else:  # rows were added after pretraining: they have nothing to recall
-                old = Piece._make([*(x[: len(anchor)] for x in whole[:4]), anchor])
-                new = Piece._make([*(x[len(anchor) :] for x in whole[:4]), None])
+                old = Piece._make([*(x[: len(anchor)] for x in whole), anchor])
+                new = Piece._make([*(x[len(anchor) :] for x in whole), None])
                 pieces.setdefault((t, True, *kind), []).append(old)
                 pieces.setdefault((t, False, *kind), []).append(new)
         return pieces
@@ -303,11 +308,11 @@ def _plain(piece: Piece, n: Numbers, betas: tuple[float, float], form: str) -> N
         weight.copy_(p)
 
 
-def _fused(pieces: list[Piece], n: Numbers, betas: tuple[float, float], form: str) -> None:
-    """The same in one pass over memory: torch's fused AdamW kernel and, while a chunk is in cache, its anchor.
+def _fused(pieces: list[Piece], n: Numbers, betas: tuple[float, float], form: str, compiled: bool) -> None:
+    """The same in one pass over memory. Both forms are p <- keep * p - rate * m^ / (sqrt(v^) + eps) + add * a.
 
-    Both forms are p <- (1 - shrink) p - rate * m^ / (sqrt(v^) + eps) + add * a, with other numbers. The kernel does
-    p <- (1 - LR * WD) p - LR * m^ / (sqrt(v^) + EPS), so LR = rate, WD = shrink / rate, and the anchor is left to add.
+    In C this is one loop. torch's fused AdamW does p <- (1 - LR * WD) p - LR * m^ / (sqrt(v^) + EPS), so there LR = rate,
+    WD = (1 - keep) / rate, and the anchor is added while a chunk is in cache.
     """
     decay = n.lr * n.weight_decay
     if form == "paper":
@@ -315,6 +320,11 @@ def _fused(pieces: list[Piece], n: Numbers, betas: tuple[float, float], form: st
     else:  # the pull scales what Adam did, and the decay what both did
         keep = (1 - n.pull) * (1 - decay)
         shrink, rate, add = n.pull + decay - n.pull * decay, n.lr * n.lam * keep, n.pull * (1 - decay)
+    if compiled and _fits_c(pieces):
+        bias1, bias2 = 1 - betas[0] ** n.step, 1 - betas[1] ** n.step
+        numbers = (1 - betas[0], betas[1], 1 - betas[1], rate / bias1, bias2**-0.5, n.eps, 1 - shrink, add)
+        native.step([(p, g.contiguous(), m, v, a) for p, g, m, v, a in pieces if a is not None], numbers)
+        return
     if abs(rate) < TINY:
         rate = TINY
     anchored = pieces[0].anchor is not None
@@ -329,6 +339,19 @@ def _fused(pieces: list[Piece], n: Numbers, betas: tuple[float, float], form: st
         )  # fmt: skip
         if anchored:
             torch._foreach_add_(weights, [piece.anchor for piece in batch if piece.anchor is not None], alpha=add)
+
+
+def _fits_c(pieces: list[Piece]) -> bool:
+    """Whether C can do it: on the CPU, anchors and gradients in the weights' dtype, and a compiler. Without a pull torch's
+    kernel does the same in as many streams, and in AdamW's bits."""
+    weight, anchor = pieces[0].weight, pieces[0].anchor
+    return (
+        anchor is not None
+        and weight.device.type == "cpu"
+        and all(p.anchor is not None and p.anchor.dtype == p.grad.dtype == weight.dtype for p in pieces)
+        and all(p.anchor is not None and p.anchor.is_contiguous() for p in pieces)
+        and not isinstance(native.kernels(), str)
+    )
 
 
 def _batches(pieces: list[Piece], size: int) -> Iterator[list[Piece]]:
@@ -387,6 +410,15 @@ def _fingerprint(group: dict[str, Any]) -> str | None:
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
+def _refuse_uncompiled(fused: bool | None) -> None:
+    """``compiled=True`` asks for the C loop, which has to be there and to be wanted."""
+    if fused is False:
+        raise EunoeError("compiled=True and fused=False: the C loop is a fused way. Leave one of them at None.")
+    reason = native.kernels()
+    if isinstance(reason, str):
+        raise EunoeError(f"compiled=True: {reason}. compiled=None goes in chunks where it cannot be compiled.")
+
+
 def _refuse_divergence(group: Mapping[str, Any]) -> None:
     """The pull alone multiplies the distance to the anchor by 1 - scale * w * gamma: below -1 it grows without end."""
     if group["anchor"] is None or group["anneal"] == "constant":
