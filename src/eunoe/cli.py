@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         allow_abbrev=False,
         help="domains of news, learnt naively and with CPT, in a few minutes and without a network",
+        epilog="Any key of the recipe can be given: --training.steps 8 --seeds '[0, 1, 2]'",
     )
     demo.add_argument("--model", default="minilm", metavar=f"{{{','.join(DEMOS)}}}",
                       help="an encoder and four domains (minilm, the default), or a small LLM and two (smollm2)")  # fmt: skip
@@ -84,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
 
     finetune = commands.add_parser(
         "finetune", allow_abbrev=False, help="fine-tune on labelled rows; scores over seeds, and what is left of the model",
-        epilog="Any key of the study can be given after the options: --systems.recadam.optimizer.gamma 500",
+        epilog="Any key of the study can be given after the options; for RecAdam as shares of the run: "
+               "--systems.recadam.optimizer.t0 0.25 --systems.recadam.optimizer.rise 0.2 --systems.recadam.optimizer.gamma 500",
     )  # fmt: skip
     finetune.add_argument(
         "--train", metavar="FILE", help="labelled rows: .csv, .tsv, .jsonl, .parquet or hub:OWNER/NAME"
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--pair", help="column of a second text")
     finetune.add_argument("--label", help="column of the label (default label)")
     finetune.add_argument("--kind", choices=["classification", "regression"], help="regression reads numbers as labels")
-    finetune.add_argument("--glue", metavar="TASK", help="a GLUE task from --data instead of files")
+    finetune.add_argument("--glue", metavar="TASK", help="a GLUE task from --data, instead of --train and --test")
     finetune.add_argument("--data", default="hub", help="folder of the official GLUE layout (default: the hub)")
     finetune.add_argument(
         "--plot-lambda",
@@ -107,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
 
     glue = commands.add_parser(
         "glue", allow_abbrev=False, help="fine-tune on GLUE's tasks: dev scores, test predictions to hand in",
-        epilog="Any key of the study can be given after the options: --tasks.'*'.transfer '{steps: 3000}'",
+        epilog="Any key of the study can be given after the options: --tasks.'*'.transfer '{steps: 3000}' "
+               "--systems.recadam.optimizer.t0 0.25. A run for the papers' tables is a recipe: eunoe list recipes",
     )  # fmt: skip
     glue.add_argument(
         "--data", default="hub", help="folder of the official layout, data/CoLA/train.tsv (default: the hub)"
@@ -162,15 +165,23 @@ def _fine_tuning(parser: argparse.ArgumentParser, optimizer: list[str], seeds: l
     name = parser.prog.split()[-1]
     parser.add_argument("--model", default="minilm", help="minilm, a folder or a Hugging Face name (default minilm)")
     parser.add_argument(
-        "--optimizer", nargs="+", default=optimizer, help="adamw, recadam, bert_adam; several are compared"
-    )
-    parser.add_argument("--epochs", type=float, default=epochs)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--max-length", type=int, help="tokens of a row")
-    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+        "--optimizer", nargs="+", default=optimizer, metavar="NAME",
+        help="adamw (the default), recadam or bert_adam; several are compared",
+    )  # fmt: skip
     parser.add_argument(
-        "--general", metavar="FILE", help="general text: measure what is left of the pretrained model on it"
+        "--epochs", type=float, default=epochs, help=f"passes over the training rows (default {epochs or 20:g})"
+    )
+    parser.add_argument("--batch", type=int, help="rows a step (default 20)")
+    parser.add_argument("--lr", type=float, help="highest rate (default 5e-5; it falls to 0 on a line)")
+    parser.add_argument("--max-length", type=int, help="tokens of a row (default 164)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=seeds,
+        help=f"each is a fine-tuning of its own (default {' '.join(map(str, seeds))})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--general",
+        metavar="FILE",
+        help="general text (.txt, .jsonl, ...): measure what is left of the pretrained model on it",
     )
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help=f"study folder (default runs/{name})")
 

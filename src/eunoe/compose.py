@@ -46,9 +46,10 @@ def finetune_study(args: argparse.Namespace, overrides: Overrides) -> Study:
 
 def glue_study(args: argparse.Namespace, overrides: Overrides) -> Study:
     """The study of ``eunoe glue``: the named tasks of a GLUE folder, or those of the nine that it is asked for."""
+    trainable = {name: of for name, of in GLUE.items() if "train" in of.splits}
     tasks = []
     for name in args.tasks:
-        lookup(GLUE, name, "GLUE task")
+        lookup(trainable, name, "GLUE task")
         tasks.append({"name": name, "glue": name, "folder": args.data})
     evaluation = {"predict_test": True} if args.submit else {}
     return _study(args, tasks, overrides, evaluation=evaluation)
@@ -58,6 +59,11 @@ def _study(args: argparse.Namespace, tasks: list[dict[str, Any]], overrides: Ove
     options = {
         key: value for key in ("batch", "epochs", "lr", "max_length") if (value := getattr(args, key)) is not None
     }
+    for key, _ in overrides:
+        system = key.removeprefix("systems.").split(".")[0]
+        if key.startswith("systems.") and system not in (*args.optimizer, "*"):
+            raise EunoeError(f"--{key} is about the system {system!r}, but the systems are {', '.join(args.optimizer)}. "
+                             "Add its optimizer, as in --optimizer adamw recadam.")  # fmt: skip
     systems = {}
     for name in args.optimizer:
         lookup(OPTIMIZERS, name, "optimizer")
