@@ -18,6 +18,7 @@ from eunoe.recipe import (
     expand,
     load_recipe,
     named,
+    override,
     parse_yaml,
     shipped_recipes,
     to_yaml,
@@ -206,7 +207,7 @@ def test_shipped_recipes_are_read_by_name_and_survive_being_written_out() -> Non
     assert "demo" in shipped_recipes()
     for name in shipped_recipes():
         held = load_recipe(name)
-        assert build(Recipe, parse_yaml(to_yaml(held), "resolved"), "recipe") == held
+        assert build(type(held), parse_yaml(to_yaml(held), "resolved"), "recipe") == held
         assert "&id" not in to_yaml(held)
 
 
@@ -242,6 +243,14 @@ def test_a_key_below_a_name_makes_it_a_mapping(recipe: Any) -> None:
     got = recipe("transfer: other\ntraining: {optimizer: recadam}\n", *below)
     assert got.transfer == {"name": "other", "epochs": 2}
     assert got.training.optimizer == {"name": "recadam", "gamma": 5}
+
+
+def test_a_star_sets_a_key_of_every_entry_of_a_mapping_and_picks_something() -> None:
+    data: dict[str, Any] = {"systems": {"a": "finetune", "b": {"name": "finetune", "batch": 4}}}
+    override(data, "systems.*.batch", 8)
+    assert data == {"systems": {"a": {"name": "finetune", "batch": 8}, "b": {"name": "finetune", "batch": 8}}}
+    with pytest.raises(EunoeError, match="picks no entry"):
+        override({"systems": {}}, "systems.*.batch", 8)
 
 
 def test_the_last_override_wins_and_comes_after_the_scale(recipe: Any) -> None:

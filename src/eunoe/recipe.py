@@ -401,7 +401,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def override(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``a.b.c`` of plain data in place, in mappings and lists (``domains.0.name``; ``domains.*.name`` sets all).
+    """Set ``a.b.c`` of plain data in place, in mappings and lists (``domains.0.name``; ``domains.*.name`` and ``systems.*.lr`` set all).
 
     Where a name may stand for a mapping (a method, a transfer, an optimizer), a key below it makes it one.
     """
@@ -425,26 +425,30 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
             elif not isinstance(target, dict):
                 raise EunoeError(f"--{key}: {part!r} would stand below {target!r}, which has no key of its own.")
             else:
-                inner = target.get(part)
-                if isinstance(inner, str) and (part in ("transfer", "optimizer") or path[:depth] == ["systems"]):
-                    inner = {"name": inner}
-                if inner is None:
-                    default = {
-                        "transfer": Recipe.transfer,
-                        "training.optimizer": LoopSettings.optimizer,
-                        "optimizer": "adamw",
-                    }
-                    here = ".".join(path[: depth + 1])
-                    inner = {"name": default[here]} if here in default else {}
-                if not isinstance(inner, dict | list):
-                    raise EunoeError(f"--{key}: {part!r} is {inner!r} and has no key of its own.")
-                target[part] = inner
-                step.append(inner)
+                if part == "*" and not target:
+                    raise EunoeError(f"--{key}: '*' picks no entry; there are none.")
+                for name in list(target) if part == "*" else [part]:
+                    step.append(_below(target, [*path[:depth], name], key))
         targets = step
     for target in targets:
         if not isinstance(target, dict):
             raise EunoeError(f"--{key}: give the whole list, or a key of one of its entries.")
         target[last] = value
+
+
+def _below(target: dict[str, Any], path: list[str], key: str) -> Any:
+    """The mapping or list at the last name of ``path`` in ``target``, made if a name or nothing stands there."""
+    here, name = ".".join(path), path[-1]
+    inner = target.get(name)
+    if isinstance(inner, str) and (name in ("transfer", "optimizer") or path[:-1] == ["systems"]):
+        inner = {"name": inner}
+    if inner is None:
+        default = {"transfer": Recipe.transfer, "training.optimizer": LoopSettings.optimizer, "optimizer": "adamw"}
+        inner = {"name": default[here]} if here in default else {}
+    if not isinstance(inner, dict | list):
+        raise EunoeError(f"--{key}: {name!r} is {inner!r} and has no key of its own.")
+    target[name] = inner
+    return inner
 
 
 def build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
