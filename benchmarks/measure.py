@@ -63,15 +63,19 @@ def taking_turns(
 
 
 def side_by_side(jobs: list[Job]) -> list[list[float]]:
-    """Seconds of each step of several trainings, which take turns step by step; the first of each is not counted.
+    """Seconds of processor time of each step of several trainings, which take turns; the first of each is not counted.
 
     Each training has a thread, of which one runs at a time: a training cannot be left in the middle and taken up again.
+    torch is given one thread meanwhile, so that the time is all of that thread's own: what else the machine does, which moves
+    a clock on the wall by more than the differences looked for, is hardly in it.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     columns: list[list[float]] = [[] for _ in jobs]
     batons = [threading.Semaphore(0) for _ in jobs]
 
     def run(i: int) -> None:
-        clock = _Clock(jobs[i])
+        clock = _Clock(jobs[i], time.thread_time)
 
         def turn(step: int) -> dict[str, float]:
             columns[i].append(clock.read())
@@ -89,14 +93,16 @@ def side_by_side(jobs: list[Job]) -> list[list[float]]:
         batons[0].release()
         for one in running:
             one.result()
+    torch.set_num_threads(threads)
     return [column[1:] for column in columns]
 
 
 class _Clock:
     """A job's batches; asking for the first ones starts the clock, so that nothing before the first step is counted."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, now: Callable[[], float] = time.perf_counter) -> None:
         self.job = job
+        self.now = now
         self.began = 0.0
 
     def __len__(self) -> int:
@@ -108,7 +114,7 @@ class _Clock:
         return self.job.batches[step]
 
     def start(self) -> None:
-        self.began = time.perf_counter()
+        self.began = self.now()
 
     def read(self) -> float:
-        return time.perf_counter() - self.began
+        return self.now() - self.began

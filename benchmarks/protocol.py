@@ -2,7 +2,7 @@
 
 Model and data are those of ``recipes/four_domains.yaml`` (MiniLM, four domains, method cpt, one seed), at its own small scale
 and at ``--scale full``. Every unit of work is MEASURED in turn on a slice: a post-training step of at most 16 rows, an
-epoch of fine-tuning each task, scoring 96 test rows of each task. The stages are those times MULTIPLIED by the counts
+epoch of fine-tuning each task, scoring 64 test rows of each task. The stages are those times MULTIPLIED by the counts
 that the recipe makes: tokens, steps and rows, over all cells of its matrix. Not in either: reading and
 tokenising text, copies of the model, checkpoints, held-out LM losses, which the release does not have.
 
@@ -43,7 +43,7 @@ from eunoe.train import Job, make_optimizer
 from eunoe.transfer.finetune import encode_task, task_loss
 
 ROOT = Path(__file__).resolve().parents[1]
-PADDED, SLICE, SAMPLE, ROUNDS = 164, 16, 96, 3
+PADDED, SLICE, SAMPLE, ROUNDS = 164, 16, 64, 2
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.arithmetic import Shape, all_weights, as_released, plugins_alone
-from benchmarks.cpt import ATTENTION, FFN, SHAPE, released
+from benchmarks.cpt import ATTENTION, FFN, SHAPE, finish, released
 from benchmarks.measure import ratio, side_by_side, taking_turns
 from benchmarks.protocol import Stage, pad
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
@@ -19,7 +23,8 @@ from eunoe.data.corpus import Blocks
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.heads import lm_loss
 from eunoe.recipe import LoopSettings
-from eunoe.train import Job, make_optimizer
+from eunoe.train import Job, make_optimizer, train
+from tests.tiny import tiny_bert
 
 SMALL = Shape(layers=2, width=4, inner=6, vocabulary=10, block=5)
 ROWS = 3
@@ -111,6 +116,38 @@ def test_trainings_side_by_side_end_as_they_do_alone() -> None:
     for name, value in alone.model.state_dict().items():
         assert torch.equal(value, first.model.state_dict()[name])
         assert torch.equal(value, second.model.state_dict()[name])
+
+
+class Calls(TorchDispatchMode):
+    """Every call that reaches a kernel, with the shapes it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append((str(func), *(str(tuple(a.shape)) for a in args if isinstance(a, Tensor))))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_makes_the_same_calls_however_many_domains_are_finished() -> None:
+    def calls(finished: int) -> list[tuple[str, ...]]:
+        work = job(3, str(finished))
+        method = Cpt(tiny_bert(), CptSettings(), [str(i) for i in range(finished + 1)])
+        finish(method, finished)
+        marks: list[int] = []
+
+        def mark(step: int) -> dict[str, float]:
+            marks.append(len(made.seen))
+            return {}
+
+        with Calls() as made:
+            train(replace(work, model=method.model, method=method, observe=mark))
+        return made.seen[marks[0] : marks[1]]
+
+    few, many = calls(1), calls(50)
+    assert len(few) > 200
+    assert few == many
 
 
 def test_a_ratio_is_the_median_of_ratios() -> None:
