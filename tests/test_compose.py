@@ -88,6 +88,11 @@ def test_glue_scores_every_task_and_hands_in_what_the_validator_accepts(here: Pa
     assert "CoLA.tsv: 4 predictions, expected 1,063" in capsys.readouterr().out
 
 
+def test_an_override_of_a_system_that_is_not_there_names_the_option_that_adds_it(capsys: Any) -> None:
+    assert main(["finetune", *FILES_OF_TASK, "--systems.recadam.optimizer.t0", "0.25"]) == 2
+    assert "--optimizer adamw recadam" in capsys.readouterr().err
+
+
 def test_glue_refuses_what_is_no_task_and_a_folder_that_holds_none(here: Path, capsys: Any) -> None:
     assert main(["glue", "--data", ".", "--tasks", "cola2"]) == 2
     assert "cola" in capsys.readouterr().err
