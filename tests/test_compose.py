@@ -41,6 +41,9 @@ def test_finetune_compares_optimizers_and_measures_what_is_left(here: Path, caps
     assert "adamw" in capsys.readouterr().out
     assert (here / "runs/finetune/report.html").is_file()
     assert main(words) == 0  # finished: nothing to do
+    for command in ("verify", "route"):
+        assert main([command, "runs/finetune"]) == 2
+        assert "is a fine-tuning study" in capsys.readouterr().err
 
 
 def test_plot_lambda_trains_nothing_and_warns_of_what_is_never_learnt(here: Path, capsys: Any) -> None:

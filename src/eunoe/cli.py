@@ -269,6 +269,8 @@ def _summary(runs: list[Path]) -> None:
 
 
 def _verify(args: argparse.Namespace, _rest: list[str]) -> int:
+    _refuse_study(args.run, "promises to verify")
+
     from eunoe.verify import verify
 
     findings = verify(args.run)
@@ -288,7 +290,19 @@ def _verify(args: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
+def _refuse_study(run: Path, lacks: str) -> None:
+    from eunoe.recipe import parse_yaml
+
+    file = run / "recipe.yaml"
+    held = parse_yaml(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else None
+    if isinstance(held, dict) and "tasks" in held:
+        raise EunoeError(f"{run} is a fine-tuning study: it learns no domains and has no {lacks}. Give the folder of a run over "
+                         "domains, as eunoe demo makes it.")  # fmt: skip
+
+
 def _route(args: argparse.Namespace, _rest: list[str]) -> int:
+    _refuse_study(args.run, "plug-ins to choose from")
+
     from eunoe.route import route_run
 
     print(route_run(args.run, args.top))
