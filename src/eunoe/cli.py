@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eunoe import ranks
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup, unknown
 
@@ -206,8 +207,9 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     from eunoe.run import run  # torch and transformers: seconds
 
     report = run(recipe, out, args.words)
-    _summary([out])
-    print(f"report: {report}")
+    if ranks.first():
+        _summary([out])
+        print(f"report: {report}")
     return 0
 
 

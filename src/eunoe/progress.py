@@ -10,7 +10,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, quiet=os.environ.get("EUNOE_QUIET") == "1", highlight=False)
+from eunoe import ranks
+
+console = Console(stderr=True, quiet=os.environ.get("EUNOE_QUIET") == "1" or not ranks.first(), highlight=False)
 
 
 def say(text: str) -> None:

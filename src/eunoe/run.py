@@ -4,23 +4,30 @@ For each method, order and seed: learn the domains one after another; after each
 domain so far and of general text, fine-tune a copy on every end task so far, and append rows. Text and tasks are read,
 and the model loaded, before anything is written: bad input leaves no half-made run.
 
-Run folder: recipe.yaml (as resolved), environment.json, rows.jsonl, times.jsonl (how long things took; differs from run
-to run), sequences/METHOD.ORDER.seedN/domains/I-NAME/{final,curve.csv}, matrix.csv, report.html.
+Run folder: recipe.yaml (as resolved), environment.json, texts.json (what text it reads), rows.jsonl, times.jsonl (how long
+things took; differs from run to run), sequences/METHOD.ORDER.seedN/domains/I-NAME/{final,curve.csv,capacity.json},
+sequences/METHOD.ORDER.seedN/plugins (for ``eunoe.load_plugins``), matrix.csv, report.html.
+
+Under ``torchrun`` the batches of post-training are divided between the processes (ranks.py); sums are then added in another
+order, so other numbers of processes end in other bits, and the same number in the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eunoe import checkpoint
+from eunoe import checkpoint, ranks
 from eunoe.atomic import write_text
 from eunoe.data.collate import Batch, LMBatches, Rows
 from eunoe.data.corpus import Blocks, Part, load_blocks
@@ -35,6 +42,7 @@ from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
 from eunoe.models.load import LanguageModel, load_lm, refuse_longer
 from eunoe.plan import Cell, Plan, Sequence, resolve
+from eunoe.plugins.capacity import capacity_report
 from eunoe.progress import say
 from eunoe.recipe import ModelSettings, Recipe, Study, build, parse_yaml
 from eunoe.report.page import write_report
@@ -64,10 +72,8 @@ def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
     """
     if isinstance(recipe, Study):
         return run_study(recipe, out, command)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise EunoeError("a run is one process for now; several write over each other's files. Start it without a launcher; "
-                         "the loop itself (eunoe.train) runs data-parallel.")  # fmt: skip
     plan = resolve(recipe)
+    _refuse_ranks(plan)
     refuse_other(plan.recipe, out)
     if finished(out):
         say(f"{out} is finished: every score of the recipe is there. Nothing was changed.")
@@ -76,13 +82,18 @@ def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
     torch.manual_seed(plan.recipe.seeds[0])  # a head that is not trained yet starts at random
     lm = load_lm(model)
     material = read_material(plan, lm)
-    with claimed(plan.recipe, out, command):
-        _drop_half_cell(out / "rows.jsonl")
+    with claimed(plan.recipe, out, command) if ranks.first() else nullcontext():
+        if ranks.first():
+            _refuse_other_text(out, material)
+            _drop_half_cell(out / "rows.jsonl")
+        ranks.wait()
         if model.head == "train":
             model = _with_head(plan, out)
             _head_rows(plan, material, lm, model, out)
         for sequence in plan.sequences:
             _walk(plan, sequence, material, model, out)
+        if not ranks.first():
+            return out / "report.html"
         write_matrix(read_rows(out / "rows.jsonl"), out / "matrix.csv")
         if plan.recipe.evaluation.prompts:
             files = [out / "sequences" / sequence.folder / "samples.jsonl" for sequence in plan.sequences]
@@ -90,6 +101,20 @@ def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
         report = write_report([out])
         mark_finished(out)
     return report
+
+
+def _refuse_ranks(plan: Plan) -> None:
+    """What several processes cannot do."""
+    world = ranks.world()
+    if world > 1 and plan.recipe.model.head == "train":
+        raise EunoeError("model.head: train is for one process. Train the head first, then give its folder to the run of several: "
+                         "--model.head pretrained --model.patch RUN/head.")  # fmt: skip
+    for sequence in plan.sequences:
+        batch, micro = sequence.training.batch, sequence.training.micro_batch or sequence.training.batch
+        least = batch % micro or micro
+        if least < world:
+            raise EunoeError(f"{world} processes share each micro-batch, but the smallest holds {least} blocks (batch {batch}, micro_batch "
+                             f"{micro}). Give training.batch and training.micro_batch at least {world}, or start fewer.")  # fmt: skip
 
 
 def read_material(plan: Plan, lm: LanguageModel) -> Material:
@@ -141,6 +166,7 @@ def domain_folder(out: Path, sequence: Sequence, i: int) -> Path:
 def _walk(plan: Plan, sequence: Sequence, material: Material, model: ModelSettings, out: Path) -> None:
     """Learn and score one sequence, skipping what is done."""
     owed = _owed(plan, sequence, out)
+    ranks.wait()  # before the first row is written: all processes owe the same
     if not owed:
         return
     lm, method = build_sequence(sequence, model)
@@ -153,7 +179,9 @@ def _walk(plan: Plan, sequence: Sequence, material: Material, model: ModelSettin
         folder = domain_folder(out, sequence, i)
         if not checkpoint.whole(folder / "final"):
             _learn(plan, sequence, lm, method, material, out, i)
-        shutil.rmtree(folder / "steps", ignore_errors=True)
+            ranks.wait()  # until it is written
+        if ranks.first():
+            shutil.rmtree(folder / "steps", ignore_errors=True)
         # what was just learnt is read back too: a run that was killed and one that was not continue from the same bits
         steps = _restore_domain(lm, method, folder)
         if i == len(sequence.order) - 1:  # before the rows: what has all its rows is not walked again
@@ -170,7 +198,7 @@ def _learn(
     steps = settings.steps or max(1, round(len(blocks) * settings.epochs / settings.batch))
     seed = derived_seed(sequence.seed, "learn", str(i), domain)
     batches = LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), settings.batch, steps, seed,
-                        settings.micro_batch, settings.mask_rate)  # fmt: skip
+                        settings.micro_batch, settings.mask_rate, ranks.rank(), ranks.world())  # fmt: skip
     method.epochs = steps * settings.batch / len(blocks)
     done = train(Job(
         name=f"{sequence.label} · seed {sequence.seed} · {domain}", domain=domain, model=lm.model, batches=batches, loss=lm_loss,
@@ -182,11 +210,21 @@ def _learn(
     method.activate(domain)
     probe = material.valid[domain][0]["input_ids"][:PROBE_BLOCKS]
     states = hidden_states(lm.model, anatomy(lm.model).base, probe)
+    if not ranks.first():
+        return
     write_text(folder / "curve.csv", done.curve_csv())
     checkpoint.save(folder / "final", {
         "weights": weights(lm.model), "method": method.state_dict(), "steps": done.steps,
         "probe": {"input_ids": probe, "states": states, "reads": reads_hash(lm, method, domain)},
     })  # fmt: skip
+    room = method.capacity()
+    if room:
+        write_text(folder / "capacity.json", json.dumps(room) + "\n")
+        warning = capacity_report(room)["warning"]
+        if warning:
+            say(f"{sequence.label} · seed {sequence.seed}: {warning}")
+    if i == len(sequence.order) - 1:
+        method.publish(out / "sequences" / sequence.folder / "plugins")
     note_time(out, f"{sequence.folder}/{i}-{domain}", done.seconds, done.tokens)
 
 
@@ -226,6 +264,8 @@ def _measure(
             # general text belongs to no domain: a method with plug-ins reads it with the plug-ins off
             method.activate(cell.task if cell.task in cell.learnt else None)
             found, taken, transfer, shots = [lm_score(lm.model, material.valid[cell.task])], steps, None, None
+        if not ranks.first():
+            continue
         append_rows(out / "rows.jsonl", [
             _row(plan, sequence, cell, score, transfer=transfer, shots_seed=shots, steps=taken) for score in found
         ])  # fmt: skip
@@ -241,6 +281,8 @@ def _answer(
     plan: Plan, sequence: Sequence, lm: LanguageModel, method: Method, out: Path, learnt: tuple[str, ...]
 ) -> None:
     """Put the recipe's prompts to the model as it stands: as no domain, and as the last one where plug-ins choose."""
+    if not ranks.first():
+        return
     asked = plan.recipe.evaluation
     found = []
     for domain in (None,) if method.forgets else (None, learnt[-1]):
@@ -308,6 +350,31 @@ def load_plan(out: Path) -> Plan:
     if not file.is_file():
         raise EunoeError(f"{out} is no run folder: it has no recipe.yaml. Make one: eunoe run RECIPE --out {out}")
     return resolve(build(Recipe, parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)))
+
+
+def _refuse_other_text(out: Path, material: Material) -> None:
+    """Note what text the run reads, or raise if a run that goes on would read other text than it began with."""
+    found = {name: blocks.digest for name, blocks in material.train.items()}
+    for name, batches in material.valid.items():
+        found[f"{name} (held out)"] = _sha256(batch["input_ids"].tolist() for batch in batches)
+    for name, (_, parts) in material.tasks.items():
+        found[f"{name} (end task)"] = _sha256([rows.inputs, rows.labels.tolist()] for rows in parts)
+    file = out / "texts.json"
+    if file.is_file():
+        held = json.loads(file.read_text(encoding="utf-8"))
+        changed = [name for name, digest in found.items() if held.get(name, digest) != digest]
+        if changed:
+            raise EunoeError(f"the text of {', '.join(changed)} is not what {out} was begun with: the files have changed since. Put the "
+                             "old ones back, or choose another --out.")  # fmt: skip
+    elif not (out / "rows.jsonl").is_file():  # a run begun before there was this file goes on without
+        write_text(file, json.dumps(found, indent=1) + "\n")
+
+
+def _sha256(parts: Iterable[Any]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(repr(part).encode())
+    return total.hexdigest()
 
 
 def _drop_half_cell(file: Path) -> None:

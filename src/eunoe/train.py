@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from eunoe import checkpoint
+from eunoe import checkpoint, ranks
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.lookup import lookup
 from eunoe.methods.base import Method, trainable
@@ -96,7 +96,7 @@ def train(job: Job) -> Trained:
     domain = job.domain or job.name
     method.before_task(domain)
     AcceleratorState._reset_state()  # else a second training of the process could not have another precision
-    accelerator = Accelerator(mixed_precision=_precision(settings))
+    accelerator = Accelerator(mixed_precision=_precision(settings), cpu=ranks.on_cpu())
     optimizer = job.optimizer(job.model)
     keep = Protected(optimizer, method.protected())
     scheduler = make_scheduler(optimizer, settings.schedule, len(job.batches), settings.warmup)
@@ -126,7 +126,10 @@ def train(job: Job) -> Trained:
                         total_loss = total_loss + penalty / len(micro)
                     accelerator.backward(total_loss)
                 loss_sum += loss.item()
-            value = float(accelerator.reduce(torch.tensor(loss_sum, dtype=torch.float64), "sum")) / items
+            told = torch.tensor([loss_sum, float(stop.asked is not None)], dtype=torch.float64)
+            told = told.to(accelerator.device) if accelerator.num_processes > 1 else told
+            total_sum, stopping = accelerator.reduce(told, "sum").tolist()
+            value = total_sum / items
             # -- gradients, update
             method.on_gradients(progress)
             norm = _clip(job.model, settings, accelerator)
@@ -145,6 +148,8 @@ def train(job: Job) -> Trained:
                 done.observed += [(done.steps, name, seen) for name, seen in job.observe(done.steps).items()]
                 model.train()
             asked = stop.asked  # once: a signal may come between the two questions
+            if accelerator.num_processes > 1:  # all stop after the same step, or one would wait for the others
+                asked = (asked or "a signal to another process") if stopping else None
             if job.folder is not None and (done.steps % settings.checkpoint_every == 0 or asked):
                 _save(job, done, optimizer, scheduler, method, accelerator)
             if asked:

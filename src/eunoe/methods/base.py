@@ -9,6 +9,7 @@ needs to go on after a kill is in ``state_dict``. Penalties of several methods a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,6 +83,13 @@ class Method:
         ``eunoe verify`` hashes them for methods that promise zero forgetting; the others need not say.
         """
         return {}
+
+    def capacity(self) -> list[dict[str, Any]]:
+        """How much room the learnt domains leave, one plain row a place; none where a method has no such limit."""
+        return []
+
+    def publish(self, folder: Path) -> None:
+        """Write to ``folder`` what a plain script needs to use the learnt domains; nothing where the weights are all."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only: all that is not in the model's weights."""

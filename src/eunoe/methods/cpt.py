@@ -30,6 +30,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -41,7 +42,7 @@ from eunoe.methods.base import Method, freeze
 from eunoe.models.anatomy import anatomy
 from eunoe.plugins.adapter import ACTIVATIONS, INITS, Adapter
 from eunoe.plugins.capacity import capacity
-from eunoe.plugins.inject import PLACEMENTS, Site, adapters, grow, inject
+from eunoe.plugins.inject import PLACEMENTS, Site, adapters, grow, inject, save_plugins
 from eunoe.plugins.task_mask import Active, TaskMask, anneal, clamp, compensate, gate, sparsity, within_epoch
 
 END_TASK_LR = 3e-5 / 5e-5
@@ -235,6 +236,10 @@ class Cpt(Method):
     def capacity(self) -> list[dict[str, Any]]:
         """How much room is left: the rows of ``plugins.capacity.capacity``."""
         return capacity(self.model)
+
+    def publish(self, folder: Path) -> None:
+        """Write the plug-ins as ``eunoe.load_plugins`` reads them."""
+        save_plugins(self.model, folder)
 
     def grow(self, *, attention_size: int | None = None, ffn_size: int | None = None) -> None:
         """Wider plug-ins for the domains to come, see ``plugins.inject.grow``.
