@@ -175,7 +175,7 @@ def entries(made_recipe: Path, out: Path, read: bool) -> list[tuple[str, int]]:
     lm = load_lm(load_recipe(made_recipe).model)
     cpt = Cpt(lm.model, CptSettings(), ["sport", "money"])
     held = safetensors.torch.load_file(out / CPT_LAST.parent.parent / "0-sport/final/method.safetensors")
-    cpt.load_state_dict({"finished": ["sport"], "running": None, "s": 400.0, "masks": held["/masks"]})
+    cpt.load_state_dict({"finished": ["sport"], "running": None, "s": 400.0, "seed": 0, "masks": held["/masks"]})
     found = []
     for name, entries_read in cpt.reads("sport").items():
         if "plugin" in name and (entries_read == read).any():
@@ -205,7 +205,7 @@ def test_verify_does_not_mind_a_weight_that_no_domain_reads(made: tuple[Path, Pa
     state_ = safetensors.torch.load_file(copied / CPT_LAST / "method.safetensors")["/masks"]
     lm = load_lm(load_recipe(made[0]).model)
     cpt = Cpt(lm.model, CptSettings(), ["sport", "money"])
-    cpt.load_state_dict({"finished": ["sport", "money"], "running": None, "s": 400.0, "masks": state_})
+    cpt.load_state_dict({"finished": ["sport", "money"], "running": None, "s": 400.0, "seed": 0, "masks": state_})
     unread = ~(cpt.reads("sport")[name] | cpt.reads("money")[name])
 
     def flip(tensors: dict[str, Tensor]) -> None:
