@@ -247,7 +247,7 @@ def test_a_domain_that_diverged_is_not_closed() -> None:
         cpt.adapters["encoder.layer.0.attention_plugin"].fc2.weight[0, 0] = float("inf")
     with pytest.raises(EunoeError, match="learning 'law' left plug-in weights that are not finite"):
         cpt.after_task("law")
-    assert cpt.active.finished == {0}
+    assert cpt.active.finished == [0]
 
 
 def test_one_flipped_bit_in_what_a_domain_reads_is_seen() -> None:
@@ -521,6 +521,27 @@ def test_a_fresh_method_goes_on_exactly_between_domains() -> None:
     assert same(states(fresh, "food"), kept)
     assert same(states(fresh, "law"), states(cpt, "law"))
     assert fresh.capacity() == cpt.capacity()
+
+
+def test_the_order_of_learning_need_not_be_that_of_the_domains_and_is_carried_on() -> None:
+    cpt = make()
+    learn(cpt, "sea")
+    first = cpt.capacity()
+    learn(cpt, "food")
+    state = cpt.state_dict()
+    assert state["finished"] == ["sea", "food"]
+    for row, before in zip(cpt.capacity(), first, strict=True):
+        assert list(row["domains"]) == ["sea", "food"]
+        assert row["new"]["sea"] == before["new"]["sea"] == row["domains"]["sea"], "food came later"
+        assert list(row["shared_with"]) == ["sea"]
+    fresh = carry(cpt)
+    assert fresh.capacity() == cpt.capacity()
+    assert all(same(states(fresh, domain), states(cpt, domain)) for domain in ("sea", "food"))
+
+    old = {**state, "finished": ["food", "sea"], "masks": state["masks"].flip(0)}  # as it was written before
+    fresh.load_state_dict(old)
+    assert fresh.active.finished == [0, 2]
+    assert all(same(states(fresh, domain), states(cpt, domain)) for domain in ("sea", "food"))
 
 
 @pytest.mark.parametrize("load_first", [True, False])

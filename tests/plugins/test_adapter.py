@@ -54,7 +54,7 @@ def test_entries_that_a_domain_does_not_read_can_change_without_a_trace_and_the_
         mask.embedding.data[:3] = torch.tensor([1.0, -1.0, 1.0])
         assert plugin.reads(0)["mask1.embedding"].all(), "the running domain reads its embedding"
         mask.keep(0)
-    active.finished.add(0)
+    active.finished.append(0)
     x = torch.randn(50, 6)
     with torch.no_grad():
         before = plugin(x)
@@ -131,7 +131,7 @@ def test_a_domain_learnt_before_computes_the_same_bits_after_growing(
     plugin, x = Adapter(width, size, active), torch.randn(rows, width)
     for mask in plugin.masks().values():
         mask.keep(0)
-    active.finished.add(0)
+    active.finished.append(0)
     active.running = None
     before = plugin(x)
     plugin.grow(more)
@@ -149,7 +149,7 @@ def test_the_next_domain_uses_grown_units_and_keeps_them() -> None:
     for mask in plugin.masks().values():
         mask.embedding.data.fill_(1.0)  # every unit taken
         mask.keep(0)
-    active.finished.add(0)
+    active.finished.append(0)
     x = torch.randn(50, 6)
     first = plugin(x)
     plugin.grow(4)
@@ -161,7 +161,7 @@ def test_the_next_domain_uses_grown_units_and_keeps_them() -> None:
     assert not torch.equal(grown, first)
     for mask in plugin.masks().values():
         mask.keep(1)
-    active.finished.add(1)
+    active.finished.append(1)
     active.running = None
     assert torch.equal(plugin(x), grown)
     plugin.grow(2)

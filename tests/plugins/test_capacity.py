@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.capacity import capacity, capacity_report
-from eunoe.plugins.inject import adapters, grow
+from eunoe.plugins.inject import adapters, grow, load_plugins, save_plugins
 from tests.models.families import tiny
 from tests.plugins.test_inject import finish, plug
 
@@ -34,7 +35,7 @@ def test_units_are_counted_per_layer_and_kind_and_with_each_earlier_domain() -> 
                 mask.embedding.data.fill_(-1.0)
                 mask.embedding.data[units] = 1.0
                 mask.keep(domain)
-        active.finished.add(domain)
+        active.finished.append(domain)
     rows = capacity(model)
     assert [(r["layer"], r["part"], r["units"], r["size"]) for r in rows[:4]] == [
         ("encoder.layer.0", "attention", "inner", 12),
@@ -47,6 +48,23 @@ def test_units_are_counted_per_layer_and_kind_and_with_each_earlier_domain() -> 
         assert (found["domains"], found["new"], found["shared_with"]) == ({"a": 3, "b": 2}, {"a": 3, "b": 1}, {"a": 1})
     grow(model, attention_size=20)
     assert [r["free"] for r in capacity(model)[:2]] == [16, 12], "grown units are inner units"
+
+
+def test_domains_are_counted_in_the_order_they_were_learnt(tmp_path: Path) -> None:
+    model = tiny("bert")
+    active = plug(model)
+    finish(model, 1, 0)
+    assert active.finished == [1, 0]
+    rows = capacity(model)
+    for found in rows:
+        assert list(found["domains"]) == ["b", "a"]
+        assert found["new"]["b"] == found["domains"]["b"]
+        assert found["new"]["a"] == found["domains"]["a"] - found["shared_with"]["b"]
+    assert capacity_report(rows)["domains"] == ["b", "a"]
+    save_plugins(model, tmp_path)
+    fresh = tiny("bert")
+    load_plugins(fresh, tmp_path)
+    assert capacity(fresh) == rows
 
 
 def test_the_report_sums_over_layers_and_goes_through_json() -> None:

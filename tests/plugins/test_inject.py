@@ -52,7 +52,7 @@ def finish(model: nn.Module, *domains: int) -> None:
             for mask in adapter.masks().values():
                 mask.begin(draw)
                 mask.keep(domain)
-            adapter.active.finished.add(domain)
+    adapter.active.finished += domains
 
 
 def run_first(active: Active, s: float = 400.0) -> None:

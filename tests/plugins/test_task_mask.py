@@ -135,7 +135,7 @@ def test_a_finished_domain_is_read_from_its_bits_not_from_its_embedding() -> Non
     mask = TaskMask(20, active)
     before = mask()
     mask.keep(0)
-    active.finished.add(0)
+    active.finished.append(0)
     with torch.no_grad():
         mask.embedding.neg_()
     for active.running in (None, 1):

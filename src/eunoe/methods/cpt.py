@@ -188,7 +188,7 @@ class Cpt(Method):
             )
         for mask in self._masks():
             mask.keep(index)
-        self.active.finished.add(index)
+        self.active.finished.append(index)
         self.active.running = None
         self.activate(domain)
 
@@ -251,9 +251,11 @@ class Cpt(Method):
     def state_dict(self) -> dict[str, Any]:
         """``finished`` and ``running`` domains, ``s``, ``seed``, and ``masks``: uint8 (finished, bytes), side by side.
 
+        Finished domains stand in the order they were learnt, as do the rows of ``masks``; each row belongs to the name at
+        its place, so states that older versions wrote in the order of ``domains`` are read alike.
         A finished domain adds its row of ``masks`` and its name, and nothing anywhere else.
         """
-        finished = sorted(self.active.finished)
+        finished = self.active.finished
         bits = [mask.bits[finished] for mask in self._masks()]
         return {
             "finished": [self.domains[i] for i in finished],
@@ -277,7 +279,7 @@ class Cpt(Method):
             mask.clear()
             for index, row in zip(finished, bits, strict=True):
                 mask.restore(index, row.to(mask.bits.device))
-        self.active.finished = set(finished)
+        self.active.finished = finished
         self.active.running = None if state["running"] is None else self._index(state["running"])
         self.active.domain = self.active.running
         self.active.s = float(state["s"])

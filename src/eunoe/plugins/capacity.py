@@ -33,13 +33,13 @@ def capacity(model: nn.Module) -> list[dict[str, Any]]:
     - ``shared_with``: earlier domain -> how many the last learnt one uses together with it (what earlier ones share
       never changes: it stands in the rows written when they ended)
 
-    Domains come in the order of ``active.domains``. Example: ``capacity_report(capacity(model))["warning"]``.
+    Domains come in the order they were learnt. Example: ``capacity_report(capacity(model))["warning"]``.
     """
     rows: list[dict[str, Any]] = []
     for name, adapter in adapters(model).items():
         layer, _, plugin = name.rpartition(".")
         active = adapter.active
-        learnt = sorted(active.finished)
+        learnt = active.finished
         for units, parts in (("inner", [mask for _, mask in adapter.inner()]), ("outer", [adapter.mask2])):
             size = sum(mask.n for mask in parts)
             masks = torch.zeros(len(learnt), size, dtype=torch.bool)

@@ -101,7 +101,7 @@ def import_cpt(model: nn.Module, tensors: Mapping[str, Tensor], domains: list[st
     except EunoeError:
         detach(model)
         raise
-    active.finished = set(range(len(domains)))
+    active.finished = list(range(len(domains)))
     differs, unknown = _others(held, tensors, prefixes.pop(), ours)
     return Imported(placement, sizes, rows, differs, unknown)
 

@@ -207,7 +207,7 @@ def set_domain(model: nn.Module, name: str | None) -> None:
     Example: ``load_plugins(model, "run/domains/3-acl"); set_domain(model, "acl")``.
     """
     active = _one(model).active
-    learnt = [active.domains[i] for i in sorted(active.finished)]
+    learnt = [active.domains[i] for i in active.finished]
     if name is not None and name not in learnt:
         raise unknown(name, learnt, "learnt domain")
     active.domain = None if name is None else active.domains.index(name)
@@ -218,7 +218,7 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
     """Write the plug-ins and the learnt domains, and nothing of the base model, to ``folder`` (made where missing)."""
     plugin = _one(model)
     tensors, active, placement = {}, plugin.active, _taps(model)[0].placement
-    learnt = sorted(active.finished)
+    learnt = active.finished
     for name, adapter in adapters(model).items():
         for key, tensor in _tensors(adapter, learnt):
             tensors[f"base_model.model.{name}.{key}"] = tensor.detach().contiguous()
@@ -263,7 +263,7 @@ def load_plugins(model: nn.Module, folder: str | Path) -> None:
             f"cannot read {path / 'adapter_model.safetensors'}: {error}. Save the plug-ins again."
         ) from error
     domains = tuple(config["domains"])
-    active = Active(domains=domains, s=config["s_max"], s_max=config["s_max"], finished=set(range(len(domains))))
+    active = Active(domains=domains, s=config["s_max"], s_max=config["s_max"], finished=list(range(len(domains))))
 
     def make(site: Site) -> Adapter:
         of = {key: config[f"{site.part}_{key}"] for key in ("size", "grown", "skip")}
@@ -314,7 +314,7 @@ def _fill(attached: dict[str, Adapter], tensors: dict[str, Tensor], active: Acti
     wanted = {
         f"base_model.model.{name}.{key}": tensor
         for name, adapter in attached.items()
-        for key, tensor in _tensors(adapter, sorted(active.finished))
+        for key, tensor in _tensors(adapter, active.finished)
     }
     wrong = sorted(wanted.keys() ^ tensors.keys())
     wrong += [key for key in wanted.keys() & tensors.keys() if wanted[key].shape != tensors[key].shape]

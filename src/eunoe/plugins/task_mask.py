@@ -132,8 +132,8 @@ class Active:
     """The domain being learnt: the one that the mask embeddings belong to."""
     s: float = 400.0
     s_max: float = 400.0
-    finished: set[int] = field(default_factory=set)
-    """Domains whose hard masks are kept as bits."""
+    finished: list[int] = field(default_factory=list)
+    """Domains whose hard masks are kept as bits, in the order they were learnt, which need not be that of ``domains``."""
 
 
 class TaskMask(nn.Module):
