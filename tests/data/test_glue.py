@@ -70,18 +70,67 @@ def test_a_task_to_fine_tune_has_the_papers_metric_first_and_rows_spread_evenly(
     assert load_glue("c", "cola", str(root)).metrics == ("matthews",)
 
 
-def test_mrpc_is_read_under_its_old_names_with_the_ids_of_its_development_rows(own: Path) -> None:
-    folder = own / "MRPC"
-    train, dev = read_glue("mrpc", str(own), "train"), read_glue("mrpc", str(own), "dev")
-    both = (folder / "train.tsv").read_bytes() + (folder / "dev.tsv").read_bytes().split(b"\n", 1)[1]
-    (folder / "msr_paraphrase_train.txt").write_bytes(both)
+def old_mrpc(folder: Path) -> None:
+    """MRPC as its authors hand it out: the development rows among the training rows, their ids beside them."""
+    learn, dev = (
+        (folder / f"{split}.tsv").read_text(encoding="utf-8-sig").splitlines(True) for split in ("train", "dev")
+    )
+    mixed = [learn[0], *(row for pair in zip(dev[1:], learn[1:], strict=True) for row in pair)]
+    (folder / "msr_paraphrase_train.txt").write_text("".join(mixed), encoding="utf-8-sig")
     (folder / "test.tsv").rename(folder / "msr_paraphrase_test.txt")
-    (folder / "dev_ids.tsv").write_text("".join(f"3{i}\t4{i}\n" for i in range(6)), encoding="utf-8")
+    (folder / "dev_ids.tsv").write_text("".join(f"3{i}\t4{i}\r\n" for i in range(6)), encoding="utf-8")
     (folder / "train.tsv").unlink()
     (folder / "dev.tsv").unlink()
+
+
+def test_mrpc_under_its_old_names_keeps_the_development_rows_out_of_the_training_rows(own: Path) -> None:
+    for split, who in (("train", "She"), ("dev", "He")):
+        file = own / f"MRPC/{split}.tsv"
+        file.write_text(file.read_text(encoding="utf-8").replace("He said", f"{who} said"), encoding="utf-8")
+    train, dev = read_glue("mrpc", str(own), "train"), read_glue("mrpc", str(own), "dev")
+    old_mrpc(own / "MRPC")
     assert read_glue("mrpc", str(own), "dev") == dev
-    assert read_glue("mrpc", str(own), "train")[: len(train)] == train
+    assert read_glue("mrpc", str(own), "train") == train
+    assert not set(train) & set(dev)
     assert len(read_glue("mrpc", str(own), "test")) == TEST_ROWS
+    (own / "MRPC/msr_paraphrase_train.txt").rename(own / "MRPC/train.tsv")  # the whole file under the new name
+    assert read_glue("mrpc", str(own), "dev") == dev
+    assert read_glue("mrpc", str(own), "train") == train
+
+
+def test_mrpc_under_its_old_names_needs_the_development_rows_or_their_ids(own: Path) -> None:
+    folder = own / "MRPC"
+    train, dev = read_glue("mrpc", str(own), "train"), (folder / "dev.tsv").read_bytes()
+    old_mrpc(folder)
+    (folder / "dev_ids.tsv").write_text("30 40\n", encoding="utf-8")
+    with pytest.raises(EunoeError, match=r"dev_ids.tsv, line 1: '30 40', expected #1 ID and #2 ID parted by a tab"):
+        read_glue("mrpc", str(own), "train")
+    (folder / "dev_ids.tsv").write_text("\n", encoding="utf-8")
+    with pytest.raises(EunoeError, match=r"dev_ids.tsv is empty"):
+        read_glue("mrpc", str(own), "train")
+    (folder / "dev_ids.tsv").unlink()
+    with pytest.raises(
+        EunoeError,
+        match=r"msr_paraphrase_train.txt holds the development rows too, and neither dev_ids.tsv nor dev.tsv",
+    ):
+        read_glue("mrpc", str(own), "train")
+    (folder / "dev.tsv").write_bytes(dev)
+    assert read_glue("mrpc", str(own), "train") == train
+
+
+def test_labelled_rows_of_qqp_with_a_tab_too_many_are_left_out_as_those_that_break_off(own: Path) -> None:
+    before = read_glue("qqp", str(own), "train")
+    break_line(own / "QQP/train.tsv", 3, "said", "sa\tid")
+    assert read_glue("qqp", str(own), "train") == [before[0], *before[2:]]
+
+
+@pytest.mark.parametrize("file", ["RTE/test.tsv", "CoLA/test.tsv", "QQP/test.tsv"])
+def test_a_blank_line_in_a_test_file_is_no_row(own: Path, file: str) -> None:
+    task = file.split("/")[0].lower()
+    before = read_glue(task, str(own), "test")
+    break_line(own / file, 2, "0\t", "\n0\t")
+    break_line(own / file, 5, "2\t", "\n2\t")
+    assert read_glue(task, str(own), "test") == before
 
 
 def test_folders_are_found_whatever_their_case_and_hyphens_and_files_may_be_packed(own: Path) -> None:
@@ -124,6 +173,48 @@ def break_line(file: Path, number: int, old: str, new: str) -> None:
         ),
         ("QNLI/train.tsv", 4, "\t", " ", "qnli", "train", r"QNLI/train.tsv, line 4: 3 columns, expected 4"),
         ("STS-B/dev.tsv", 2, "0.500", "good", "stsb", "dev", r"line 2: the score is 'good', expected a number"),
+        (
+            "STS-B/dev.tsv",
+            2,
+            "0.500",
+            "17.5",
+            "stsb",
+            "dev",
+            r"dev.tsv, line 2: the score is '17.5', expected .* 0 to 5",
+        ),
+        (
+            "STS-B/train.tsv",
+            3,
+            "1.500",
+            "-3",
+            "stsb",
+            "train",
+            r"train.tsv, line 3: the score is '-3', expected .* 0 to 5",
+        ),
+        ("STS-B/train.tsv", 3, "1.500", "nan", "stsb", "train", r"line 3: the score is 'nan'"),
+        (
+            "RTE/train.tsv",
+            3,
+            "said",
+            "sa\tid",
+            "rte",
+            "train",
+            r"RTE/train.tsv, line 3: 5 columns, expected 4 .*stray tab",
+        ),
+        ("WNLI/test.tsv", 3, "said", "sa\tid", "wnli", "test", r"WNLI/test.tsv, line 3: 4 columns, expected 3"),
+        ("CoLA/dev.tsv", 2, "said", "sa\tid", "cola", "dev", r"CoLA/dev.tsv, line 2: 5 columns, expected 4"),
+        ("QQP/test.tsv", 3, "said", "sa\tid", "qqp", "test", r"QQP/test.tsv, line 3: 4 columns, expected 3"),
+        ("QQP/test.tsv", 3, "\tthe river", " ", "qqp", "test", r"QQP/test.tsv, line 3: 2 columns, expected 3"),
+        (
+            "CoLA/train.tsv",
+            1,
+            "gj04",
+            "source\tlabel\tmark\tsentence\ngj04",
+            "cola",
+            "train",
+            r"CoLA/train.tsv, line 1: a header, .*CoLA's labelled files have none.*Take the line out",
+        ),
+        ("CoLA/train.tsv", 1, "gj04", "sentence\tlabel\ngj04", "cola", "train", r"line 1: a header"),
         ("CoLA/train.tsv", 2, "\t1\t", "\t2\t", "cola", "train", r"line 2: the label is '2'"),
         ("WNLI/test.tsv", 3, "1\t", "5\t", "wnli", "test", r"WNLI/test.tsv, line 3: index '5', expected 1"),
     ],
@@ -137,8 +228,17 @@ def test_a_broken_file_is_refused_by_file_and_line(
 
 
 def test_a_wrong_folder_a_missing_split_and_unknown_names_say_what_was_expected(own: Path) -> None:
-    with pytest.raises(EunoeError, match=r"holds no folder 'CoLA'.*Give the folder above CoLA"):
-        read_glue("cola", str(own / "CoLA"), "train")
+    for task, folder in (("cola", "CoLA"), ("rte", "RTE"), ("rte", "CoLA"), ("stsb", "STS-B")):
+        said = rf"holds no folder '{GLUE[task].folder}': it is the folder of .* itself. Give the folder above {folder}: {own}\."
+        with pytest.raises(EunoeError, match=said):
+            read_glue(task, str(own / folder), "train")
+    with pytest.raises(EunoeError, match=r"GLEU does not exist. Give the folder that holds CoLA"):
+        read_glue("cola", str(own / "GLEU"), "train")
+    with pytest.raises(EunoeError, match=r"dev.tsv is no folder"):
+        read_glue("cola", str(own / "RTE/dev.tsv"), "train")
+    (own / "mine").mkdir()
+    with pytest.raises(EunoeError, match=r"holds no folder 'CoLA', where GLUE's cola lies; it holds no folders"):
+        read_glue("cola", str(own / "mine"), "train")
     (own / "RTE/dev.tsv").unlink()
     with pytest.raises(
         EunoeError, match=r"lacks the dev rows of GLUE's rte: expected dev.tsv; it holds test.tsv, train.tsv"

@@ -2,7 +2,8 @@
 
 GLUE: Wang et al. 2018, https://arxiv.org/abs/1804.07461, https://gluebenchmark.com. The files are tab-separated WITHOUT quoting: a
 double quote is a character. The first may begin with a byte-order mark (MRPC), CoLA's labelled files have no header,
-QQP's have a few rows that break off (they are left out and counted, as the usual scripts do), MRPC comes under two names.
+QQP's have a few rows that break off (they are left out and counted, as the usual scripts do), MRPC comes under two names, of which the
+older has the development rows among the training rows. A test row is never left out: the server counts them.
 Columns are found by the header's names, so their number may differ between copies. The layouts are those of the official
 download script; the columns of cola, rte, mrpc, stsb and qnli are checked against real files, the others' are from memory.
 
@@ -49,7 +50,9 @@ class GlueTask:
     files: tuple[tuple[str, str], ...] = ()
     """Other names of a split's file: (split, name)."""
     ragged: bool = False
-    """Are rows that break off left out (else refused)?"""
+    """Are labelled rows with too few or too many cells left out (else refused)?"""
+    ids: tuple[str, ...] = ()
+    """Columns that name a row, where development rows may lie among the training rows."""
     submit: tuple[tuple[str, str, int], ...] = ()
     """What the server takes: (split, name of the file, rows)."""
 
@@ -66,6 +69,7 @@ GLUE: dict[str, GlueTask] = {
     "mrpc": GlueTask(
         folder="MRPC", text="#1 String", pair="#2 String", label="Quality", metrics=("accuracy", "f1"),
         files=(("train", "msr_paraphrase_train.txt"), ("test", "msr_paraphrase_test.txt"), ("dev", "dev_ids.tsv")),
+        ids=("#1 ID", "#2 ID"),
         submit=(("test", "MRPC.tsv", 1725),),
     ),
     "stsb": GlueTask(
@@ -142,15 +146,21 @@ def _spread(rows: list[Example], most: int | None) -> tuple[Example, ...]:
 # -- the official folders -----------------------------------------------------------------------------------------------
 def _file(task: str, of: GlueTask, root: Path, split: str) -> Path:
     wanted = {_bare(of.folder), task}
-    folders = [root, *(p for p in sorted(root.iterdir()) if p.is_dir())] if root.is_dir() else []
-    found = next((p for p in folders[1:] if _bare(p.name) in wanted), None)
+    if not root.is_dir():
+        raise EunoeError(f"{root} {'is no folder' if root.exists() else 'does not exist'}. Give the folder that holds {of.folder}, as the "
+                         "official download makes it.")  # fmt: skip
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir()]
+    found = next((p for p in folders if _bare(p.name) in wanted), None)
     if found is None:
-        held = ", ".join(p.name for p in folders[1:]) or "no folders"
+        of_one = next((name for name, o in GLUE.items() if _bare(root.resolve().name) in (_bare(o.folder), name)), None)
+        if of_one is not None:
+            raise EunoeError(f"{root} holds no folder {of.folder!r}: it is the folder of {of_one} itself. Give the folder above "
+                             f"{root.resolve().name}: {root.resolve().parent}.")  # fmt: skip
+        held = ", ".join(p.name for p in folders) or "no folders"
         raise EunoeError(f"{root} holds no folder {of.folder!r}, where GLUE's {task} lies; it holds {held}. Give the folder above "
                          f"{of.folder}, as the official download makes it.")  # fmt: skip
     names = [f"{split}.tsv", *(name for s, name in of.files if s == split)]
-    tried = [found / f"{name}{gz}" for name in names for gz in ("", ".gz")]
-    file = next((f for f in tried if f.is_file()), None)
+    file = _held(found, *names)
     if file is None:
         held = ", ".join(sorted(p.name for p in found.iterdir())) or "nothing"
         raise EunoeError(
@@ -159,49 +169,107 @@ def _file(task: str, of: GlueTask, root: Path, split: str) -> Path:
     return file
 
 
+def _held(folder: Path, *names: str) -> Path | None:
+    """The first of these files that is there, plain or packed."""
+    tried = (folder / f"{name}{gz}" for name in names for gz in ("", ".gz"))
+    return next((file for file in tried if file.is_file()), None)
+
+
 def _bare(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
 def _from_file(task: str, of: GlueTask, root: Path, split: str) -> Iterator[Example]:
-    file, labelled = _file(task, of, root, split), not split.startswith("test")
-    if file.name.startswith("dev_ids"):
-        yield from _by_ids(of, file)
+    file = _file(task, of, root, split)
+    if not of.ids or split == "test":
+        yield from (example for _, example in _read(of, file, not split.startswith("test")))
         return
+    among = _dev_ids(of, file, split)
+    if among and file.name.startswith("dev_ids"):
+        source = _held(file.parent, "msr_paraphrase_train.txt", "train.tsv")
+        if source is None:
+            raise EunoeError(
+                f"{file} names rows of msr_paraphrase_train.txt, which is not beside it. Fetch MRPC again."
+            )
+        file = source
+    for key, example in _read(of, file, True, with_ids=bool(among)):
+        if not among or (key in among) == (split == "dev"):
+            yield example
+
+
+def _dev_ids(of: GlueTask, file: Path, split: str) -> set[tuple[str, ...]]:
+    """The ids of the development rows where these lie among the training rows of the old name; else none."""
+    if split == "dev" and not file.name.startswith("dev_ids"):
+        return set()
+    own, ids = _held(file.parent, "dev.tsv"), _held(file.parent, "dev_ids.tsv")
+    old = file.name.startswith("msr_paraphrase")
+    if split == "train" and not old and own is not None:
+        return set()
+    if ids is not None:
+        found = set()
+        for number, line in lines_of(ids):
+            cells = tuple(cell.strip() for cell in line.split("\t"))
+            if line.strip() and len(cells) != len(of.ids):
+                raise EunoeError(
+                    f"{ids}, line {number}: {line!r}, expected {' and '.join(of.ids)} parted by a tab. Fetch it again."
+                )
+            found |= {cells} if line.strip() else set()
+        if not found:
+            raise EunoeError(
+                f"{ids} is empty, so the development rows cannot be told from the training rows. Fetch it again."
+            )
+        return found
+    if own is not None:
+        return {key for key, _ in _read(of, own, True, with_ids=True)}
+    if old:
+        raise EunoeError(f"{file} holds the development rows too, and neither dev_ids.tsv nor dev.tsv is beside it to tell them from the "
+                         "training rows. Fetch MRPC again, or put GLUE's dev_ids.tsv there.")  # fmt: skip
+    return set()
+
+
+def _read(
+    of: GlueTask, file: Path, labelled: bool, with_ids: bool = False
+) -> Iterator[tuple[tuple[str, ...], Example]]:
+    """Each row of a file with its ids (none unless asked for)."""
     lines = lines_of(file)
+    ids = of.ids if with_ids else ()
     if labelled and not of.header:
         columns, positions = 4, {of.text: 3, of.label: 1}  # CoLA: source, label, the author's mark, sentence
     else:
-        positions, columns = _columns(of, file, next(lines, (1, ""))[1], labelled)
-    left_out = 0
-    for place, (number, line) in enumerate(lines):
-        cells = line.split("\t")
-        if not line.strip():
+        positions, columns = _columns(of, file, next(lines, (1, ""))[1], labelled, ids)
+    left_out = place = 0
+    for number, line in lines:
+        if not line.strip(" "):
             continue
-        where = f"{file}, line {number}"
-        if len(cells) <= max(positions.values()):
-            if of.ragged:
+        cells, where = line.split("\t"), f"{file}, line {number}"
+        if labelled and not of.header and number == 1 and {"sentence", "label"} & {c.strip().lower() for c in cells}:
+            raise EunoeError(f"{where}: a header, {line!r}; {of.folder}'s labelled files have none, but rows of source, label, mark and "
+                             "sentence. Take the line out, or fetch the file again.")  # fmt: skip
+        if len(cells) != columns:
+            if of.ragged and labelled:
                 left_out += 1
                 continue
-            raise EunoeError(
-                f"{where}: {len(cells)} columns, expected {columns} parted by tabs. Mend the line or fetch the file again."
-            )
+            more = " (a stray tab shifts the text)" if len(cells) > columns else ""
+            raise EunoeError(f"{where}: {len(cells)} columns, expected {columns} parted by tabs{more}. Mend the line or fetch the file "
+                             "again.")  # fmt: skip
         if not labelled and "index" in positions and cells[positions["index"]].strip() != str(place):
             raise EunoeError(
                 f"{where}: index {cells[positions['index']]!r}, expected {place}: GLUE's server wants the rows in order."
             )
+        place += 1
         if labelled and cells[positions[of.label]] == "-":  # annotators did not agree, as SNLI writes it
             left_out += 1
             continue
-        yield _example(of, {key: cells[at] for key, at in positions.items()}, labelled, where)
+        held = {key: cells[at] for key, at in positions.items()}
+        yield tuple(held[key].strip() for key in ids), _example(of, held, labelled, where)
     if left_out:
-        say(f"{file}: {left_out} rows break off or have no label, and are left out")
+        say(f"{file}: {left_out} rows break off, have a tab too many or no label, and are left out")
 
 
-def _columns(of: GlueTask, file: Path, header: str, labelled: bool) -> tuple[dict[str, int], int]:
+def _columns(of: GlueTask, file: Path, header: str, labelled: bool, ids: tuple[str, ...]) -> tuple[dict[str, int], int]:
     """Where each wanted column is, from the header, and how many there are."""
     names = header.split("\t")
-    wanted = [of.text, *([of.pair] if of.pair else []), *([of.label] if labelled else [])]
+    wanted = [of.text, *([of.pair] if of.pair else []), *([of.label] if labelled else []), *ids]
     for name in wanted:
         if name not in names:
             raise EunoeError(
@@ -225,25 +293,9 @@ def _example(of: GlueTask, cells: dict[str, str], labelled: bool, where: str) ->
             label = float(cells[of.label])
         except ValueError:
             label = math.nan
-        if not math.isfinite(label):
+        if not 0 <= label <= 5:  # nan neither
             raise EunoeError(f"{where}: the score is {cells[of.label]!r}, expected a number from 0 to 5.")
     return Example(cells[of.text], cells[of.pair] if of.pair else None, label)
-
-
-def _by_ids(of: GlueTask, file: Path) -> Iterator[Example]:
-    """MRPC's development rows where only their ids are there: they lie among the training rows."""
-    source = next(
-        (p for p in (file.parent / "msr_paraphrase_train.txt", file.parent / "train.tsv") if p.is_file()), None
-    )
-    if source is None:
-        raise EunoeError(f"{file} names rows of msr_paraphrase_train.txt, which is not beside it. Fetch MRPC again.")
-    wanted = {tuple(line.split("\t")[:2]) for _, line in lines_of(file) if line.strip()}
-    rows = lines_of(source)
-    positions, _ = _columns(of, source, next(rows)[1], True)
-    for number, line in rows:
-        cells = line.split("\t")
-        if len(cells) > 4 and tuple(cells[1:3]) in wanted:
-            yield _example(of, {key: cells[at] for key, at in positions.items()}, True, f"{source}, line {number}")
 
 
 # -- the hub ------------------------------------------------------------------------------------------------------------
