@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eunoe.data.glue import GLUE, read_glue
-from eunoe.data.submission import FILES, submission_file, validate_submission, write_submission
+from eunoe.data.submission import FILES, fill_submission, submission_file, validate_submission, write_submission
 from eunoe.errors import EunoeError
 from tests.data.glue_layout import TEST_ROWS, write_glue
 
@@ -87,6 +87,23 @@ def test_missing_tasks_are_named_and_filled_on_request(root: Path, tmp_path: Pat
     assert validate_submission(tmp_path / "all.zip", {"RTE.tsv": TEST_ROWS, "STS-B.tsv": TEST_ROWS}) == []
 
 
+def test_a_zip_is_filled_afterwards_to_the_same_bytes_and_keeps_what_it_holds(root: Path, tmp_path: Path) -> None:
+    some = {key: value for key, value in answers(root).items() if key[0] in ("rte", "stsb")}
+    lacking = write_submission(tmp_path / "later.zip", some)
+    write_submission(tmp_path / "at_once.zip", some, fill=True)
+    assert fill_submission(tmp_path / "later.zip") == lacking
+    assert (tmp_path / "later.zip").read_bytes() == (tmp_path / "at_once.zip").read_bytes()
+    assert fill_submission(tmp_path / "later.zip") == []
+    with pytest.raises(EunoeError, match="is a folder; only a zip is filled"):
+        fill_submission(tmp_path)
+
+
+def test_small_and_scientific_numbers_are_scores(sent: Path, tmp_path: Path) -> None:
+    folder = unpacked(sent, tmp_path / "out")
+    (folder / "STS-B.tsv").write_text("index\tprediction\n0\t1e-3\n1\t5\n2\t5.\n3\t4.25E0", encoding="utf-8")
+    assert validate_submission(folder, FEW) == []
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "said"),
     [
@@ -106,6 +123,22 @@ def test_missing_tasks_are_named_and_filled_on_request(root: Path, tmp_path: Pat
         ("QQP.tsv", "1\t1", "1,1", "QQP.tsv, line 3: 1 columns"),
         ("STS-B.tsv", "1.200", "7", "STS-B.tsv, line 3: the prediction is '7', expected a number from 0 to 5"),
         ("STS-B.tsv", "1.200", "nan", "STS-B.tsv, line 3: the prediction is 'nan', expected a number from 0 to 5"),
+        (
+            "STS-B.tsv",
+            "1.200",
+            "1_0e-1",
+            "STS-B.tsv, line 3: the prediction is '1_0e-1', expected a number from 0 to 5",
+        ),
+        ("STS-B.tsv", "1.200", " 1.2", "STS-B.tsv, line 3: the prediction is ' 1.2', expected a number from 0 to 5"),
+        ("STS-B.tsv", "1.200", "-1.2", "STS-B.tsv, line 3: the prediction is '-1.2', expected a number from 0 to 5"),
+        ("STS-B.tsv", "1.200", "١.2", "STS-B.tsv, line 3: the prediction is"),
+        ("RTE.tsv", "prediction\n", "prediction\r\n", "RTE.tsv, line 1: 1 lines end as on Windows (CRLF)"),
+        (
+            "RTE.tsv",
+            "1\tnot_entailment\n",
+            "1\tnot_entailment\r\n",
+            "RTE.tsv, line 3: 1 lines end as on Windows (CRLF)",
+        ),
         ("WNLI.tsv", "3\t1\n", "", "WNLI.tsv: 3 predictions, expected 4"),
     ],
 )
@@ -115,7 +148,7 @@ def test_each_kind_of_fault_is_told_by_file_and_line(
     folder = unpacked(sent, tmp_path / "out")
     text = (folder / name).read_text(encoding="utf-8")
     assert old in text
-    (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+    (folder / name).write_bytes(text.replace(old, new, 1).encode())
     problems = validate_submission(folder, FEW)
     assert len(problems) == 1
     assert said.replace("\\t", "\t") in problems[0].encode().decode("unicode_escape") or said in problems[0]

@@ -203,28 +203,26 @@ def _dev_ids(of: GlueTask, file: Path, split: str) -> set[tuple[str, ...]]:
         return set()
     own, ids = _held(file.parent, "dev.tsv"), _held(file.parent, "dev_ids.tsv")
     old = file.name.startswith("msr_paraphrase")
-    if split == "train" and not old and own is not None:
+    if split == "train" and not old and (own is not None or ids is None):
         return set()
-    if ids is not None:
-        found = set()
-        for number, line in lines_of(ids):
-            cells = tuple(cell.strip() for cell in line.split("\t"))
-            if line.strip() and len(cells) != len(of.ids):
-                raise EunoeError(
-                    f"{ids}, line {number}: {line!r}, expected {' and '.join(of.ids)} parted by a tab. Fetch it again."
-                )
-            found |= {cells} if line.strip() else set()
-        if not found:
-            raise EunoeError(
-                f"{ids} is empty, so the development rows cannot be told from the training rows. Fetch it again."
-            )
-        return found
-    if own is not None:
-        return {key for key, _ in _read(of, own, True, with_ids=True)}
-    if old:
+    if ids is None and own is None:
         raise EunoeError(f"{file} holds the development rows too, and neither dev_ids.tsv nor dev.tsv is beside it to tell them from the "
                          "training rows. Fetch MRPC again, or put GLUE's dev_ids.tsv there.")  # fmt: skip
-    return set()
+    found = {key for key, _ in _read(of, own, True, with_ids=True)} if own is not None else set()
+    for number, line in lines_of(ids) if ids is not None else ():
+        cells = tuple(cell.strip() for cell in line.split("\t"))
+        if not line.strip():
+            continue
+        if len(cells) != len(of.ids):
+            raise EunoeError(
+                f"{ids}, line {number}: {line!r}, expected {' and '.join(of.ids)} parted by a tab. Fetch it again."
+            )
+        found.add(cells)
+    if not found:
+        raise EunoeError(
+            f"{ids or own} is empty, so the development rows cannot be told from the training rows. Fetch it again."
+        )
+    return found
 
 
 def _read(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ OLDEST = (1980, 1, 1, 0, 0, 0)
 """The first date a zip can hold; all files have it, so that equal predictions are equal bytes."""
 SHOWN = 5
 """Faults told of one file; the rest are counted."""
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", re.IGNORECASE)
+"""A number as every reader takes it: Python's own also takes ``1_0``, blanks and other digits."""
 
 FILES: dict[str, tuple[str, str, int]] = {
     name: (task, split, rows) for task, of in GLUE.items() for split, name, rows in of.submit
@@ -54,18 +57,41 @@ def write_submission(
             raise unknown(f"{task} {split}", [f"{t} {s}" for t, s, _ in FILES.values()], "test set of GLUE")
         texts[submission_file(task, split)] = _text(GLUE[task], answers, f"{task} {split}")
     lacking = [name for name in FILES if name not in texts]
-    for name in lacking if fill else []:
+    _write(file, {name: text.encode() for name, text in texts.items()} | (_constant(lacking) if fill else {}))
+    return lacking
+
+
+def fill_submission(file: Path) -> list[str]:
+    """Add to a zip the files that it lacks, as ``write_submission`` with ``fill``; returns their names.
+
+    What is in the zip stays as it is. Raises ``EunoeError`` if ``file`` is no zip.
+    """
+    if file.is_dir():
+        raise EunoeError(f"{file} is a folder; only a zip is filled. Give the zip.")
+    held = _read(file)
+    lacking = [name for name in FILES if name not in held]
+    if lacking:
+        _write(file, held | _constant(lacking))
+    return lacking
+
+
+def _constant(names: Sequence[str]) -> dict[str, bytes]:
+    """Files that answer every row alike."""
+    texts = {}
+    for name in names:
         task, _, rows = FILES[name]
-        texts[name] = _text(GLUE[task], [GLUE[task].labels[0] if GLUE[task].labels else 2.5] * rows, name)
+        texts[name] = _text(GLUE[task], [GLUE[task].labels[0] if GLUE[task].labels else 2.5] * rows, name).encode()
+    return texts
+
+
+def _write(file: Path, texts: Mapping[str, bytes]) -> None:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in FILES:
-            if name in texts:
-                entry = zipfile.ZipInfo(name, OLDEST)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(entry, texts[name])
+        for name in [*(n for n in FILES if n in texts), *(n for n in texts if n not in FILES)]:
+            entry = zipfile.ZipInfo(name, OLDEST)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, texts[name])
     write_bytes(file, held.getvalue())
-    return lacking
 
 
 def _text(of: GlueTask, answers: Sequence[str | float], what: str) -> str:
@@ -117,9 +143,17 @@ def _faults(name: str, data: bytes, rows: int) -> list[str]:
     """What is wrong with one file, by line."""
     of, found = GLUE[FILES[name][0]], []
     try:
-        lines = data.decode("utf-8").splitlines()
+        lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         return [f"{name}: not UTF-8 at byte {error.start + 1}"]
+    if not lines[-1]:
+        lines.pop()
+    crlf = [place for place, line in enumerate(lines, 1) if line.endswith("\r")]
+    if crlf:
+        lines = [line.removesuffix("\r") for line in lines]
+        found.append(
+            f"{name}, line {crlf[0]}: {len(crlf):,} lines end as on Windows (CRLF), expected a line feed alone"
+        )
     if not lines or lines[0] != HEADER:
         found.append(f"{name}, line 1: the header is {lines[0] if lines else ''!r}, expected {HEADER!r}")
     for place, line in enumerate(lines[1:]):
@@ -141,10 +175,14 @@ def _faults(name: str, data: bytes, rows: int) -> list[str]:
 
 
 def _score(text: str) -> bool:
-    try:
-        return 0 <= float(text) <= 5
-    except ValueError:
-        return False
+    return _NUMBER.fullmatch(text) is not None and float(text) <= 5
 
 
-__all__ = ["FILES", "HEADER", "submission_file", "validate_submission", "write_submission"]
+__all__ = [
+    "FILES",
+    "HEADER",
+    "fill_submission",
+    "submission_file",
+    "validate_submission",
+    "write_submission",
+]
