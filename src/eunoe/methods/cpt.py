@@ -19,6 +19,7 @@ What we do differently, and why:
   number of domains but for one bit a unit.
 - No sparsity regulariser by default, as released: about half of the free units go to each new domain, so
   ``plugins/capacity.py`` counts what is left. ``sparsity`` is HAT's; ``grow`` makes room.
+- A sequence may go on from the plug-ins of a finished one (``plugins``), and they may be given more inner units then.
 
 The embeddings' compensated gradients are up to 100 times the plain ones: with global clipping they set the scale of the
 whole step. The release clips each tensor by itself.
@@ -42,8 +43,20 @@ from eunoe.methods.base import Method, freeze
 from eunoe.models.anatomy import anatomy
 from eunoe.plugins.adapter import ACTIVATIONS, INITS, Adapter
 from eunoe.plugins.capacity import capacity
-from eunoe.plugins.inject import PLACEMENTS, Site, adapters, grow, inject, save_plugins
+from eunoe.plugins.inject import (
+    PLACEMENTS,
+    Site,
+    adapters,
+    add_domains,
+    detach,
+    grow,
+    inject,
+    load_plugins,
+    placement_of,
+    save_plugins,
+)
 from eunoe.plugins.task_mask import Active, TaskMask, anneal, clamp, compensate, gate, sparsity, within_epoch
+from eunoe.recipe import expand
 
 END_TASK_LR = 3e-5 / 5e-5
 """The paper's rate of plug-in weights over that of all other weights in end-task fine-tuning."""
@@ -75,6 +88,9 @@ class CptSettings:
     """Limit on s * e in the compensation of the mask embeddings' gradients."""
     embedding_clip: float = 6.0
     """Limit on the mask embeddings after each step."""
+    plugins: str | None = None
+    """Go on from the plug-ins in this folder, which a finished run or ``save_plugins`` wrote: their domains stay learnt.
+    Sizes left out are theirs, larger ones grow them."""
 
     def __post_init__(self) -> None:
         lookup(PLACEMENTS, self.placement, "placement")
@@ -105,7 +121,12 @@ class CptSettings:
 class Cpt(Method):
     """Only plug-ins train; the base model, its LayerNorms and its head keep their bits. ``forgets`` nothing.
 
-    Raises ``EunoeError`` for a model family without anatomy, a model that has plug-ins, or a domain named twice.
+    With ``settings.plugins`` the domains come after those of that folder, and ``self.domains`` names them all.
+
+    Raises ``EunoeError`` for a model family without anatomy, a model that has plug-ins, a domain named twice, and
+    ``settings.plugins`` that do not fit the model, the other settings or the domains' names.
+
+    Example: ``Cpt(model, CptSettings(plugins="run/plugins", ffn_size=1024), ["law"])``.
     """
 
     forgets = False
@@ -115,16 +136,16 @@ class Cpt(Method):
         twice = sorted({name for name in domains if domains.count(name) > 1})
         if twice:
             raise EunoeError(f"cpt: {', '.join(twice)} stands twice in the domains; give each domain its own name.")
-        self.active = Active(domains=tuple(domains), s=settings.s_max, s_max=settings.s_max)
-
-        def make(site: Site) -> Adapter:
-            size, how = settings.size(site.part, site.width), {"activation": settings.activation, "init": settings.init}
-            return Adapter(site.width, size, self.active, out=site.out, skip=site.skip, **how)
-
         parts = anatomy(model)
         freeze(model)
-        skip = None if settings.skip == "auto" else settings.skip
-        self.adapters = inject(model, parts, make, placement=settings.placement, skip=skip)
+        if settings.plugins is None:
+            skip = None if settings.skip == "auto" else settings.skip
+            self.active = Active(domains=tuple(domains), s=settings.s_max, s_max=settings.s_max)
+            self.adapters = inject(model, parts, self._make, placement=settings.placement, skip=skip)
+        else:
+            self.adapters = _go_on(model, settings, domains)
+            self.active = _active(model)
+            self.domains = list(self.active.domains)
         self.seed = int(torch.randint(1 << 62, ()))
         self._closed: list[tuple[nn.Parameter, Tensor]] | None = None
 
@@ -245,6 +266,7 @@ class Cpt(Method):
         """Wider plug-ins for the domains to come, see ``plugins.inject.grow``.
 
         A method that goes on from a checkpoint of grown plug-ins must be grown alike before the weights are restored.
+        Plug-ins of a finished run are grown by ``CptSettings.plugins`` with larger sizes, when the method is made.
         """
         grow(self.model, attention_size=attention_size, ffn_size=ffn_size)
 
@@ -287,6 +309,11 @@ class Cpt(Method):
         self._closed = None
 
     # -- parts -------------------------------------------------------------------------------------------------
+    def _make(self, site: Site) -> Adapter:
+        size = self.settings.size(site.part, site.width)
+        how = {"activation": self.settings.activation, "init": self.settings.init}
+        return Adapter(site.width, size, self.active, out=site.out, skip=site.skip, **how)
+
     def _masks(self) -> Iterator[TaskMask]:
         for adapter in self.adapters.values():
             yield from adapter.masks().values()
@@ -311,6 +338,67 @@ class Cpt(Method):
         begun = index in self.active.finished or (index is not None and index == self.active.running)
         active.domain = index if begun else None
         active.s = active.s_max
+
+
+def _go_on(model: nn.Module, settings: CptSettings, domains: list[str]) -> dict[str, Adapter]:
+    """Attach the plug-ins of ``settings.plugins``, grow them to the settings' sizes, and make room for ``domains``.
+
+    Their weights and masks are those of the folder; only the fresh units are drawn, from torch's generator.
+    """
+    folder = expand(str(settings.plugins))
+    load_plugins(model, folder)
+    found = adapters(model)
+    try:
+        larger = _larger(model, settings, domains, folder)
+    except EunoeError:
+        detach(model)
+        raise
+    for adapter in found.values():
+        adapter.init = settings.init
+    if larger:
+        grow(model, **larger)
+    add_domains(model, domains)
+    active = _active(model)
+    active.s = active.s_max = settings.s_max  # learnt masks are hard at any
+    return found
+
+
+def _larger(model: nn.Module, settings: CptSettings, domains: list[str], folder: str) -> dict[str, int]:
+    """The sizes to grow to, as ``grow`` takes them; raises where plug-ins and settings cannot go together."""
+    larger: dict[str, int] = {}
+    saved: dict[str, set[Any]] = {"placement": {placement_of(model)}, "activation": set(), "skip": set()}
+    for name, adapter in adapters(model).items():
+        saved["activation"].add(adapter.activation)
+        saved["skip"].add(adapter.skip)
+        key = "attention_size" if name.endswith("attention_plugin") else "ffn_size"
+        wanted = getattr(settings, key)
+        if wanted is not None and wanted < adapter.size:
+            raise EunoeError(
+                f"cpt: {key} is {wanted}, but the plug-ins of {folder} have {adapter.size} inner units there, and they "
+                "only grow. Give that many or more, or leave it out to keep them as they are."
+            )
+        if wanted is not None and wanted > adapter.size:
+            larger[key] = wanted
+    if settings.skip == "auto":
+        del saved["skip"]  # theirs
+    for key, values in saved.items():
+        if values != {getattr(settings, key)}:
+            theirs = "auto" if len(values) > 1 else str(*values).lower()
+            raise EunoeError(
+                f"cpt: {key} is {str(getattr(settings, key)).lower()}, but the plug-ins of {folder} were learnt with "
+                f"{theirs}, which cannot change. Give {key}: {theirs}."
+            )
+    again = [name for name in domains if name in _active(model).domains]
+    if again:
+        raise EunoeError(
+            f"cpt: {', '.join(again)} is learnt already in {folder}, and closed. Learn more text of it under a new name."
+        )
+    return larger
+
+
+def _active(model: nn.Module) -> Active:
+    """What the plug-ins of ``model``, which has some, share."""
+    return next(iter(adapters(model).values())).active
 
 
 def _seed(seed: int, domain: str) -> int:

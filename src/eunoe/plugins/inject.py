@@ -27,7 +27,7 @@ and is left out; a run keeps it in its checkpoints.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -301,6 +301,22 @@ def grow(model: nn.Module, *, attention_size: int | None = None, ffn_size: int |
             adapter.grow(wanted - adapter.size)
 
 
+def add_domains(model: nn.Module, names: Iterable[str]) -> None:
+    """Make room for further domains, to be learnt after those that the plug-ins know; what these compute stays."""
+    active = _one(model).active
+    active.domains = (*active.domains, *names)
+    for adapter in adapters(model).values():
+        for mask in adapter.masks().values():
+            known, width = mask.bits.shape
+            mask.bits = torch.cat([mask.bits, mask.bits.new_zeros(len(active.domains) - known, width)])
+
+
+def placement_of(model: nn.Module) -> str:
+    """Where the model's plug-ins stand: a name of ``PLACEMENTS``."""
+    _one(model)
+    return _taps(model)[0].placement
+
+
 _SHAPE = ("size", "grown", "skip")
 
 
@@ -383,10 +399,12 @@ __all__ = [
     "Place",
     "Site",
     "adapters",
+    "add_domains",
     "detach",
     "grow",
     "inject",
     "load_plugins",
+    "placement_of",
     "save_plugins",
     "set_domain",
 ]
