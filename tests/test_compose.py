@@ -53,10 +53,20 @@ def test_plot_lambda_trains_nothing_and_warns_of_what_is_never_learnt(here: Path
     )
     told = capsys.readouterr()
     assert "nothing is ever learnt" in " ".join((told.err + told.out).split())
-    page = (here / "runs/lambda.html").read_text(encoding="utf-8")
+    assert "plot: runs/finetune.lambda.html" in told.out
+    page = (here / "runs/finetune.lambda.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert "6 steps" in page
     assert not (here / "runs/finetune").exists()
+
+
+def test_plots_of_two_runs_in_a_folder_lie_side_by_side(here: Path, capsys: Any) -> None:
+    for name, epochs in (("st/a", "2"), ("st/b", "4")):
+        assert main(["finetune", *FILES_OF_TASK, "--optimizer", "recadam", "--epochs", epochs, "--batch", "8", "--plot-lambda",
+                     "--out", name]) == 0  # fmt: skip
+        assert f"plot: {name}.lambda.html" in capsys.readouterr().out
+    assert "6 steps" in (here / "st/a.lambda.html").read_text(encoding="utf-8")
+    assert "12 steps" in (here / "st/b.lambda.html").read_text(encoding="utf-8")
 
 
 def test_plot_lambda_without_recadam_and_finetune_without_rows_say_what_to_add(capsys: Any) -> None:
@@ -86,9 +96,35 @@ def test_glue_scores_every_task_and_hands_in_what_the_validator_accepts(here: Pa
     best = max((r for r in rows if (r.task, r.metric, r.at) == ("rte", "accuracy", "last")), key=lambda r: r.value)
     told = json.loads((out / f"cells/rte/adamw.seed{best.seed}/predictions.json").read_text(encoding="utf-8"))
     assert sent == [f"{i}\t{answer}" for i, answer in enumerate(told["rte test"])]
-    capsys.readouterr()
+    told = " ".join(capsys.readouterr().err.split())
+    assert "has 4 test rows of rte, but GLUE has 3,000" in told
+    assert "submission: RTE.tsv: 4 predictions, expected 3,000" in told
+    assert "is missing" not in told
     assert main(["glue", "--check", str(out / "submission.zip")]) == 2
     assert "CoLA.tsv: 4 predictions, expected 1,063" in capsys.readouterr().out
+
+
+def test_a_submission_of_some_tasks_is_filled_at_once_or_afterwards(here: Path, capsys: Any) -> None:
+    words = ["glue", "--data", str(write_glue(here / "GLUE")), "--tasks", "rte", "--model", "bert", "--seeds", "0", "--epochs",
+             "1", "--batch", "4", "--max-length", "16", "--submit"]  # fmt: skip
+    assert main([*words, "--out", "some"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "CoLA.tsv is missing; the server wants all 11 files" in told
+    assert "`eunoe glue --check some/submission.zip --fill`" in told
+    assert main([*words, "--out", "all", "--fill"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "AX.tsv answered with a constant" in told
+    assert "missing" not in told
+    assert validate_submission(here / "all/submission.zip", {"RTE.tsv": TEST_ROWS}) == []
+    (here / "again.zip").write_bytes((here / "some/submission.zip").read_bytes())
+    assert main([*words, "--out", "some", "--fill"]) == 0  # finished: only the zip changes
+    assert "Only submission.zip was changed" in " ".join(capsys.readouterr().err.split())
+    assert main(["glue", "--check", "again.zip", "--fill"]) == 2  # RTE has 4 rows
+    assert "CoLA.tsv" in capsys.readouterr().out
+    for file in ("some/submission.zip", "again.zip"):
+        assert (here / file).read_bytes() == (here / "all/submission.zip").read_bytes()
+    assert main(["glue", "--fill"]) == 2
+    assert "give it with --submit, or with --check ZIP" in capsys.readouterr().err
 
 
 def test_an_override_of_a_system_that_is_not_there_names_the_option_that_adds_it(capsys: Any) -> None:
@@ -100,4 +136,6 @@ def test_glue_refuses_what_is_no_task_and_a_folder_that_holds_none(here: Path, c
     assert main(["glue", "--data", ".", "--tasks", "cola2"]) == 2
     assert "cola" in capsys.readouterr().err
     assert main(["glue", "--data", str(here / "cache"), "--tasks", "cola", "--model", "bert"]) == 2
+    assert "cache does not exist. Give the folder that holds CoLA" in capsys.readouterr().err
+    assert main(["glue", "--data", ".", "--tasks", "cola", "--model", "bert"]) == 2
     assert "holds no folder 'CoLA'" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument(
         "--plot-lambda",
         action="store_true",
-        help="show RecAdam's lambda, pull and rate over the steps, and train nothing",
+        help="show RecAdam's lambda, pull and rate over the steps, also as OUT.lambda.html, and train nothing",
     )
     _fine_tuning(finetune, optimizer=["adamw"], seeds=[0], epochs=None)
     finetune.set_defaults(go=_finetune, overrides=True)
@@ -120,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks", nargs="+", default=list(NINE), metavar="TASK", help=f"of {', '.join(NINE)} (default: all)"
     )
     glue.add_argument("--submit", action="store_true", help="also answer the test rows and write submission.zip")
+    glue.add_argument(
+        "--fill",
+        action="store_true",
+        help="with --submit, or --check ZIP: answer the tasks that are missing with a constant, as the server wants all files",
+    )
     glue.add_argument("--check", type=Path, metavar="ZIP", help="only check a submission's files, headers and rows")
     _fine_tuning(glue, optimizer=["adamw"], seeds=[0, 1, 2, 3, 4], epochs=3)
     glue.set_defaults(go=_glue, overrides=True)
@@ -218,15 +223,19 @@ def _finetune(args: argparse.Namespace, rest: list[str]) -> int:
 
     study = finetune_study(args, _overrides(rest))
     if args.plot_lambda:
-        print(f"plot: {plot_lambda(study, args.out.parent)}")
+        print(f"plot: {plot_lambda(study, args.out)}")
         return 0
     return _study(study, args)
 
 
 def _glue(args: argparse.Namespace, rest: list[str]) -> int:
-    from eunoe.data.submission import validate_submission
+    from eunoe.data.submission import fill_submission, validate_submission
 
+    if args.fill and not (args.submit or args.check):
+        raise EunoeError("--fill completes a submission: give it with --submit, or with --check ZIP.")
     if args.check:
+        if args.fill and (added := fill_submission(args.check)):
+            print(f"{args.check}: {', '.join(added)} answered with a constant: their scores on the server mean nothing")
         problems = validate_submission(args.check)
         print(
             "\n".join(problems) or f"{args.check}: every file has the names, header, order and labels that GLUE reads."
@@ -240,7 +249,7 @@ def _glue(args: argparse.Namespace, rest: list[str]) -> int:
 def _study(study: Study, args: argparse.Namespace) -> int:
     from eunoe.study import run_study
 
-    report = run_study(study, args.out, args.words)
+    report = run_study(study, args.out, args.words, getattr(args, "fill", False))
     _summary([args.out])
     print(f"report: {report}")
     return 0

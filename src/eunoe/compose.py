@@ -78,10 +78,11 @@ def _study(args: argparse.Namespace, tasks: list[dict[str, Any]], overrides: Ove
 
 
 # -- what annealing will do -----------------------------------------------------------------------------------------
-def plot_lambda(study: Study, folder: Path) -> Path:
+def plot_lambda(study: Study, out: Path) -> Path:
     """Before anything trains: lambda, the pull and the rate over the steps of each RecAdam system and task.
 
-    Prints a table and the warnings, and writes ``folder/lambda.html`` with a plot each; returns its path.
+    Prints a table and the warnings, and writes a plot each to ``OUT.lambda.html``, beside the study folder ``out`` that is to
+    be; returns its path.
     Raises ``EunoeError`` where no system uses recadam.
     """
     rows = {task.name: len(load_study_task(task).train) for task in study.tasks}
@@ -100,9 +101,10 @@ def plot_lambda(study: Study, folder: Path) -> Path:
     if not figures:
         raise EunoeError("--plot-lambda shows RecAdam's annealing, but no system uses it. Add --optimizer recadam.")
     page = f"<!doctype html><meta charset=utf-8><title>lambda</title><body style='font-family:sans-serif'>{''.join(figures)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "lambda.html", page)
-    return folder / "lambda.html"
+    file = out.parent / f"{out.resolve().name}.lambda.html"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, page)
+    return file
 
 
 def _print_curve(title: str, curve: list[Point]) -> None:

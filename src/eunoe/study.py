@@ -33,7 +33,7 @@ from eunoe.data.collate import Rows, row_steps
 from eunoe.data.corpus import Part, load_blocks
 from eunoe.data.glue import GLUE, has_split, load_glue, read_glue
 from eunoe.data.shots import evenly
-from eunoe.data.submission import write_submission
+from eunoe.data.submission import fill_submission, validate_submission, write_submission
 from eunoe.data.tasks import Example, Task, load_task
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, eval_batches, predictions, task_scores
@@ -173,15 +173,19 @@ def _typed(
     return settings
 
 
-def run_study(study: Study, out: Path, command: str = "") -> Path:
+def run_study(study: Study, out: Path, command: str = "", fill: bool = False) -> Path:
     """Carry out ``study`` in the folder ``out``, or help others who are at it; returns the path of its report.
 
+    ``fill``: where test rows are answered, submission.zip also answers the tasks that the study lacks, with a constant.
     Raises ``EunoeError`` for anything the user can mend, ``Interrupted`` when asked to stop (place saved).
     """
     plan = resolve_study(study)
     refuse_other(plan.recipe, out)
     if finished(out):
-        say(f"{out} is finished: every score of the study is there. Nothing was changed.")
+        added = _fill(out) if fill else []
+        say(
+            f"{out} is finished: every score of the study is there. {'Only submission.zip' if added else 'Nothing'} was changed."
+        )
         return out / "report.html"
     bench = Bench(plan.recipe)
     for cells in plan.points.values():
@@ -195,7 +199,7 @@ def run_study(study: Study, out: Path, command: str = "") -> Path:
                 _gather(plan, out)
             else:
                 time.sleep(1)  # others are at all that is left
-        return _finish(plan, out)
+        return _finish(plan, out, fill)
 
 
 def done(cell: Cell, out: Path) -> bool:
@@ -261,6 +265,10 @@ def _more_splits(settings: StudyTask, predict_test: bool) -> dict[str, list[Exam
     for task, split in asked:
         if split in GLUE[task].splits and (task != "ax" or has_split(task, settings.folder, split)):
             rows = read_glue(task, settings.folder, split)
+            wanted = next((n for s, _, n in GLUE[task].submit if s == split), len(rows))
+            if len(rows) != wanted:
+                say(f"warning: {settings.folder} has {len(rows):,} {split} rows of {task}, but GLUE has {wanted:,}: its server will not "
+                    "take the answers. Fetch the file again.")  # fmt: skip
             if split.startswith("dev") and settings.test_rows is not None:
                 rows = [rows[i] for i in evenly(len(rows), settings.test_rows)]
             found[f"{task} {split}"] = rows
@@ -343,21 +351,24 @@ def _gather(plan: StudyPlan, out: Path) -> None:
         write_text(out / "rows.jsonl", "".join(file.read_text(encoding="utf-8") for file in cells))
 
 
-def _finish(plan: StudyPlan, out: Path) -> Path:
+def _finish(plan: StudyPlan, out: Path, fill: bool) -> Path:
     """The rows of all cells, the submission if one was asked for, and the report."""
     _gather(plan, out)
     with _alone(out):
         if finished(out):
             return out / "report.html"
         if plan.recipe.evaluation.predict_test:
-            _submit(plan, out)
+            _submit(plan, out, fill)
         report = write_report([out])
         mark_finished(out)
     return report
 
 
-def _submit(plan: StudyPlan, out: Path) -> None:
-    """submission.zip: of each task the answers of the cell with the best last development score, searches left out."""
+def _submit(plan: StudyPlan, out: Path, fill: bool) -> None:
+    """submission.zip: of each task the answers of the cell with the best last development score, searches left out.
+
+    Whatever is wrong with it is said.
+    """
     answers: dict[tuple[str, str], list[Any]] = {}
     tried = plan.recipe.search.seed if plan.recipe.search else None
     for task in plan.recipe.tasks:
@@ -371,8 +382,27 @@ def _submit(plan: StudyPlan, out: Path) -> None:
             answers |= {(key.split(" ")[0], key.split(" ")[1]): value for key, value in held.items()}
             say(f"submission: {task.name} is answered by {best.label}, seed {best.seed}")
     lacking = write_submission(out / "submission.zip", answers)
+    if fill:
+        _fill(out)
+        lacking = []
+    faults = validate_submission(out / "submission.zip")
+    for fault in faults:
+        say(f"submission: {fault}")
     if lacking:
-        say(f"submission.zip lacks {', '.join(lacking)}: GLUE's server wants all files")
+        say(
+            f"submission: `eunoe glue --check {out / 'submission.zip'} --fill` answers the files that are missing with a constant"
+        )
+    if not faults:
+        say(f"submission: {out / 'submission.zip'} has all files, rows and labels that GLUE's server wants")
+
+
+def _fill(out: Path) -> list[str]:
+    """Add what submission.zip lacks, and say so; returns the names."""
+    file = out / "submission.zip"
+    added = fill_submission(file) if file.is_file() else []
+    if added:
+        say(f"submission: {', '.join(added)} answered with a constant: their scores on the server mean nothing")
+    return added
 
 
 @contextmanager
