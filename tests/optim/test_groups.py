@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from eunoe.errors import EunoeError
 from eunoe.optim import RecAdam, anchored_groups, param_groups
-from eunoe.optim.groups import Anchor
+from eunoe.optim.groups import Anchor, bare
 
 TINY = BertConfig(
     vocab_size=20,
@@ -192,3 +200,163 @@ def test_the_models_own_state_dict_is_copied_and_a_foreign_one_is_not() -> None:
     own, foreign = model.state_dict(), {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
     assert pairs(anchored_groups(model, anchor=own))["weight"].data_ptr() != model.weight.data_ptr()  # type: ignore[union-attr]
     assert pairs(anchored_groups(model, anchor=foreign))["weight"] is foreign["weight"]
+
+
+# -- an anchor that does not fit ---------------------------------------------------------------------------------------
+DENSE = "bert.encoder.layer.0.output.dense.weight"
+
+
+def layers(n: int) -> BertConfig:
+    return BertConfig(**{**TINY.to_diff_dict(), "num_hidden_layers": n})
+
+
+def free_names(groups: list[dict[str, object]]) -> set[str]:
+    return {name for name, anchor in pairs(groups).items() if anchor is None}
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_a_slip_in_a_name_of_the_anchor_is_refused_with_both_names(prefixed: bool) -> None:
+    model = BertForSequenceClassification(TINY)
+    state = values(model if prefixed else model.bert)
+    held = DENSE if prefixed else DENSE.removeprefix("bert.")
+    slip = held.replace("dense", "dnse")
+    state[slip] = state.pop(held)
+    with pytest.raises(EunoeError, match=f"without an anchor: {DENSE}.*is close to {slip}.*free=\\('{DENSE}',"):
+        anchored_groups(model, anchor=state)
+    model.get_parameter(DENSE).requires_grad_(False)  # so it needs no anchor, but the slip is still one
+    with pytest.raises(EunoeError, match=f"has no weight: {slip}.*is close to encoder.layer.0.output.dense.weight"):
+        anchored_groups(model, anchor=state)
+
+
+def test_a_checkpoint_with_fewer_or_more_layers_is_refused_unless_they_are_said_to_be_new() -> None:
+    one, two = BertForSequenceClassification(layers(1)), BertForSequenceClassification(layers(2))
+    with pytest.raises(EunoeError, match=r"without an anchor: bert.encoder.layer.1.*\(16 names\)"):
+        anchored_groups(two, anchor=values(one))
+    with pytest.raises(EunoeError, match=r"for which the model has no weight: bert.encoder.layer.1.*\(16 names\)"):
+        anchored_groups(one, anchor=values(two))
+    for part in ("encoder.layer.1", "bert.encoder.layer.1"):
+        new = free_names(anchored_groups(two, anchor=values(one), free=(part,)))
+        assert new == {n for n, _ in two.named_parameters() if ".layer.1." in n or "classifier" in n}
+        assert free_names(anchored_groups(one, anchor=values(two), free=(part,))) == {
+            "classifier.weight",
+            "classifier.bias",
+        }
+
+
+def test_an_anchor_of_one_bias_is_refused() -> None:
+    model = BertForSequenceClassification(TINY)
+    with pytest.raises(EunoeError, match=r"without an anchor: .*\(22 names\)"):
+        anchored_groups(model, anchor={"bert.pooler.dense.bias": torch.zeros(8)})
+
+
+def test_what_is_said_to_be_free_is_free_whatever_the_anchor_holds() -> None:
+    model = BertForSequenceClassification(TINY)
+    expected = {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"}
+    for anchor in (None, values(model)):
+        assert free_names(anchored_groups(model, anchor=anchor, free=["pooler"])) == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "told"),
+    [
+        (("poolr",), "free names 'poolr', but no weight"),
+        (("encoder.lay",), "free names 'encoder.lay', but no weight's name is that or begins so"),
+        ("pooler", r"takes several names: free=\('pooler',\)"),
+    ],
+)
+def test_a_slip_in_free_is_refused(free: tuple[str, ...], told: str) -> None:
+    with pytest.raises(EunoeError, match=told):
+        anchored_groups(BertForSequenceClassification(TINY), free=free)
+
+
+def test_a_whole_pooler_may_be_missing_on_either_side_and_a_part_of_it_may_not() -> None:
+    model, lm = BertForSequenceClassification(TINY), BertForMaskedLM(TINY)
+    assert {n.split(".")[-3] for n in free_names(anchored_groups(model, anchor=values(lm))) if "bert" in n} == {
+        "pooler"
+    }
+    assert free_names(anchored_groups(lm, anchor=values(model))) == {n for n in values(lm) if n.startswith("cls")} - {
+        "cls.predictions.decoder.weight",  # tied to the embedding
+        "cls.predictions.decoder.bias",  # tied to cls.predictions.bias
+    }
+    state = values(model)
+    del state["bert.pooler.dense.bias"]
+    with pytest.raises(EunoeError, match=r"without an anchor: bert.pooler.dense.bias\. "):
+        anchored_groups(model, anchor=state)
+
+
+def test_names_of_old_checkpoints_are_understood() -> None:
+    model = BertForSequenceClassification(TINY)
+    state = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): p
+        for n, p in values(model).items()
+    }
+    state["bert.embeddings.position_ids"] = torch.arange(16)[None]
+    found = pairs(anchored_groups(model, anchor=state))
+    assert found["bert.embeddings.LayerNorm.bias"] is state["bert.embeddings.LayerNorm.beta"]
+    gpt = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16))
+    state = {**values(gpt.transformer), "h.0.attn.bias": torch.ones(1), "h.0.attn.masked_bias": torch.ones(1)}
+    assert free_names(anchored_groups(gpt, anchor=state)) == set()
+
+
+# -- wrapped models ----------------------------------------------------------------------------------------------------
+WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [
+    nn.DataParallel,
+    torch.compile,  # type: ignore[list-item]
+    lambda m: torch.compile(nn.DataParallel(m)),  # type: ignore[return-value]
+    lambda m: nn.DataParallel(torch.compile(m)),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_a_wrapped_model_has_the_trunk_and_the_names_of_the_model_in_it(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = BertForSequenceClassification(TINY)
+    wrapped = wrap(model)
+    head = {"classifier.weight", "classifier.bias"}
+    for anchor in (None, values(wrapped), values(model), values(model.bert)):
+        found = pairs(anchored_groups(wrapped, anchor=anchor))
+        assert set(found) == {name for name, _ in wrapped.named_parameters()}
+        assert {bare(name) for name, value in found.items() if value is None} == head
+        for name, value in found.items():
+            assert value is None or torch.equal(value, wrapped.get_parameter(name))
+    assert free_names(anchored_groups(model, anchor=values(wrapped))) == head
+    assert {bare(n) for n in free_names(anchored_groups(wrapped, free=["bert.pooler"]))} > head
+
+
+def test_a_part_of_a_model_called_module_is_no_wrapper() -> None:
+    model = nn.ModuleDict({"module": BertForSequenceClassification(TINY), "head": nn.Linear(2, 2)})
+    assert free_names(anchored_groups(model)) == set()  # the whole of it is the trunk, as for any plain module
+    assert free_names(anchored_groups(model, anchor=values(model))) == set()
+
+
+# -- fewer rows --------------------------------------------------------------------------------------------------------
+def test_fewer_rows_are_for_embeddings_and_a_weight_of_another_kind_is_refused_by_name() -> None:
+    model = BertForSequenceClassification(TINY)
+    state = values(model)
+    state["bert.pooler.dense.weight"] = state["bert.pooler.dense.weight"][:3].clone()
+    told = r"anchor of weight bert.pooler.dense.weight has shape \(3, 8\); the weight has \(8, 8\).*Only an embedding"
+    with pytest.raises(EunoeError, match=told):
+        anchored_groups(model, anchor=state)
+
+
+class Lm(nn.Module):
+    """All trunk, with a head of its own over the vocabulary."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.table, self.dense, self.out = nn.Embedding(tokens, 3), nn.Linear(3, 9), nn.Linear(3, tokens)
+
+
+def test_a_head_over_the_vocabulary_grows_with_the_embedding() -> None:
+    old, new = Lm(6), Lm(8)
+    found = pairs(anchored_groups(new, anchor=values(old)))
+    assert {name: len(value) for name, value in found.items() if value is not None} == {
+        "table.weight": 6, "dense.weight": 9, "dense.bias": 9, "out.weight": 6, "out.bias": 6,
+    }  # fmt: skip
+    RecAdam(anchored_groups(new, anchor=values(old)), 1e-5)
+    state = {**values(old), "dense.bias": torch.zeros(6)}
+    with pytest.raises(EunoeError, match=r"dense.bias has shape \(6,\); the weight has \(9,\)"):
+        anchored_groups(new, anchor=state)

@@ -14,7 +14,7 @@ on the way.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from math import ceil, floor, inf
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from eunoe.errors import EunoeError
 from eunoe.lookup import unknown
 from eunoe.optim import advice
-from eunoe.optim.groups import Anchor, anchored_groups
+from eunoe.optim.groups import Anchor, anchored_groups, bare
 from eunoe.optim.table import OPTIMIZERS, RecAdamSettings
 from eunoe.recipe import build
 
@@ -46,13 +46,20 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "co
 
 
 def recadam(
-    model: nn.Module, args: TrainingArguments, *, anchor: Anchor = None, rows: int | None = None, **settings: Any
+    model: nn.Module,
+    args: TrainingArguments,
+    *,
+    anchor: Anchor = None,
+    free: Collection[str] = (),
+    rows: int | None = None,
+    **settings: Any,
 ) -> tuple[type[Maker], dict[str, Any]]:
     """What ``Trainer(optimizer_cls_and_kwargs=...)`` takes, so that the Trainer trains with RecAdam.
 
     model: as it is before any training: its weights, or ``anchor`` (a state dict, or a safetensors file or checkpoint
     folder, which is only mapped into memory), are what is recalled. Weights outside the base model (a new head) have no
     anchor. Call again for another model; with ``model_init`` give ``model_init()``.
+    free: parts of the base model that are new and have no anchor either, as in ``anchored_groups``.
     args: the Trainer's own; its rate, weight decay, betas, epsilon, schedule and number of steps hold.
     rows: training rows, from which the length of the run follows where ``args.max_steps`` does not tell it.
     settings: ``gamma``, ``anneal``, ``k``, ``rise``, ``t0``, ``weight``, ``correct_bias``, ``form``, as in
@@ -85,13 +92,13 @@ def recadam(
             "recadam does not work with DeepSpeed, which flattens the weights, so that none is beside its anchor any "
             "more. Use data parallel or FSDP2."
         )
-    anchors, free = _split(anchored_groups(model, anchor=anchor))
+    anchors, unanchored = _split(anchored_groups(model, anchor=anchor, free=free))
     if any(value.is_meta for value in anchors.values()):
         raise EunoeError(
             "the model's weights are not loaded in this process (they are on the meta device), so they are no anchor. "
             "Name the checkpoint that the model comes from: recadam(model, args, anchor=FOLDER)."
         )
-    kwargs = {"args": args, "anchor": anchors, "free": free, "rows": rows, "settings": settings}
+    kwargs = {"args": args, "anchor": anchors, "free": unanchored, "rows": rows, "settings": settings}
     Maker()(model, **kwargs)  # once now, because what is wrong should be said now
     _warn(args, rows, settings)
     return Maker, kwargs
@@ -117,14 +124,14 @@ class Maker:
                 f"t0 {whole.t0:g} and rise {whole.rise} hold a share of the run, but how long it is cannot be told. Set "
                 "max_steps in TrainingArguments, or (without auto_find_batch_size) give rows=len(train_dataset)."
             )
-        optimizer = OPTIMIZERS["recadam"].build(model, whole, args.learning_rate, steps, anchor)
-        lost = sorted(_unanchored(optimizer) - free)
+        names = (bare(name) for name, p in model.named_parameters() if p.requires_grad)
+        lost = [name for name in names if name not in anchor and name not in free]
         if lost:
             raise EunoeError(
                 f"{len(lost)} weights train but have no anchor, because they were frozen or not there when recadam was "
                 f"called: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Unfreeze them before that call."
             )
-        return optimizer
+        return OPTIMIZERS["recadam"].build(model, whole, args.learning_rate, steps, anchor, free)
 
 
 def steps_of_run(args: TrainingArguments, rows: int | None) -> int | None:
@@ -162,16 +169,12 @@ def _split(groups: list[dict[str, Any]]) -> tuple[dict[str, Tensor], frozenset[s
     anchors: dict[str, Tensor] = {}
     free: set[str] = set()
     for group in groups:
-        names = [name for name, _ in group["params"]]
+        names = [bare(name) for name, _ in group["params"]]
         if group["anchor"] is None:
             free.update(names)
         else:
             anchors.update(zip(names, group["anchor"], strict=True))
     return anchors, frozenset(free)
-
-
-def _unanchored(optimizer: Optimizer) -> set[str]:
-    return {name for group in optimizer.param_groups if group["anchor"] is None for name in group["param_names"]}
 
 
 def _warn(args: TrainingArguments, rows: int | None, settings: Mapping[str, Any]) -> None:

@@ -8,7 +8,9 @@ what the model itself calls its base model; and the anchor may be a file that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +20,52 @@ from torch.optim import Optimizer
 from eunoe.errors import EunoeError
 
 Anchor = Mapping[str, Tensor] | str | Path | None
+DROPPED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"attn\.masked_bias$")
+"""Buffers that older versions of transformers saved and that it drops when it loads a checkpoint, as do its models' own
+``_keys_to_ignore_on_load_unexpected``."""
 
 
-def anchored_groups(model: nn.Module, *, anchor: Anchor = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+def anchored_groups(
+    model: nn.Module, *, anchor: Anchor = None, weight_decay: float = 0.0, free: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Groups for ``RecAdam``: trunk and head, each with and without weight decay; empty ones are left out.
 
     anchor: where the pretrained values come from: None, the model as it is now (copied); a state dict; or a safetensors
     file or a checkpoint folder, mapped into memory, so that it takes no private memory. Its dtype and device may differ
     from the model's, and it may be saved with or without the base model's prefix (``bert.``). An anchor with fewer
-    rows than its weight (tokens were added) anchors the old rows.
+    rows than its weight (tokens were added) anchors the old rows: embeddings only, and what has as many rows as they.
+    free: parts of the trunk without an anchor, as names or beginnings of names with or without the prefix:
+    ``free=("encoder.layer.11",)``. They learn as the head does, and what the anchor holds of them is not read.
 
-    The trunk is the ``base_model`` of a transformers model (the whole model where there is none), less what the anchor
-    does not hold; the rest is the head, which has no anchor and so learns at the full rate from the first step, as in
-    the release. Biases and norm weights (one dimension) do not decay. Frozen weights are left out; tied weights appear
-    once.
+    The trunk is the ``base_model`` of a transformers model (the whole model where there is none), also inside
+    DataParallel, DistributedDataParallel and ``torch.compile``; the rest is the head, which has no anchor and so learns
+    at the full rate from the first step, as in the release. An anchor that is given must fit the trunk: every weight
+    of it that trains needs a value, and every name of the trunk in the anchor needs a weight or buffer. One exception:
+    a whole pooler that only one of the two has (checkpoints of masked LMs and token classifiers have none) needs no
+    ``free``; that of the model then learns as the head does. Names outside the trunk (``cls.``, ``lm_head.``) are not read. Biases and
+    norm weights (one dimension) do not decay. Frozen weights are left out; tied weights appear once.
 
-    Raises ``EunoeError`` where every weight is frozen, where the file cannot be read, or where no name matches.
+    Raises ``EunoeError`` where every weight is frozen, where the file cannot be read, and where names do not fit.
 
     >>> [len(g["params"]) for g in anchored_groups(nn.Linear(2, 2))]
     [1, 1]
     """
-    value_of, held = _source(anchor)
-    trunk, prefix = _trunk(model)
+    source = _Source(anchor)
+    trunk = _Trunk(model)
+    parts = trunk.parts(free, source.names)
+    rows = _grown(model, trunk, source)
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    missing: list[list[str]] = []
     for names, weight in _trainable(model):
         value = None
-        if trunk is None or weight in trunk:
-            value = weight.detach() if anchor is None else _first(value_of, names, prefix)
-            if value is not None and value.data_ptr() == weight.data_ptr():
+        if weight in trunk.weights and not any(_within(trunk.names_of(name), parts) for name in names):
+            value = weight.detach() if anchor is None else _first(source, trunk, names)
+            if value is None:
+                missing.append(names)
+            elif value.data_ptr() == weight.data_ptr():
                 value = value.clone()  # ``model.state_dict()`` holds the weights themselves, which will move
+        if value is not None:
+            _refuse_fewer_rows(names[0], weight, value, rows)
         key = (value is None, _no_decay(weight))
         decay = 0.0 if key[1] else weight_decay
         group = groups.setdefault(key, {"params": [], "anchor": None if key[0] else [], "weight_decay": decay})
@@ -56,8 +75,10 @@ def anchored_groups(model: nn.Module, *, anchor: Anchor = None, weight_decay: fl
     if all(group["anchor"] is None for group in groups.values()):
         raise EunoeError(
             f"no weight of the model has an anchor: the model has {_some(dict(model.named_parameters()))}; the anchor "
-            f"has {_some(held)}. Give the checkpoint that the model was loaded from."
+            f"has {_some(source.names)}. Give the checkpoint that the model was loaded from."
         )
+    if anchor is not None:
+        _refuse_gaps(trunk, source, missing, parts)
     return [groups[key] for key in sorted(groups)]
 
 
@@ -90,24 +111,173 @@ def _no_decay(weight: Tensor) -> bool:
     return weight.ndim < 2
 
 
-def _trunk(model: nn.Module) -> tuple[set[nn.Parameter] | None, str]:
-    """The weights of a transformers model's base model and its prefix; None where the model is all trunk."""
-    prefix = getattr(model, "base_model_prefix", "")
-    base = getattr(model, prefix, None) if prefix else None
-    if isinstance(base, nn.Module):
-        return set(base.parameters()), prefix
-    return None, prefix
+def bare(name: str) -> str:
+    """A weight's name without what DataParallel, DDP and ``torch.compile`` put into it, in whatever order.
+
+    >>> bare("_orig_mod.module.bert.pooler.dense.bias"), bare("module.bert._orig_mod.pooler.dense.bias")
+    ('bert.pooler.dense.bias', 'bert.pooler.dense.bias')
+    """
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
 
 
-def _first(value_of: Callable[[str], Tensor | None], names: list[str], prefix: str) -> Tensor | None:
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside its wrappers. ``module`` may also be one part of a model: a wrapper has no other weights."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            inner = getattr(model, "module", None)
+            if not isinstance(inner, nn.Module) or inner is model or set(inner.parameters()) != set(model.parameters()):
+                return model
+        model = inner
+
+
+class _Trunk:
+    """A transformers model's base model, the whole model where it has none: its weights, and the names in it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        model = _unwrapped(model)
+        self.prefix = str(getattr(model, "base_model_prefix", ""))
+        base = getattr(model, self.prefix, None) if self.prefix else None
+        inner = base if isinstance(base, nn.Module) else model
+        self.weights = set(inner.parameters())
+        self.inside = _names(inner)
+        """Without the prefix, buffers too: a state dict holds those."""
+        self.outside = _names(model) if inner is not model else set()
+        self._tops = {name.split(".")[0] for name in self.inside}
+        known = [getattr(m, "_keys_to_ignore_on_load_unexpected", None) or () for m in (model, inner)]
+        self._dropped = [re.compile(pattern) for patterns in (*known, DROPPED) for pattern in patterns]
+
+    def names_of(self, name: str) -> tuple[str, str]:
+        """A name without and with the prefix: a base model saves its weights without, a model with a head with it."""
+        name = bare(name)
+        short = name.removeprefix(f"{self.prefix}.") if self.prefix else name
+        return short, f"{self.prefix}.{short}" if self.prefix else short
+
+    def holds(self, name: str) -> bool:
+        """Whether a name of a checkpoint is one of the trunk's, known or not."""
+        name = bare(name)
+        if self.prefix and name.startswith(f"{self.prefix}."):
+            return True
+        return name.split(".")[0] in self._tops and name not in self.outside
+
+    def lacks(self, name: str) -> bool:
+        """Whether a checkpoint's name is in the trunk and no weight or buffer has it."""
+        short, whole = self.names_of(name)
+        known = {short, whole, _modern(short)} & self.inside
+        return self.holds(name) and not known and not any(pattern.search(whole) for pattern in self._dropped)
+
+    def parts(self, free: Collection[str], held: Iterable[str]) -> list[str]:
+        """``free`` as bare names; refuses what neither the model nor the anchor has, because it is a slip."""
+        if isinstance(free, str):
+            raise EunoeError(f"free is {free!r}; it takes several names: free=({free!r},).")
+        parts = [bare(part) for part in free]
+        known = {*self.inside, *self.outside, *map(bare, held)} if parts else set()
+        for part in parts:
+            if not any(_within((name, *self.names_of(name)), (part,)) for name in known):
+                raise EunoeError(
+                    f"free names {part!r}, but no weight's name is that or begins so.{_close([part], known)} It takes "
+                    f"names, or their beginnings up to a dot, as in {min(self.inside, default='')}."
+                )
+        return parts
+
+
+class _Source:
+    """Values by name: a state dict or safetensors files; names may hold what wrappers put into them."""
+
+    def __init__(self, anchor: Anchor) -> None:
+        self.value_of, self.names = _source(anchor)
+        self._held = set(self.names)
+        self._by_bare = {bare(name): name for name in self.names}
+
+    def get(self, name: str) -> Tensor | None:
+        held = name if name in self._held else self._by_bare.get(bare(name))
+        return None if held is None else self.value_of(held)
+
+
+def _names(module: nn.Module) -> set[str]:
+    weights, buffers = module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    return {bare(name) for named in (weights, buffers) for name, _ in named}
+
+
+def _within(names: Iterable[str], parts: Collection[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for name in names for part in parts)
+
+
+def _modern(name: str) -> str:
+    """BERT's first checkpoints call the weights of a norm gamma and beta, as TensorFlow does."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _first(source: _Source, trunk: _Trunk, names: Iterable[str]) -> Tensor | None:
     for name in names:
-        name = name.removeprefix("module.").removeprefix("_orig_mod.")  # wrappers of DDP and torch.compile
-        # A base model saves its weights without the prefix that a model with a head gives them, and the reverse.
-        for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
-            value = value_of(candidate)
-            if value is not None:
-                return value
+        for candidate in (name, *trunk.names_of(name)):
+            old = candidate.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            for spelling in (candidate, old):
+                value = source.get(spelling)
+                if value is not None:
+                    return value
     return None
+
+
+def _grown(model: nn.Module, trunk: _Trunk, source: _Source) -> set[tuple[int, int]]:
+    """(rows now, rows in the anchor) of every embedding to which rows were added after pretraining."""
+    found = set()
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} if source.names else set()
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        value = _first(source, trunk, [name]) if weight in tables else None
+        if value is not None and value.ndim == weight.ndim and len(value) < len(weight):
+            found.add((len(weight), len(value)))
+    return found
+
+
+def _refuse_fewer_rows(name: str, weight: Tensor, value: Tensor, rows: Collection[tuple[int, int]]) -> None:
+    if 0 < value.ndim == weight.ndim and len(value) < len(weight) and (len(weight), len(value)) not in rows:
+        raise EunoeError(
+            f"the anchor of weight {name} has shape {tuple(value.shape)}; the weight has {tuple(weight.shape)}. Only an "
+            "embedding, and what has as many rows as it, may have gained rows since pretraining. Is it the same model?"
+        )
+
+
+def _refuse_gaps(trunk: _Trunk, source: _Source, missing: list[list[str]], parts: Collection[str]) -> None:
+    """Every trunk weight needs an anchor and every trunk name of the anchor a weight; a whole pooler may lack."""
+    poolers_here = {_pooler(name) for name in trunk.inside}
+    poolers_there = {_pooler(trunk.names_of(name)[0]) for name in source.names if trunk.holds(name)}
+
+    def alone(name: str, others: set[str | None]) -> bool:
+        pooler = _pooler(trunk.names_of(name)[0])
+        return pooler is not None and pooler not in others
+
+    bereft = [bare(names[0]) for names in missing if not any(alone(name, poolers_there) for name in names)]
+    spare = [
+        name for name in source.names
+        if trunk.lacks(name) and not alone(name, poolers_here) and not _within(trunk.names_of(name), parts)
+    ]  # fmt: skip
+    if bereft:
+        raise EunoeError(
+            f"weights of the trunk without an anchor: {_some(bereft)}.{_close(bereft, spare or source.names)} Give the "
+            "checkpoint that the model was loaded from, or say what is new by its name or the beginning of it: "
+            f"free=({bereft[0]!r},)."
+        )
+    if spare:
+        raise EunoeError(
+            f"names of the trunk in the anchor for which the model has no weight: {_some(spare)}."
+            f"{_close(spare, trunk.inside)} Give the checkpoint that the model was loaded from, or say what it does "
+            f"without by its name or the beginning of it: free=({spare[0]!r},)."
+        )
+
+
+def _pooler(name: str) -> str | None:
+    """The name of the pooler that a weight belongs to, or None."""
+    parts = name.split(".")
+    return ".".join(parts[: parts.index("pooler") + 1]) if "pooler" in parts else None
+
+
+def _close(names: list[str], known: Iterable[str]) -> str:
+    close = get_close_matches(names[0], list(known), n=3, cutoff=0.8)
+    return f" {names[0]} is close to {' and '.join(close)}." if close else ""
 
 
 def _source(anchor: Anchor) -> tuple[Callable[[str], Tensor | None], list[str]]:
@@ -135,7 +305,9 @@ def _source(anchor: Anchor) -> tuple[Callable[[str], Tensor | None], list[str]]:
 
 def _some(names: Iterable[str]) -> str:
     listed = list(names)
-    return f"{', '.join(listed[:3])}, ... ({len(listed)} names)" if listed else "no names"
+    if len(listed) > 3:
+        return f"{', '.join(listed[:3])}, ... ({len(listed)} names)"
+    return ", ".join(listed) or "no names"
 
 
 def scale_rates(optimizer: Optimizer, model: nn.Module, rates: Mapping[str, float]) -> Optimizer:

@@ -5,7 +5,7 @@ Everything else (recipes, command line, transfers, docs) reads ``OPTIMIZERS``; a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from math import ceil, inf, log
 from typing import Any, Literal
@@ -106,7 +106,7 @@ class Entry:
     """A row: the settings class, and how the optimizer is made."""
 
     settings: type[Any]
-    make: Callable[[nn.Module, Any, float, int | None, Mapping[str, Tensor] | None], Optimizer]
+    make: Callable[[nn.Module, Any, float, int | None, Mapping[str, Tensor] | None, Collection[str]], Optimizer]
 
     def build(
         self,
@@ -115,18 +115,20 @@ class Entry:
         lr: float,
         steps: int | None = None,
         anchor: Mapping[str, Tensor] | None = None,
+        free: Collection[str] = (),
     ) -> Optimizer:
         """The optimizer for the trainable weights of ``model``.
 
         ``steps``: the length of the run. ``anchor``: pretrained weights by name, for optimizers that recall them; None
-        is the model as it is now. AdamW and its kin recall nothing.
+        is the model as it is now. ``free``: names without one (see ``anchored_groups``). AdamW and its kin recall nothing.
         """
-        return self.make(model, settings, lr, steps, anchor)
+        return self.make(model, settings, lr, steps, anchor, free)
 
 
 def _adamw(
-    model: nn.Module, settings: AdamWSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None
-) -> Optimizer:
+    model: nn.Module, settings: AdamWSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None,
+    free: Collection[str],
+) -> Optimizer:  # fmt: skip
     groups = param_groups(model, settings.weight_decay)
     # The kernel exists for these two; elsewhere torch chooses.
     fused = True if all(p.device.type in ("cpu", "cuda") for p in model.parameters() if p.requires_grad) else None
@@ -134,18 +136,21 @@ def _adamw(
 
 
 def _bert_adam(
-    model: nn.Module, settings: BertAdamSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None
-) -> Optimizer:
+    model: nn.Module, settings: BertAdamSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None,
+    free: Collection[str],
+) -> Optimizer:  # fmt: skip
     groups = param_groups(model, settings.weight_decay)
     return RecAdam(groups, lr, betas=settings.betas, eps=settings.eps, correct_bias=False)
 
 
 def _recadam(
-    model: nn.Module, settings: RecAdamSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None
-) -> Optimizer:
+    model: nn.Module, settings: RecAdamSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None,
+    free: Collection[str],
+) -> Optimizer:  # fmt: skip
     named = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "rise"}
     named["k"], named["t0"] = settings.in_steps(steps)
-    return RecAdam(anchored_groups(model, anchor=anchor, weight_decay=named.pop("weight_decay")), lr, **named)
+    groups = anchored_groups(model, anchor=anchor, weight_decay=named.pop("weight_decay"), free=free)
+    return RecAdam(groups, lr, **named)
 
 
 def steps_of(t0: float, steps: int | None) -> float:
