@@ -302,7 +302,10 @@ class Study:
     evaluation: StudyEvaluation = field(default_factory=StudyEvaluation)
     """How scores are made."""
     published: dict[str, dict[str, float]] = field(default_factory=dict)
-    """System -> task -> the published score, in points, printed beside ours."""
+    """System, or one point of its grid as rows call it (``recadam[k=0]``) -> task -> the published score, in points, printed
+    beside ours; ``anchor_distance@TASK`` and ``loss@TASK``: the distance and the training loss at the end of the run."""
+    published_note: str | None = None
+    """Where the published numbers come from and of what model they are; printed below them."""
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Named sets of overrides, chosen by ``--scale``."""
 
@@ -571,11 +574,14 @@ def _check_study(study: Study) -> None:
         if study.search is not None and study.search.seed in seeds:
             raise EunoeError(f"recipe.search.seed is {study.search.seed}, which is among the seeds of {task.name}: what was chosen "
                              "on a seed may not be reported on it. Take another.")  # fmt: skip
-    for system, scores in study.published.items():
-        lookup(study.systems, system, "system in recipe.published")
-        for name in scores:
+    for label, scores in study.published.items():
+        lookup(study.systems, label.partition("[")[0], "system in recipe.published")
+        for key in scores:
+            what, mark, name = key.rpartition("@")
             if name not in names:
-                raise unknown(name, names, f"task in recipe.published.{system}")
+                raise unknown(name, names, f"task in recipe.published.{label}")
+            if mark and what not in ("anchor_distance", "loss"):
+                raise unknown(what, ("anchor_distance", "loss"), f"measure in recipe.published.{label}")
     for key, least in (("batch", 1), ("blocks", 1), ("block", 8)):
         _at_least(study.evaluation, key, least, "recipe.evaluation")
 

@@ -14,13 +14,16 @@ from rich.console import Console
 
 from eunoe.errors import EunoeError
 from eunoe.evaluate.scores import mean_interval
+from eunoe.optim.schedules import warmup_steps
+from eunoe.recipe import Study, load_recipe, recipe_of, to_yaml
 from eunoe.report import lines, study
 from eunoe.report.page import write_report
-from eunoe.report.read import StudySettings, read_observed, read_run, study_settings
+from eunoe.report.read import Curve, StudySettings, read_observed, read_run, study_settings
 from eunoe.report.retention import kept
 from eunoe.report.schema import Row
-from eunoe.report.study import Summary, summarize_study
+from eunoe.report.study import Summary, cited, summarize_study
 from eunoe.report.terminal import print_run, print_study
+from eunoe.study import StudyPlan, resolve_study
 from tests.report.chromium import Chromium
 from tests.report.made_up import STUDY, SYSTEMS, TASKS, made_up_run, made_up_study, study_rows
 from tests.report.test_page import page
@@ -337,3 +340,96 @@ def test_on_a_phone_a_study_overflows_nowhere(tmp_path: Path) -> None:
             assert browser.evaluate("document.documentElement.scrollWidth") == width
             assert browser.requests() == [path.resolve().as_uri()]
             assert browser.complaints() == []
+
+
+# -- published numbers --------------------------------------------------------------------------------------------
+CITING = StudySettings(("rte",), ("recadam", "adamw"), {"rte": (1, 2)}, 0, "last", {
+    "recadam[k=1]": {"anchor_distance@rte": 3.3, "loss@rte": 0.05, "rte": 70.0}, "recadam": {"rte": 60.0},
+    "recadam[k=3]": {"anchor_distance@rte": 9.0}, "adamw": {"loss@rte": 0.0}, "adamw[lr=2]": {"loss@rte": 0.125},
+})  # fmt: skip
+
+
+def test_a_score_is_cited_for_a_point_or_else_for_its_system() -> None:
+    rows = [row("recadam[k=1]", 1, 0.5), row("recadam[k=2]", 1, 0.5), row("adamw", 1, 0.5)]
+    assert [r.published for r in summarize_study(rows, CITING).tasks[0].results] == [70.0, 60.0, None]
+
+
+def test_distance_and_loss_at_the_end_stand_beside_the_cited_ones() -> None:
+    steps = tuple(range(1, 41))
+    observed = {
+        ("rte", "anchor_distance"): [
+            Curve("recadam[k=1]", 1, (1, 40), (9.0, 3.0)), Curve("recadam[k=1]", 2, (1, 40), (9.0, 3.5)),
+            Curve("recadam[k=1]", 0, (1, 40), (9.0, 99.0)), Curve("recadam[k=2]", 1, (1, 40), (9.0, 99.0)),
+        ],
+        ("rte", "loss"): [Curve("recadam[k=1]", 1, steps, (1.0,) * 38 + (0.5, 0.25)), Curve("adamw[lr=1]", 1, steps, (0.5,) * 40),
+                          Curve("adamw[lr=2]", 1, steps, (0.25,) * 40)],
+        ("cola", "loss"): [Curve("adamw", 1, steps, (0.5,) * 40)],
+    }  # fmt: skip
+    (task,) = cited(CITING, observed).items()
+    assert task[0] == "rte"
+    assert [(c.label, c.metric.name, c.ours and c.ours.values, c.published) for c in task[1]] == [
+        ("recadam[k=1]", "anchor_distance", (3.0, 3.5), 3.3),  # the search's seed and other points are left out
+        ("recadam[k=1]", "loss", (0.375,), 0.05),  # the mean over the last steps
+        ("recadam[k=3]", "anchor_distance", None, 9.0),
+        ("adamw[lr=1]", "loss", (0.5,), 0.0),  # cited for the system; the point below is cited by itself
+        ("adamw[lr=2]", "loss", (0.25,), 0.125),
+    ]
+
+
+def figure2(scale: str | None) -> Study:
+    held = load_recipe("recadam_figure2", scale=scale)
+    assert isinstance(held, Study)
+    return held
+
+
+@pytest.mark.parametrize("scale", [None, "small"])
+def test_figure_2_prints_ours_beside_every_published_number(tmp_path: Path, scale: str | None) -> None:
+    held = figure2(scale)
+    labels = [cell.label for cell in resolve_study(held).points["cola", "recadam"]]
+    assert list(held.published) == [*labels, "infinity"]
+    systems = {"recadam": tuple(label[8:-1] for label in labels), "infinity": ("",)}
+    rows = study_rows(search=False, systems=systems, tasks={"cola": ("matthews",)}, seeds=(42,), texts=())
+    file = write_report([made_up_study(tmp_path / "s", rows, recipe=to_yaml(held))])
+    told = file.read_text(encoding="utf-8").partition("Beside the published curves")[2].partition("Over the steps")[0]
+    assert "read by eye, ±0.3" in told
+    assert ("another model and budget than ours" in told) == (scale == "small")
+    for label, (far, loss) in zip(labels, ((0.25, 0.61), (0.5, 0.51), (3.3, 0.05), (6.3, 0)), strict=False):
+        cells = '</td><td class="n">'.join((re.escape(label), r"\d+\.\d\d", f"{far:g}", r"\d\.\d\d\d", f"{loss:g}"))
+        assert re.search(f"<td>{cells}</td>", told), label
+
+
+def test_what_is_cited_must_be_known() -> None:
+    data = {"name": "a", "tasks": [{"name": "t", "glue": "rte", "folder": "x"}], "systems": {"adamw": "finetune"}}
+    recipe_of({**data, "published": {"adamw[lr=1]": {"t": 1.0, "loss@t": 0.5}}})
+    for published, said in (({"adam[lr=1]": {"t": 1.0}}, "adamw"), ({"adamw": {"loss@u": 1.0}}, "unknown task"),
+                            ({"adamw": {"los@t": 1.0}}, "unknown measure.*loss")):  # fmt: skip
+        with pytest.raises(EunoeError, match=said):
+            recipe_of({**data, "published": published})
+
+
+# -- the recipe of ALBERT -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("scale", "tasks", "t0", "dropout"),
+    [
+        (None, {"mnli": (3e-5, 128, 10000, 1000), "qnli": (1e-5, 32, 33112, 1986), "sst2": (1e-5, 32, 20935, 1256)}, 1000, 0.0),
+        ("qqp", {"qqp": (5e-5, 128, 14000, 1000)}, 1000, 0.1),
+        ("small_tasks", {"cola": (1e-5, 16, 5336, 320), "stsb": (2e-5, 16, 3598, 214), "mrpc": (2e-5, 32, 800, 200)}, 500, 0.0),
+        ("rte", {"rte": (3e-5, 32, 800, 200)}, 500, 0.1),
+    ],
+)  # fmt: skip
+def test_albert_has_the_published_settings(
+    scale: str | None, tasks: dict[str, tuple[float, int, int, int]], t0: int, dropout: float
+) -> None:
+    held = load_recipe("recadam_table1_albert", scale=scale)
+    assert isinstance(held, Study)
+    plan: StudyPlan = resolve_study(held)
+    assert held.model.dropout == dropout
+    assert {task for task, _ in plan.points} == set(tasks)
+    for (task, _), cells in plan.points.items():
+        for one in (cell.settings for cell in cells):
+            assert one.steps is not None
+            assert (one.lr, one.batch, one.steps, warmup_steps(one.warmup, one.steps)) == tasks[task]
+            assert one.dropout == 0.1
+        grid = sorted({cell.settings.optimizer["t0"] for cell in cells} if len(cells) > 1 else ())
+        assert grid in ([], [250, 500, 1000] if t0 == 1000 else [100, 250, 500])
+    assert {s: set(scores) for s, scores in held.published.items()} == {s: set(tasks) for s in ("adamw", "recadam")}

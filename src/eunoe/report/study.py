@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from math import fsum
 from statistics import median
 
-from eunoe.report.read import StudySettings
+from eunoe.report.read import LOSS, Curve, StudySettings
 from eunoe.report.retention import Kept, kept
 from eunoe.report.schema import Row
-from eunoe.report.tables import Estimate, Metric, check_rows, is_retention, metric, number, shown
+from eunoe.report.tables import DISTANCE, Estimate, Metric, check_rows, is_retention, metric, number, shown
 
 MOMENTS = ("last", "best")
 MANY = 4
 """Tasks that the answer names one by one; of more it tells the average."""
+TARGET_LOSS = Metric(LOSS, "Target loss", "", 1.0, 3, False)
+END = 0.05
+"""The loss at the end of a run is the mean over this last share of its steps: that of one batch is noise."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,17 @@ class Spot:
     lost: Estimate
     """Rise of the LM loss of general text, nats, mean over the texts."""
     distance: float | None
+
+
+@dataclass(frozen=True)
+class Cited:
+    """A published distance or target loss, and ours at the end of the run."""
+
+    label: str
+    """Of ours; where there is none, as the recipe cites it."""
+    metric: Metric
+    ours: Estimate | None
+    published: float
 
 
 @dataclass(frozen=True)
@@ -200,9 +214,35 @@ def _results(
                 results.append(Result(
                     label, names[(mine[0].task, label)], point(label), at, metric(kind), tuple(seeds),
                     Estimate(tuple(seeds.values())), mine[0].n, tuple(sorted({r.steps for r in mine})), ahead,
-                    published.get(system(label)) if kind == metrics[0] else None,
+                    published.get(label, published.get(system(label))) if kind == metrics[0] else None,
                 ))  # fmt: skip
     return results
+
+
+def cited(settings: StudySettings, observed: Mapping[tuple[str, str], Sequence[Curve]]) -> dict[str, list[Cited]]:
+    """Task -> the distances and target losses that the recipe cites, as it lists them, beside ours of the reported seeds."""
+    found: dict[str, list[Cited]] = {}
+    for name, numbers in settings.published.items():
+        for key, value in numbers.items():
+            what, _, task = key.rpartition("@")
+            of = {DISTANCE.name: DISTANCE, LOSS: TARGET_LOSS}.get(what)
+            if of is None:
+                continue
+            ends: dict[str, list[float]] = {}
+            for curve in observed.get((task, what), ()):
+                exact = key in settings.published.get(curve.label, {})
+                of_it = curve.label == name if exact else system(curve.label) == name
+                if of_it and curve.seed != settings.search_seed and curve.steps:
+                    ends.setdefault(curve.label, []).append(_end(curve) if what == LOSS else curve.loss[-1])
+            ours = [Cited(label, of, Estimate(tuple(held)), value) for label, held in ends.items()]
+            found.setdefault(task, []).extend(ours or [Cited(name, of, None, value)])
+    return found
+
+
+def _end(curve: Curve) -> float:
+    """The mean over the last steps."""
+    last = [y for x, y in zip(curve.steps, curve.loss, strict=True) if x > (1 - END) * curve.steps[-1]]
+    return fsum(last) / len(last)
 
 
 def _unfinished(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
@@ -341,4 +381,4 @@ def _lost(held: Sequence[Kept]) -> str:
     return f"LM loss of general text moved by {', '.join([first, *rest])}."
 
 
-__all__ = ["Result", "Spot", "Summary", "Task", "point", "summarize_study", "system"]
+__all__ = ["Cited", "Result", "Spot", "Summary", "Task", "cited", "point", "summarize_study", "system"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from html import escape
 
+from eunoe.errors import EunoeError
+from eunoe.recipe import parse_yaml
 from eunoe.report import html
 from eunoe.report.draw import Style, ramp, style
 from eunoe.report.lines import frontier, over_steps
-from eunoe.report.read import LOSS, Curve, Run, StudySettings
+from eunoe.report.read import LOSS, Curve, Run, StudySettings, clean
 from eunoe.report.retention_page import retention_section
-from eunoe.report.study import Result, Spot, Summary, Task, point, summarize_study, system
+from eunoe.report.study import END, Cited, Result, Spot, Summary, Task, cited, point, summarize_study, system
 from eunoe.report.tables import DISTANCE, LM_LOSS, metric, number, typeset
 
 TOGETHER = 12
@@ -27,11 +30,13 @@ def part(run: Run, settings: StudySettings, salt: str) -> html.Part:
     systems = dict.fromkeys([*settings.systems, *(system(str(row.transfer)) for row in run.rows)])
     looks = {name: style(i) for i, name in enumerate(systems)}
     names = list(dict.fromkeys(result.name for task in summary.tasks for result in task.results))
+    published = _note(run)
     sections = [
         _what_ran(run, summary, settings),
-        _scores(summary, settings),
+        _scores(summary, published),
         retention_section(summary.kept, _looks(names, looks), f"{salt}-kept"),
         _frontiers(summary, looks, salt),
+        _cited(cited(settings, run.observed), published),
         _steps(run, summary, settings, looks, salt),
     ]
     return html.Part(summary.answer, summary.unfinished, sections, READING)
@@ -74,7 +79,7 @@ def _what_ran(run: Run, summary: Summary, settings: StudySettings) -> str:
 
 
 # -- scores -----------------------------------------------------------------------------------------------------
-def _scores(summary: Summary, settings: StudySettings) -> str:
+def _scores(summary: Summary, published: str) -> str:
     parts: list[str] = []
     more: list[str] = []
     for task in summary.tasks:
@@ -99,8 +104,39 @@ def _scores(summary: Summary, settings: StudySettings) -> str:
         notes.append("“Best” is the best of all evaluations of a run by the task’s first metric, picked and scored by the same rows, so it "
                      "flatters; “last” is after the last step.")  # fmt: skip
     if any(result.published is not None for task in summary.tasks for result in task.results):
-        notes.append("Published: what the recipe cites; it may be another model, budget or kind of average than ours.")
+        notes.append(published)
     return html.section("Scores", *parts, f'<p class="note">{escape(typeset(" ".join(notes)))}</p>')
+
+
+def _note(run: Run) -> str:
+    """What the published numbers are, in the recipe's words if it has any."""
+    data = None
+    with suppress(EunoeError):
+        data = parse_yaml(run.recipe, "recipe.yaml") if run.recipe is not None else None
+    note = data.get("published_note") if isinstance(data, dict) else None
+    words = clean(str(note)) if note else "it may be another model, budget or kind of average than ours."
+    return f"Published: what the recipe cites; {words}"
+
+
+def _cited(held: Mapping[str, Sequence[Cited]], published: str) -> str:
+    """Distances and target losses at the end of the run beside the published ones, a line a system or point."""
+    tables = []
+    for task, numbers in held.items():
+        kinds = list(dict.fromkeys(one.metric for one in numbers))
+        by = {(one.label, one.metric): one for one in numbers}
+        lines = []
+        for label in dict.fromkeys(one.label for one in numbers):
+            cells = [escape(label)]
+            for kind in kinds:
+                one = by.get((label, kind))
+                cells += [html.estimate(one.ours, kind), f"{one.published:g}"] if one else [html.NONE, html.NONE]
+            lines.append(cells)
+        columns = ["System", *(name for kind in kinds for name in (f"{kind.title}, ours", "Published"))]
+        tables.append(html.table(columns, lines, f"{task}: at the end of the run"))
+    if not tables:
+        return ""
+    note = f"Ours: the distance after the last step; the training loss as mean over the last {100 * END:g} % of the steps. {published}"
+    return html.section("Beside the published curves", *tables, f'<p class="note">{escape(typeset(note))}</p>')
 
 
 def _table(results: Sequence[Result], reference: str | None, title: str) -> str:
