@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import subprocess
 import sys
@@ -261,10 +262,33 @@ def edit(**change: object) -> Callable[[Path], None]:
     return spoil
 
 
+def put(key: str, value: object) -> Callable[[Path], None]:
+    """As ``edit``, and null is written as it is."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+
+    return spoil
+
+
 def drop_tensor(folder: Path) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, folder / "adapter_model.safetensors")
+    edit(weights_sha256=None)(folder)
+
+
+def damage(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"abc")
+    edit(weights_sha256=None)(folder)
+
+
+def flip_a_bit(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -273,13 +297,41 @@ def drop_tensor(folder: Path) -> None:
         (lambda folder: (folder / "adapter_config.json").unlink(), "cannot read .*adapter_config.json"),
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot read .*adapter_config.json"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot read .*adapter_model.safetensors"),
-        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"abc"), "cannot read .*safetensors"),
+        (damage, "cannot read .*safetensors"),
+        (flip_a_bit, r"safetensors is not what save_plugins wrote: its SHA-256 differs"),
+        (put("weights_sha256", "0" * 64), "its SHA-256 differs"),
+        (put("weights_sha256", 3), "weights_sha256 is 3"),
         (edit(peft_type="LORA"), "describes 'LORA'"),
         (edit(placement=None), "lacks placement"),
         (edit(model_type="gpt2"), "for a 'gpt2' model, this one is 'bert'"),
         (edit(domains=["a", "z"]), "do not fit this model"),
         (edit(attention_size=6), "do not fit this model"),
         (drop_tensor, "1 tensors differ"),
+        (put("model_type", 5), "model_type is 5, but must be a word"),
+        (put("base_model_name_or_path", ["a"]), "base_model_name_or_path is .*, but must be a word or null"),
+        (put("placement", {}), "placement is {}"),
+        (put("placement", "paralel"), "unknown placement 'paralel'"),
+        (put("activation", "swish"), "unknown activation 'swish'"),
+        (put("activation", []), r"activation is \[\]"),
+        (put("init", "zero"), "unknown init 'zero'"),
+        *(
+            (put("attention_size", v), "attention_size is .*whole number of 1 or more")
+            for v in ("x", -1, 0, 1.5, True, None)
+        ),
+        (put("feed_forward_size", 10**15), "inner units, and no tensor is as large"),
+        *(
+            (put("attention_grown", v), "attention_grown is .*list of whole numbers")
+            for v in (None, 4, [0], ["a"], [True])
+        ),
+        (put("attention_grown", [10**15]), "inner units, and no tensor is as large"),
+        *((put("domains", v), "domains is .*list of names, each once") for v in (["a", "a"], "ab", [1], None, [["a"]])),
+        *(
+            (put("s_max", v), "s_max is .*number of 1 or more")
+            for v in ("z", 0, None, True, float("nan"), float("inf"))
+        ),
+        *((put("attention_skip", v), "attention_skip is .*true or false") for v in (1, "true", None)),
+        (put("attention_skip", False), "sub-layer's result, which would be lost"),
+        (put("feed_forward_skip", False), "sub-layer's result, which would be lost"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused_and_the_model_stays(
@@ -292,6 +344,46 @@ def test_a_folder_that_does_not_fit_is_refused_and_the_model_stays(
         load_plugins(model, tmp_path)
     assert not adapters(model)
     assert torch.equal(logits(model), base)
+
+
+def test_a_skip_that_the_model_cannot_have_is_refused(tmp_path: Path) -> None:
+    model = tiny("qwen3")
+    plug(model, "parallel")
+    finish(model, 0)
+    save_plugins(model, tmp_path)
+    put("attention_skip", True)(tmp_path)
+    fresh = tiny("qwen3")
+    with pytest.raises(EunoeError, match="reads 16 numbers and gives 24 on a qwen3 model"):
+        load_plugins(fresh, tmp_path)
+    assert not adapters(fresh)
+
+
+def test_the_weights_hash_is_saved_and_a_folder_from_before_it_still_loads(tmp_path: Path) -> None:
+    file = saved(tmp_path) / "adapter_config.json"
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    assert json.loads(file.read_text())["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    edit(weights_sha256=None)(tmp_path)
+    model = tiny("bert")
+    load_plugins(model, tmp_path)
+    set_domain(model, "a")
+
+
+def test_a_save_that_is_cut_short_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file.name: file.read_bytes() for file in saved(tmp_path).iterdir()}
+    model = tiny("bert")
+    plug(model)
+    finish(model, 0, 1)
+    renamed = []
+
+    def cut(self: Path, target: Path) -> None:
+        renamed.append(target.name)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", cut)
+    with pytest.raises(EunoeError, match=r"adapter_model\.safetensors could not be written: No space left"):
+        save_plugins(model, tmp_path)
+    assert renamed == ["adapter_model.safetensors"], "the config comes last"
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_only_learnt_domains_can_be_set(tmp_path: Path) -> None:

@@ -21,12 +21,15 @@ plug-ins and the copied ``Active``, and the copy is independent of the original.
 Saved in the file layout of PEFT (``adapter_config.json``, ``adapter_model.safetensors``), tensor names counted from the
 base model, so a folder saved from a masked LM loads into a classifier of the same model. It holds what the learnt
 domains read: the plug-ins' weights and the bits of the hard masks. A domain that is still being learnt has no hard mask
-and is left out; a run keeps it in its checkpoints.
+and is left out; a run keeps it in its checkpoints. The config is written last and holds the weights' SHA-256, so that one
+flipped bit is seen when they are loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +37,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as pack_tensors
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from eunoe.atomic import write_bytes, write_text
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup, unknown
 from eunoe.models.anatomy import Anatomy, Layer, anatomy
-from eunoe.plugins.adapter import Adapter
+from eunoe.plugins.adapter import ACTIVATIONS, INITS, Adapter
 from eunoe.plugins.task_mask import Active
 
 PARTS = ("attention", "feed_forward")
@@ -149,18 +154,8 @@ def inject(
     """
     places = lookup(PLACEMENTS, placement, "placement")
     skips = {part: place.skip if skip is None else skip for part, place in places.items()}
-    for part, place in places.items():
-        out = getattr(parts, place.out)
-        if skips[part] and out != parts.width:
-            raise EunoeError(
-                f"skip is true, but the {part} plug-in of placement {placement} reads {parts.width} numbers and gives "
-                f"{out} on a {parts.model_type} model: there is nothing to add x to. Set skip to auto."
-            )
-        if not skips[part] and place.reads is None:
-            raise EunoeError(
-                f"skip is false, but a plug-in of placement {placement} takes the place of its sub-layer's result, which "
-                "would be lost. Set skip to auto, or choose parallel_clean, which has no skip."
-            )
+    for part in places:
+        _refuse_skip(parts, placement, part, skips[part])
     if adapters(model):
         raise EunoeError(
             f"{type(model).__name__} has plug-ins already: detach(model) removes them, set_domain uses them."
@@ -215,7 +210,10 @@ def set_domain(model: nn.Module, name: str | None) -> None:
 
 
 def save_plugins(model: nn.Module, folder: str | Path) -> None:
-    """Write the plug-ins and the learnt domains, and nothing of the base model, to ``folder`` (made where missing)."""
+    """Write the plug-ins and the learnt domains, and nothing of the base model, to ``folder`` (made where missing).
+
+    Each file appears whole or not at all, the config last.
+    """
     plugin = _one(model)
     tensors, active, placement = {}, plugin.active, _taps(model)[0].placement
     learnt = active.finished
@@ -224,6 +222,7 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
             tensors[f"base_model.model.{name}.{key}"] = tensor.detach().contiguous()
     parts = anatomy(model)
     first = parts.layers[0].module
+    packed = pack_tensors(tensors, metadata={"format": "pt"})
     config = {
         "peft_type": "CL_PLUGIN",
         "task_type": None,
@@ -236,17 +235,18 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
         "init": plugin.init,
         "s_max": active.s_max,
         "domains": [active.domains[i] for i in learnt],
+        "weights_sha256": hashlib.sha256(packed).hexdigest(),
     }
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_bytes(path / "adapter_model.safetensors", packed)
+    write_text(path / "adapter_config.json", json.dumps(config, indent=2) + "\n")
 
 
 def load_plugins(model: nn.Module, folder: str | Path) -> None:
     """Attach the plug-ins that ``save_plugins`` wrote; they are off until ``set_domain``. Draws no random number.
 
-    Raises ``EunoeError`` where the folder, its files or their shapes do not fit this model, which then stays as it was.
+    Raises ``EunoeError`` where the folder, its files or their shapes do not fit this model, or the weights are not those
+    that were saved; the model then stays as it was.
     """
     path = Path(folder)
     config = _config(path)
@@ -256,12 +256,17 @@ def load_plugins(model: nn.Module, folder: str | Path) -> None:
             f"the plug-ins of {path} are for a {config['model_type']!r} model, this one is {parts.model_type!r}: "
             f"load them into {config['base_model_name_or_path'] or 'the model they were trained on'}."
         )
-    try:
-        tensors = load_file(path / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
+    for part in PARTS:
+        _refuse_skip(parts, config["placement"], part, config[f"{part}_skip"])
+    tensors = _weights(path, config.get("weights_sha256"))
+    units = max(max(config[f"{part}_size"], *config[f"{part}_grown"], 0) for part in PARTS)
+    if units > max(
+        (size for tensor in tensors.values() for size in tensor.shape), default=0
+    ):  # before memory is asked for
         raise EunoeError(
-            f"cannot read {path / 'adapter_model.safetensors'}: {error}. Save the plug-ins again."
-        ) from error
+            f"the plug-ins of {path} do not fit this model: {units} inner units, and no tensor is as large. Save the "
+            "plug-ins again."
+        )
     domains = tuple(config["domains"])
     active = Active(domains=domains, s=config["s_max"], s_max=config["s_max"], finished=list(range(len(domains))))
 
@@ -317,6 +322,22 @@ def placement_of(model: nn.Module) -> str:
     return _taps(model)[0].placement
 
 
+def _refuse_skip(parts: Anatomy, placement: str, part: str, skip: bool) -> None:
+    """Raises ``EunoeError`` for a skip that the plug-in of ``part`` cannot have, or cannot do without."""
+    place = PLACEMENTS[placement][part]
+    out = getattr(parts, place.out)
+    if skip and out != parts.width:
+        raise EunoeError(
+            f"skip is true, but the {part} plug-in of placement {placement} reads {parts.width} numbers and gives "
+            f"{out} on a {parts.model_type} model: there is nothing to add x to. Set skip to auto."
+        )
+    if not skip and place.reads is None:
+        raise EunoeError(
+            f"skip is false, but a plug-in of placement {placement} takes the place of its sub-layer's result, which "
+            "would be lost. Set skip to auto, or choose parallel_clean, which has no skip."
+        )
+
+
 _SHAPE = ("size", "grown", "skip")
 
 
@@ -369,11 +390,68 @@ def _config(path: Path) -> dict[str, Any]:
         raise EunoeError(
             f"{file} describes {kind!r}, not 'CL_PLUGIN': save_plugins did not write it. Load it with the peft library."
         )
-    needed = {"model_type", "base_model_name_or_path", "placement", "s_max", "domains", "activation", "init"}
-    missing = sorted((needed | {f"{part}_{key}" for part in PARTS for key in _SHAPE}) - config.keys())
+    missing = sorted(_VALUES.keys() - {"weights_sha256"} - config.keys())
     if missing:
         raise EunoeError(f"{file} lacks {', '.join(missing)}: it was cut or edited. Save the plug-ins again.")
+    for key, (right, wanted) in _VALUES.items():
+        if not right(config.get(key)):
+            raise EunoeError(
+                f"{file}: {key} is {config.get(key)!r}, but must be {wanted}: it was edited. Save the plug-ins again."
+            )
+    lookup(PLACEMENTS, config["placement"], "placement")
+    lookup(ACTIVATIONS, config["activation"], "activation")
+    lookup(INITS, config["init"], "init")
     return config
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _word_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value >= 1  # true and false are integers to Python
+
+
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model_type": (_word, "a word"),
+    "base_model_name_or_path": (_word_or_none, "a word or null"),
+    "placement": (_word, "a word"),
+    "activation": (_word, "a word"),
+    "init": (_word, "a word"),
+    "s_max": (lambda v: type(v) in (int, float) and 1 <= v < math.inf, "a number of 1 or more"),
+    "domains": (
+        lambda v: isinstance(v, list) and all(map(_word, v)) and len(set(v)) == len(v),
+        "a list of names, each once",
+    ),
+    "weights_sha256": (_word_or_none, "a word or null"),
+    **{f"{part}_size": (_count, "a whole number of 1 or more") for part in PARTS},
+    **{
+        f"{part}_grown": (lambda v: isinstance(v, list) and all(map(_count, v)), "a list of whole numbers of 1 or more")
+        for part in PARTS
+    },
+    **{f"{part}_skip": (lambda v: isinstance(v, bool), "true or false") for part in PARTS},
+}
+"""Key of ``adapter_config.json`` -> whether a value is right, and what it must be. Older folders have no ``weights_sha256``."""
+
+
+def _weights(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    """The saved tensors; where a hash is given, they must have it."""
+    file = path / "adapter_model.safetensors"
+    try:
+        packed = file.read_bytes()
+        if sha256 is not None and hashlib.sha256(packed).hexdigest() != sha256:
+            raise EunoeError(
+                f"{file} is not what save_plugins wrote: its SHA-256 differs from the one in adapter_config.json. It is "
+                "damaged or of another save. Copy the folder or save the plug-ins again."
+            )
+        tensors: dict[str, Tensor] = load_tensors(packed)
+        return tensors
+    except (OSError, SafetensorError) as error:
+        raise EunoeError(f"cannot read {file}: {error}. Save the plug-ins again.") from error
 
 
 def _module(layer: Layer, name: str) -> nn.Module:
