@@ -54,8 +54,9 @@ def _ready(model: nn.Module) -> nn.Module:
 def main() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
+    rounds = ", ".join(f"{way} {rounds} x {count}" for way, (_, count, rounds) in WAYS.items())
     print(
-        f"{THREADS} threads; median (least to greatest) of 9 rounds of 4 steps, over fused AdamW's; the limit is 1.14 x"
+        f"{THREADS} threads; median (least to greatest) of rounds x steps ({rounds}), over fused AdamW's; the limit is 1.14 x"
     )
     for make in (_minilm, _bert, _roberta):
         _speed(make.__name__[1:], _ready(make()))

@@ -56,7 +56,7 @@ def distance(ps: list[nn.Parameter], qs: list[Any]) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 @pytest.mark.parametrize("fused", WAYS)
-@pytest.mark.parametrize("named", [{"anneal": "constant"}, {"k": inf, "t0": 0}, {"k": 1e9, "t0": 0.5}])
+@pytest.mark.parametrize("named", [{"anneal": "constant"}, {"k": inf, "t0": 0}, {"k": 1e9, "t0": 0}])
 def test_the_papers_form_without_a_pull_is_torchs_adamw_bit_for_bit(
     named: dict[str, Any], fused: bool, weight_decay: float, dtype: torch.dtype
 ) -> None:
@@ -449,7 +449,13 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: pulled(weights(), form="release"), "unknown form of RecAdam 'release'. Did you mean released"),
     (lambda: pulled(weights(), gamma=-1.0), "gamma is -1.0"),
     (lambda: pulled(weights(), k=float("nan")), "k is nan"),
+    (lambda: pulled(weights(), k="fast"), "k is 'fast'; RecAdam needs a number >= 0"),
+    (lambda: pulled(weights(), gamma=None), "gamma is None; RecAdam needs a finite number >= 0"),
+    (lambda: pulled(weights(), inf), "lr is inf; RecAdam needs a finite number"),
+    (lambda: pulled(weights(), t0=0.25), r"t0 is 0.25; RecAdam takes it in steps.*steps_of\(0.25, STEPS\)"),
     (lambda: pulled(weights(), betas=(0.9, 1.0)), r"betas are \(0.9, 1.0\)"),
+    (lambda: pulled(weights(), betas=0.9), "betas are 0.9; RecAdam needs two numbers"),
+    (lambda: pulled(weights(), betas=(0.9, 0.99, 0.999)), "RecAdam needs two numbers"),
     (lambda: misfit([torch.ones(4, 2)]), r"weight encoder.weight has shape \(4, 2\); the weight has \(4, 3\)"),
     (lambda: misfit([torch.ones(5, 3)]), r"weight encoder.weight has shape \(5, 3\)"),
     (lambda: misfit([torch.ones(())]), r"weight encoder.weight has shape \(\)"),
@@ -470,6 +476,65 @@ def test_a_rate_that_a_scheduler_raises_too_far_is_refused_at_that_step() -> Non
     optimizer.param_groups[0]["lr"] = 1.0
     with pytest.raises(EunoeError, match="is above 2"):
         train(optimizer, ps, 1)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"k": -1}, "k is -1; RecAdam needs a number >= 0"),
+    ({"k": "inf"}, "k is 'inf'"),
+    ({"lr": -1e-5}, "lr is -1e-05"),
+    ({"lr": float("nan")}, "lr is nan; RecAdam needs a finite number >= 0"),
+    ({"lr": torch.tensor(-1.0)}, "lr is tensor"),
+    ({"lr": 1.0}, "is above 2"),
+    ({"t0": 0.25}, "RecAdam takes it in steps"),
+    ({"anneal": "foo"}, "unknown annealing 'foo'"),
+    ({"form": "foo"}, "unknown form of RecAdam 'foo'"),
+    ({"betas": (0.9, 2.0)}, "betas are"),
+    ({"anchor": []}, "4 weights and 0 anchors"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), WRONG)
+def test_a_setting_changed_to_a_wrong_one_is_refused_before_the_closure_and_before_anything_moves(
+    change: dict[str, Any], told: str
+) -> None:
+    ps, qs = weights(), weights(seed=3)
+    optimizer = pulled(ps)
+    optimizer.add_param_group({"params": qs, "anchor": anchors_of(qs)})
+    train(optimizer, [*ps, *qs], 1)
+    before = [p.detach().clone() for p in [*ps, *qs]]
+    optimizer.param_groups[1].update(change)
+    with pytest.raises(EunoeError, match=told):
+        optimizer.step(lambda: pytest.fail("called"))
+    assert all(torch.equal(p, b) for p, b in zip([*ps, *qs], before, strict=True))
+    assert {state["step"].item() for state in optimizer.state.values()} == {1}
+
+
+def test_a_gradient_that_is_refused_leaves_all_weights_where_they_were() -> None:
+    first, half = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    table = nn.Embedding(5, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    first.grad, half.grad = torch.ones(2), torch.ones(2, dtype=torch.bfloat16)
+    for other, told in ((table.weight, "sparse=False"), (half, "no fused kernel")):
+        optimizer = RecAdam([{"params": [first]}, {"params": [other]}], 1e-2, fused=True)
+        with pytest.raises(EunoeError, match=told):
+            optimizer.step()
+        assert first.tolist() == [1, 1]
+        assert not optimizer.state
+
+
+def test_numbers_given_as_text_are_read() -> None:
+    optimizer = pulled(weights(), k="inf", gamma="50")
+    assert [optimizer.param_groups[0][name] for name in ("k", "gamma")] == [inf, 50.0]
+    optimizer.step()
+
+
+def test_a_rate_that_rounding_leaves_just_below_0_is_no_mistake() -> None:
+    ps = weights()
+    optimizer = pulled(ps, 1e-4)
+    before = [p.detach().clone() for p in ps]
+    optimizer.param_groups[0]["lr"] = -5e-20
+    train(optimizer, ps, 1)
+    assert distance(ps, before) < 1e-14
 
 
 def test_a_high_rate_is_fine_where_nothing_is_pulled() -> None:

@@ -35,7 +35,9 @@ weights, and settings that diverge are refused.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from math import inf
 from typing import Any, NamedTuple, TypeAlias
 
@@ -50,6 +52,10 @@ from eunoe.optim.anneal import ANNEALINGS, anneal
 
 Bucket: TypeAlias = tuple[int, bool, torch.dtype, torch.device]
 FORMS = ("released", "paper")
+NUMBERS = ("lr", "eps", "weight_decay", "gamma", "k", "t0", "weight")
+MOST = sys.float_info.max
+ROUNDING = 1e-15
+"""A rate so little below 0 is a scheduler's rounding of 0: torch's LinearLR ends at -5e-20, for example."""
 CHUNK = 256 * 1024
 """Elements torch's CPU kernel moves before the anchor is added: small enough that the weights are still in cache then."""
 TINY = 1e-36
@@ -99,8 +105,9 @@ class RecAdam(Optimizer):
     params: tensors, named tensors, or groups (see ``anchored_groups``). A group's ``anchor`` is a list of tensors shaped
     like its ``params``, of any dtype and device (one with fewer rows anchors the first rows; the others are plain
     AdamW), or None: plain AdamW.
-    gamma: strength of the pull. anneal, k, t0: how lambda grows with the step (``eunoe.optim.anneal``). weight: w above.
-    form: ``released`` or ``paper``. All settings but ``fused`` may be set per group.
+    gamma: strength of the pull. anneal, k, t0: how lambda grows with the step (``eunoe.optim.anneal``). t0 is in steps;
+    ``eunoe.optim.table.steps_of`` makes them of a share of the run. weight: w above. form: ``released`` or ``paper``. All
+    settings but ``fused`` and ``compiled`` may be set per group.
     fused: None goes the one-pass way for contiguous float32 and float64 weights on CPU and CUDA and the plain way for
     others; False always goes the plain way; True refuses dtypes and devices without a fused kernel.
     compiled: on a CPU the one pass is a loop in C where the machine has a compiler (``eunoe.optim.native``), else torch's
@@ -161,19 +168,32 @@ class RecAdam(Optimizer):
                 group["anchor"] = [anchor.detach().contiguous() for anchor in group["anchor"]]
                 _refuse_misfits(group)
             _drop_repeats(group)
+        for name in NUMBERS:
+            if isinstance(group[name], str):  # "inf", as recipes spell it
+                with suppress(ValueError):
+                    group[name] = float(group[name])
         refuse_settings(group)
         super().add_param_group(group)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # as torch does on its own; compiler.disable imports slowly
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every weight that has a gradient; returns what ``closure`` (a fresh forward and backward) returns."""
+        """Move every weight that has a gradient; returns what ``closure`` (a fresh forward and backward) returns.
+
+        What is refused is refused before any weight moves: settings, which may have changed since the last step, before
+        ``closure`` is called, gradients after it.
+        """
         loss = None
+        for group in self.param_groups:
+            refuse_settings(group)
+            if group["anchor"] is not None:
+                _refuse_other_number(group)
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            _refuse_divergence(group)
+            self._refuse_unmovable(group)
+        for group in self.param_groups:
             for (t, anchored, *_), pieces in self._pieces(group).items():
                 n = numbers(group, t, anchored)
                 if n.pull == 0:  # so the anchor is not even read
@@ -212,10 +232,27 @@ class RecAdam(Optimizer):
                 pieces.setdefault((t, False, *kind), []).append(new)
         return pieces
 
+    def _refuse_unmovable(self, group: Mapping[str, Any]) -> None:
+        """Raise ``EunoeError`` for a weight whose gradient, dtype, device or sharding the step could not handle."""
+        for i, p in enumerate(group["params"]):
+            if p.grad is None:
+                continue
+            if p.grad.is_sparse:
+                raise EunoeError("RecAdam received a sparse gradient: build the embedding with sparse=False.")
+            if self.fused and not _has_kernel(p):
+                raise EunoeError(
+                    f"fused=True: there is no fused kernel for {p.dtype} weights on {p.device}; it takes float32 "
+                    "and float64 on cpu and cuda. fused=None uses it where it can be used."
+                )
+            if group["anchor"] is not None and _is_sharded(p) and group["anchor"][i].shape != p.shape:
+                raise EunoeError(
+                    f"an anchor of shape {tuple(group['anchor'][i].shape)} for a sharded weight of shape "
+                    f"{tuple(p.shape)}: rows without an anchor are not supported in sharded weights. Add the new rows to "
+                    "the anchor."
+                )
+
     def _start(self, p: Tensor) -> None:
-        """Check a weight's first gradient and give the weight its counter and moments."""
-        if p.grad is not None and p.grad.is_sparse:
-            raise EunoeError("RecAdam received a sparse gradient: build the embedding with sparse=False.")
+        """Give a weight with its first gradient its counter and moments."""
         if not self.state[p]:
             # Half moments would be wrong, not just coarse: in bfloat16 0.999 v rounds to v, in float16 v underflows.
             dtype = torch.promote_types(p.dtype, torch.float32)
@@ -231,11 +268,6 @@ class RecAdam(Optimizer):
         if _is_sharded(p) and not _is_sharded(anchor):
             from torch.distributed.tensor import distribute_tensor  # slow to import, and rarely needed
 
-            if anchor.shape != p.shape:
-                raise EunoeError(
-                    f"an anchor of shape {tuple(anchor.shape)} for a sharded weight of shape {tuple(p.shape)}: rows "
-                    "without an anchor are not supported in sharded weights. Add the new rows to the anchor."
-                )
             _fingerprint(group)  # of the whole anchor, so that it does not depend on the number of processes
             anchor = distribute_tensor(anchor.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
             group["anchor"][index] = anchor
@@ -244,16 +276,9 @@ class RecAdam(Optimizer):
         return _local(anchor)
 
     def _fuses(self, piece: Piece) -> bool:
-        if self.fused is False:
+        if self.fused is False or not _has_kernel(piece.weight):
             return False
-        weight = piece.weight
-        known = weight.dtype in (torch.float32, torch.float64) and weight.device.type in ("cpu", "cuda")
-        if self.fused and not known:
-            raise EunoeError(
-                f"fused=True: there is no fused kernel for {weight.dtype} weights on {weight.device}; it takes float32 "
-                "and float64 on cpu and cuda. fused=None uses it where it can be used."
-            )
-        return known and weight.is_contiguous() and piece.m.is_contiguous() and piece.v.is_contiguous()
+        return piece.weight.is_contiguous() and piece.m.is_contiguous() and piece.v.is_contiguous()
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with ``anchor_fingerprint`` (SHA-256 of values, shapes and dtypes; or None) instead of anchors."""
@@ -374,6 +399,10 @@ def _batches(pieces: list[Piece], size: int) -> Iterator[list[Piece]]:
         yield batch
 
 
+def _has_kernel(weight: Tensor) -> bool:
+    return weight.dtype in (torch.float32, torch.float64) and weight.device.type in ("cpu", "cuda")
+
+
 def _pull_scale(group: Mapping[str, Any]) -> float:
     """What gamma is multiplied by: the rate as released; in the paper's form the schedule's multiplier alone."""
     lr = float(group["lr"])
@@ -441,21 +470,39 @@ def refuse_settings(group: Mapping[str, Any]) -> None:
         raise unknown(group["anneal"], ANNEALINGS, "annealing")
     if group["form"] not in FORMS:
         raise unknown(group["form"], FORMS, "form of RecAdam")
-    for name in ("lr", "eps", "weight_decay", "gamma", "k", "t0", "weight"):
-        if not float(group[name]) >= 0:
-            raise EunoeError(f"{name} is {group[name]!r}; RecAdam needs a number >= 0.")
-    if not all(0 <= beta < 1 for beta in group["betas"]):
-        raise EunoeError(f"betas are {group['betas']!r}; RecAdam needs two numbers >= 0 and < 1.")
+    for name in NUMBERS:
+        value, endless = group[name], name in ("k", "t0")
+        least = -ROUNDING if name == "lr" else 0
+        if not _is_number(value) or not least <= float(value) <= (inf if endless else MOST):
+            raise EunoeError(f"{name} is {value!r}; RecAdam needs a {'' if endless else 'finite '}number >= 0.")
+    if 0 < group["t0"] < 1:
+        raise EunoeError(
+            f"t0 is {group['t0']:g}; RecAdam takes it in steps, and below 1 it looks like a share of the run. In steps that "
+            f"is eunoe.optim.table.steps_of({group['t0']:g}, STEPS), STEPS the length of the run; recipes and the Trainer's "
+            "recadam take the share itself."
+        )
+    betas = group["betas"]
+    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in betas):
+        raise EunoeError(f"betas are {betas!r}; RecAdam needs two numbers >= 0 and < 1.")
     _refuse_divergence(group)
 
 
-def _refuse_misfits(group: Mapping[str, Any]) -> None:
-    """Each anchor must be shaped like its weight, or have fewer rows, and must not be the weight itself."""
+def _is_number(value: object) -> bool:
+    return hasattr(value, "__float__")  # text has none, tensors of one element have
+
+
+def _refuse_other_number(group: Mapping[str, Any]) -> None:
     params, anchors = group["params"], group["anchor"]
     if len(params) != len(anchors):
         raise EunoeError(
             f"a group has {len(params)} weights and {len(anchors)} anchors: give each weight its anchor, or anchor=None."
         )
+
+
+def _refuse_misfits(group: Mapping[str, Any]) -> None:
+    """Each anchor must be shaped like its weight, or have fewer rows, and must not be the weight itself."""
+    _refuse_other_number(group)
+    params, anchors = group["params"], group["anchor"]
     for i, (param, anchor) in enumerate(zip(params, anchors, strict=True)):
         name, p = param if isinstance(param, tuple) else (f"number {i} of its group", param)
         fewer_rows = p.ndim > 0 and p.ndim == anchor.ndim and 0 < len(anchor) < len(p)
