@@ -6,6 +6,7 @@ import csv
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from eunoe.errors import EunoeError
 from eunoe.head import train_head
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.load import load_lm
-from eunoe.recipe import load_recipe
+from eunoe.recipe import load_recipe, recipe_of
 from eunoe.report.schema import Row, read_rows
 from eunoe.run import run
 from eunoe.verify import Finding, verify
@@ -132,9 +133,12 @@ def broken(findings: list[Finding]) -> list[tuple[str, str]]:
 
 def test_verify_holds_for_cpt_and_says_that_ncl_changed(made: tuple[Path, Path]) -> None:
     findings = verify(made[1])
-    assert len(findings) == 8
+    assert len(findings) == 8 + 2
+    assert [f.domain for f in findings if f.domain == "plugins" and f.equal] == ["plugins"] * 2
     assert not broken(findings)
     for f in findings:
+        if f.domain == "plugins":
+            continue
         assert f.promised == f.sequence.startswith("cpt")
         assert f.equal == (f.promised or f.domain == "money")
     changed = next(f for f in findings if f.sequence == "ncl.given.seed0" and f.domain == "sport")
@@ -187,7 +191,9 @@ def test_verify_fails_on_any_weight_that_an_earlier_domain_reads_though_every_ha
     made: tuple[Path, Path], copied: Path
 ) -> None:
     chosen = entries(*made, read=True)
-    assert len(chosen) == 2 * 2 * 4  # two layers, two plug-ins, two linear maps with bias: masks are bits, attacked below
+    assert (
+        len(chosen) == 2 * 2 * 4
+    )  # two layers, two plug-ins, two linear maps with bias: masks are bits, attacked below
     whole = (copied / CPT_LAST / "weights.safetensors").read_bytes()
     for name, entry in chosen[::5]:
 
@@ -213,7 +219,7 @@ def test_verify_does_not_mind_a_weight_that_no_domain_reads(made: tuple[Path, Pa
 
     assert unread.any()
     tamper(copied / CPT_LAST, "weights.safetensors", flip, manifest=True)
-    assert not broken(verify(copied))
+    assert broken(verify(copied)) == [("cpt.given.seed0", "plugins")]  # the written copy has the bit as it was
 
 
 @pytest.mark.parametrize("byte", [0, 7, -1])
@@ -222,7 +228,129 @@ def test_verify_fails_when_a_kept_mask_bit_is_flipped_though_every_hash_fits(cop
         tensors["/masks"][0, byte] ^= 1
 
     tamper(copied / CPT_LAST, "method.safetensors", flip, manifest=True)
-    assert broken(verify(copied)) == [("cpt.given.seed0", "sport")]
+    assert broken(verify(copied)) == [("cpt.given.seed0", "sport"), ("cpt.given.seed0", "plugins")]
+
+
+@pytest.mark.parametrize("gone", ["0-sport/final/manifest.json", "0-sport", "1-money/final", "1-money", "."])
+def test_verify_fails_when_a_checkpoint_is_gone(copied: Path, gone: str) -> None:
+    path = CPT_LAST.parent.parent / gone
+    shutil.rmtree(copied / path) if (copied / path).is_dir() else (copied / path).unlink()
+    found = broken(verify(copied))
+    lost = {"0": ["sport"], "1": ["money"], ".": ["sport", "money"]}[gone[0]]
+    assert found == [("cpt.given.seed0", name) for name in lost]
+
+
+def test_verify_fails_on_one_bit_of_the_written_plugins(copied: Path) -> None:
+    file = copied / "sequences/cpt.given.seed1/plugins/adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 4
+    file.write_bytes(bytes(data))
+    assert broken(verify(copied)) == [("cpt.given.seed1", "plugins")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": "bf16"}, {"micro_batch": 1}, {"precision": "bf16", "micro_batch": 2}],
+    ids=["bf16", "accumulation", "both"],
+)
+def test_verify_holds_in_bf16_and_with_accumulation(tmp_path: Path, change: dict[str, Any]) -> None:
+    settings = tiny_settings(tmp_path, methods=["cpt"], seeds=[0])
+    settings["training"].update(change)
+    settings["evaluation"] = {"blocks": 4, "batch": 8, "base": False, "matrix": "ends"}
+    run(recipe_of(settings), tmp_path / "out")
+    findings = verify(tmp_path / "out")
+    assert [f.domain for f in findings] == ["sport", "money", "plugins"]
+    assert not broken(findings)
+
+
+def test_verify_holds_for_20_domains_and_fails_on_one_bit_of_the_first(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, methods=["cpt"], seeds=[0])
+    corpora = [domain["corpus"] for domain in settings["domains"]]
+    settings["domains"] = [{"name": f"d{i}", "corpus": corpora[i % 2]} for i in range(20)]
+    settings["training"].update(steps=2, precision="bf16", micro_batch=2)
+    settings["evaluation"] = {"blocks": 4, "batch": 8, "base": False}
+    out = tmp_path / "out"
+    run(recipe_of(settings), out)
+    assert [f.equal for f in verify(out)] == [True] * 21
+
+    def flip(tensors: dict[str, Tensor]) -> None:
+        tensors["/masks"][0, 0] ^= 1
+
+    tamper(out / "sequences/cpt.given.seed0/domains/19-d19/final", "method.safetensors", flip, manifest=True)
+    assert broken(verify(out))[0] == ("cpt.given.seed0", "d0")
+
+
+# -- what stands beside the states, whatever happened ---------------------------------------------------------------------
+@pytest.mark.parametrize("where", ["capacity", "publish"])
+def test_a_stop_right_after_a_state_was_saved_loses_nothing(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as broken_once:
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        broken_once.setattr(Cpt, where, full)
+        with pytest.raises(OSError, match="No space"):
+            run(load_recipe(made[0]), out)
+    run(load_recipe(made[0]), out)
+    own = ("environment.json", "times.jsonl", "report.html")
+    assert state(out, own) == state(made[1], own)
+
+
+# -- what fine-tuning leaves, and several draws ------------------------------------------------------------------------------
+def test_retention_and_several_few_shot_draws_of_end_tasks(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, seeds=[0])
+    settings["evaluation"].update(retention=True, matrix="ends", base=False)
+    for domain in settings["domains"]:
+        domain["task"].update(shots=4, shots_seed=[1, 2])
+    out = tmp_path / "out"
+    run(recipe_of(settings), out)
+    scores = rows_of(out, method="cpt", task="sport", metric="accuracy")
+    assert [(r.learnt, r.shots_seed) for r in scores] == [
+        (learnt, seed) for learnt in (("sport",), ("sport", "money")) for seed in (1, 2)
+    ]
+    assert scores[0].value == scores[2].value, "cpt's two draws are two scores, each of which stays"
+    assert scores[1].value == scores[3].value
+    for method in ("ncl", "cpt"):
+        left = {
+            r.metric: r
+            for r in rows_of(out, method=method, task="money")
+            if "@" in r.metric or r.metric == "anchor_distance"
+        }
+        assert set(left) == {"lm_loss@general", "cka@general", "anchor_distance"}
+        assert left["anchor_distance"].value > 0
+        assert 0 < left["cka@general"].value < 1
+        before = rows_of(out, method="base", task="general")[0].value
+        assert left["lm_loss@general"].detail is not None
+        assert left["lm_loss@general"].detail["before"] == before
+        assert left["lm_loss@general"].value != before
+    whole = (out / "rows.jsonl").read_bytes()
+    (out / "finished.json").unlink()
+    (out / "rows.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:-2]))  # a kill tore the last cell
+    run(recipe_of(settings), out)
+    assert (out / "rows.jsonl").read_bytes() == whole
+
+
+def test_all_missing_files_are_told_at_once_and_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    settings["model"]["name"] = "no/such-model"
+    settings["domains"][0]["corpus"]["source"] = "gone.txt"
+    settings["domains"][1]["task"]["test"] = "gone.csv"
+    with pytest.raises(
+        EunoeError, match=r"(?s)2 sources are not there.*gone\.txt does not exist.*gone\.csv does not exist"
+    ):
+        run(recipe_of(settings), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cpts_table_names_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CPT_DATA", str(tmp_path))
+    with pytest.raises(EunoeError) as told:
+        run(load_recipe("cpt_table1"), tmp_path / "out")
+    listed = re.findall(r"\S+\.(?:jsonl|txt)(?= does not exist)", str(told.value))
+    assert len(listed) == len(set(listed)) == 4 + 2 + 3 + 3 + 1
 
 
 def test_verify_fails_when_the_pretrained_model_is_another(
@@ -235,7 +363,7 @@ def test_verify_fails_when_the_pretrained_model_is_another(
     safetensors.torch.save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     recipe["model"]["name"] = str(other)
     (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert len(broken(verify(copied))) == 4
+    assert len(broken(verify(copied))) == 6
 
 
 def test_verify_of_no_run_says_what_to_do(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eunoe import methods, transfer
+from eunoe.data.tasks import draw_seed, draws
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup
 from eunoe.optim.schedules import SCHEDULES
@@ -45,6 +46,8 @@ class Cell:
     learnt: tuple[str, ...]
     task: str
     end_task: bool
+    shots_seed: int | None = None
+    """Seed of the few-shot draw that an end task is fine-tuned on; None: of all rows, or no end task."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,18 @@ class Plan:
     def cells(self, sequence: Sequence) -> Iterator[Cell]:
         """All measurements a sequence owes, in the order they are made."""
         general = ("general",) if self.recipe.general else ()
-        tasks = {d.name for d in self.recipe.domains if d.task}
+        tasks = {d.name: [draw_seed(t) for t in draws(d.task)] for d in self.recipe.domains if d.task}
         if sequence.method is None:
             yield from (Cell((), name, False) for name in [*sequence.order, *general])
             if self.recipe.evaluation.base:
-                yield from (Cell((), name, True) for name in sequence.order if name in tasks)
+                yield from (Cell((), name, True, seed) for name in sequence.order for seed in tasks.get(name, ()))
             return
         for i in range(len(sequence.order)):
             learnt = sequence.order[: i + 1]
             yield from (Cell(learnt, name, False) for name in [*learnt, *general])
             ends = self.recipe.evaluation.matrix == "full" or i == len(sequence.order) - 1
-            yield from (Cell(learnt, name, True) for name in (learnt if ends else learnt[-1:]) if name in tasks)
+            for name in learnt if ends else learnt[-1:]:
+                yield from (Cell(learnt, name, True, seed) for seed in tasks.get(name, ()))
 
 
 def resolve(recipe: Recipe) -> Plan:

@@ -82,8 +82,9 @@ class TaskSettings:
     """``regression`` reads numbers as labels and scores Pearson and Spearman correlation."""
     shots: Literal["cpt", "all"] | int = "all"
     """``cpt``: the paper's rule (32 in all, or 8 a class from 5 classes on); a number: that many a class; ``all``."""
-    shots_seed: int = 2022
-    """Seed of the few-shot draw (CPT: 2022)."""
+    shots_seed: int | list[int] = 2022
+    """Seed of the few-shot draw (CPT: 2022); several, ``[2022, 2023]``: the end task is fine-tuned on each draw, and a
+    score is the mean over them (a domain's end task only)."""
     resplit: float | None = None
     """CPT's resplit rule with this r: dev joins test, then floor(N(1-r)/C) of each class move from train to test."""
     test_share: float | None = None
@@ -194,6 +195,8 @@ class EvaluationSettings:
     """Blocks, or labelled rows, that pass the model at once."""
     matrix: Literal["full", "ends"] = "full"
     """``full``: after each domain the end tasks of all domains so far; ``ends``: the diagonal and the last row."""
+    retention: bool = False
+    """After each end task's fine-tuning, measure on the general text what it left of the pretrained model."""
     base: bool = True
     """Also score the end tasks from the pretrained model, before any domain."""
     prompts: list[str] = field(default_factory=list)
@@ -539,6 +542,8 @@ def _check(recipe: Recipe) -> None:
         if recipe.head.lr <= 0 or not 0 <= recipe.head.warmup < 1 or not recipe.head.corpora:
             raise EunoeError(f"recipe.head needs lr above 0, warmup in [0, 1) and at least one corpus; received lr {recipe.head.lr}, "
                              f"warmup {recipe.head.warmup}, {len(recipe.head.corpora)} corpora.")  # fmt: skip
+    if recipe.evaluation.retention and recipe.general is None:
+        raise EunoeError("recipe.evaluation.retention is true, but there is no general text to measure it on: give recipe.general.")
     _at_least(recipe.evaluation, "batch", 1, "recipe.evaluation")
     _at_least(recipe.evaluation, "blocks", 1, "recipe.evaluation")
     _at_least(recipe.evaluation, "answer_tokens", 1, "recipe.evaluation")

@@ -31,10 +31,12 @@ from eunoe import checkpoint, ranks
 from eunoe.atomic import write_text
 from eunoe.data.collate import Batch, LMBatches, Rows
 from eunoe.data.corpus import Blocks, Part, load_blocks
-from eunoe.data.tasks import Task, load_task
+from eunoe.data.files import refuse_missing
+from eunoe.data.tasks import Task, draws, load_task
 from eunoe.errors import EunoeError
 from eunoe.evaluate.answers import answer
 from eunoe.evaluate.evaluator import Score, eval_batches, hidden_states, lm_score
+from eunoe.evaluate.retention import Retention
 from eunoe.folder import claimed, derived_seed, finished, mark_finished, note_time, refuse_other
 from eunoe.head import train_head
 from eunoe.methods.base import Method
@@ -54,6 +56,8 @@ from eunoe.train import Job, make_optimizer, restore, train, weights
 from eunoe.transfer.finetune import encode_task
 
 PROBE_BLOCKS = 2
+ROUND = 10
+"""Steps that a method's annealing needs at least in one epoch: with fewer to an epoch, several epochs make one round."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,10 @@ class Material:
 
     train: dict[str, Blocks]
     valid: dict[str, list[Batch]]
-    tasks: dict[str, tuple[Task, tuple[Rows, Rows]]]
+    tasks: dict[str, dict[int | None, tuple[Task, tuple[Rows, Rows]]]]
+    """Domain -> seed of the few-shot draw (None: all rows) -> the end task and its rows."""
+    retention: Retention | None = None
+    """Measures what fine-tuning left of the pretrained model, where the recipe asks for it."""
 
 
 def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
@@ -75,6 +82,7 @@ def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
     plan = resolve(recipe)
     _refuse_ranks(plan)
     refuse_other(plan.recipe, out)
+    refuse_missing(_sources(plan.recipe))
     if finished(out):
         say(f"{out} is finished: every score of the recipe is there. Nothing was changed.")
         return out / "report.html"
@@ -85,11 +93,15 @@ def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
     with claimed(plan.recipe, out, command) if ranks.first() else nullcontext():
         if ranks.first():
             _refuse_other_text(out, material)
-            _drop_half_cell(out / "rows.jsonl")
+            _drop_half_cell(out / "rows.jsonl", 2 + 3 * plan.recipe.evaluation.retention)
         ranks.wait()
         if model.head == "train":
             model = _with_head(plan, out)
             _head_rows(plan, material, lm, model, out)
+        if plan.recipe.evaluation.retention:
+            pretrained = load_lm(model) if model is not plan.recipe.model else lm
+            kept = Retention(pretrained, {"general": material.valid["general"]})
+            material = replace(material, retention=kept)
         for sequence in plan.sequences:
             _walk(plan, sequence, material, model, out)
         if not ranks.first():
@@ -117,6 +129,15 @@ def _refuse_ranks(plan: Plan) -> None:
                              f"{micro}). Give training.batch and training.micro_batch at least {world}, or start fewer.")  # fmt: skip
 
 
+def _sources(recipe: Recipe) -> list[str]:
+    """Every file or folder that a run will read, in the order of the recipe."""
+    corpora = [domain.corpus for domain in recipe.domains] + (recipe.head.corpora if recipe.head else [])
+    corpora += [recipe.general] if recipe.general else []
+    tasks = [domain.task for domain in recipe.domains if domain.task is not None]
+    found = [s for corpus in corpora for s in (corpus.source, corpus.valid)]
+    return [s for s in found + [s for task in tasks for s in (task.train, task.dev, task.test)] if s is not None]
+
+
 def read_material(plan: Plan, lm: LanguageModel) -> Material:
     """Read, tokenise and check all text and tasks of a plan; raises ``EunoeError`` before anything is trained."""
     recipe, rate = plan.recipe, plan.recipe.training.mask_rate
@@ -129,7 +150,8 @@ def read_material(plan: Plan, lm: LanguageModel) -> Material:
     if recipe.evaluation.prompts and lm.objective != "causal":
         raise EunoeError(f"recipe.evaluation.prompts is given, but {lm.name!r} is a masked LM, which continues no text. Leave the "
                          "prompts out, or name a causal LM.")  # fmt: skip
-    train_blocks, valid, tasks = {}, {}, {}
+    train_blocks, valid = {}, {}
+    tasks: dict[str, dict[int | None, tuple[Task, tuple[Rows, Rows]]]] = {}
     for domain in recipe.domains:
         if domain.name not in used:
             continue
@@ -139,8 +161,10 @@ def read_material(plan: Plan, lm: LanguageModel) -> Material:
         )
         valid[domain.name] = eval_batches(lm, held_out, recipe.evaluation.batch, rate)
         if domain.task is not None:
-            task = load_task(domain.name, domain.task, domain.corpus)
-            tasks[domain.name] = (task, encode_task(lm, task, plan.transfer_settings))
+            tasks[domain.name] = {}
+            for settings in draws(domain.task):
+                task = load_task(domain.name, settings, domain.corpus)
+                tasks[domain.name][task.shots_seed] = (task, encode_task(lm, task, plan.transfer_settings))
     if recipe.general is not None:
         part: Part = "valid" if recipe.general.valid is not None else "all"
         general = load_blocks(recipe.general, lm.tokenizer, recipe.training.block, part).take(recipe.evaluation.blocks)
@@ -184,6 +208,8 @@ def _walk(plan: Plan, sequence: Sequence, material: Material, model: ModelSettin
             shutil.rmtree(folder / "steps", ignore_errors=True)
         # what was just learnt is read back too: a run that was killed and one that was not continue from the same bits
         steps = _restore_domain(lm, method, folder)
+        if ranks.first():
+            _write_beside(sequence, method, out, i)
         if i == len(sequence.order) - 1:  # before the rows: what has all its rows is not walked again
             _answer(plan, sequence, lm, method, out, sequence.order)
         _measure(plan, sequence, lm, method, material, out, [c for c in owed if len(c.learnt) == i + 1], steps)
@@ -199,7 +225,7 @@ def _learn(
     seed = derived_seed(sequence.seed, "learn", str(i), domain)
     batches = LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), settings.batch, steps, seed,
                         settings.micro_batch, settings.mask_rate, ranks.rank(), ranks.world())  # fmt: skip
-    method.epochs = steps * settings.batch / len(blocks)
+    method.epochs = min(steps * settings.batch / len(blocks), max(1.0, steps / ROUND))
     done = train(Job(
         name=f"{sequence.label} · seed {sequence.seed} · {domain}", domain=domain, model=lm.model, batches=batches, loss=lm_loss,
         settings=settings, seed=seed, method=method, folder=folder / "steps",
@@ -217,15 +243,27 @@ def _learn(
         "weights": weights(lm.model), "method": method.state_dict(), "steps": done.steps,
         "probe": {"input_ids": probe, "states": states, "reads": reads_hash(lm, method, domain)},
     })  # fmt: skip
-    room = method.capacity()
-    if room:
-        write_text(folder / "capacity.json", json.dumps(room) + "\n")
+    note_time(out, f"{sequence.folder}/{i}-{domain}", done.seconds, done.tokens)
+
+
+def _write_beside(sequence: Sequence, method: Method, out: Path, i: int) -> None:
+    """What stands beside the state after domain ``i``: the room left, and after the last one the plug-ins.
+
+    Made from the state, after it, so that a run that was killed in between makes them when it goes on.
+    """
+    room_file = domain_folder(out, sequence, i) / "capacity.json"
+    if not room_file.is_file() and (room := method.capacity()):
         warning = capacity_report(room)["warning"]
         if warning:
             say(f"{sequence.label} · seed {sequence.seed}: {warning}")
-    if i == len(sequence.order) - 1:
-        method.publish(out / "sequences" / sequence.folder / "plugins")
-    note_time(out, f"{sequence.folder}/{i}-{domain}", done.seconds, done.tokens)
+        write_text(room_file, json.dumps(room) + "\n")
+    plugins = out / "sequences" / sequence.folder / "plugins"
+    if i == len(sequence.order) - 1 and not plugins.is_dir():
+        partial = plugins.with_name("plugins.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        method.publish(partial)
+        if partial.is_dir():
+            partial.rename(plugins)
 
 
 def _restore_domain(lm: LanguageModel, method: Method, folder: Path) -> int:
@@ -241,7 +279,8 @@ def reads_hash(lm: LanguageModel, method: Method, domain: str) -> str | None:
         return None
     named, total = dict(lm.model.named_parameters()), hashlib.sha256()
     for name, read in sorted(method.reads(domain).items()):
-        total.update(name.encode() + named[name].detach().cpu()[read.cpu()].contiguous().numpy().tobytes())
+        held = named[name].detach().cpu()[read.cpu()].contiguous()
+        total.update(name.encode() + held.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
@@ -253,21 +292,24 @@ def _measure(
     for cell in cells:
         began = time.monotonic()
         if cell.end_task:
-            task, rows = material.tasks[cell.task]
+            task, rows = material.tasks[cell.task][cell.shots_seed]
             seed = derived_seed(sequence.seed, "task", cell.task)
             domain = cell.task if cell.task in cell.learnt else None
             fine = plan.transfer.transfer(
                 lm, method, domain, task, rows, plan.transfer_settings, seed, plan.recipe.evaluation.batch
             )
-            found, taken, transfer, shots = fine.scores, fine.steps, plan.transfer_name, task.shots_seed
+            found, taken, transfer = fine.scores, fine.steps, plan.transfer_name
+            if material.retention is not None:
+                method.activate(domain)
+                found = [*found, *material.retention.of(fine.model.trunk, lm.model)]
         else:
             # general text belongs to no domain: a method with plug-ins reads it with the plug-ins off
             method.activate(cell.task if cell.task in cell.learnt else None)
-            found, taken, transfer, shots = [lm_score(lm.model, material.valid[cell.task])], steps, None, None
+            found, taken, transfer = [lm_score(lm.model, material.valid[cell.task])], steps, None
         if not ranks.first():
             continue
         append_rows(out / "rows.jsonl", [
-            _row(plan, sequence, cell, score, transfer=transfer, shots_seed=shots, steps=taken) for score in found
+            _row(plan, sequence, cell, score, transfer=transfer, shots_seed=cell.shots_seed, steps=taken) for score in found
         ])  # fmt: skip
         note_time(
             out,
@@ -304,11 +346,13 @@ def _owed(plan: Plan, sequence: Sequence, out: Path) -> list[Cell]:
     """The measurements of a sequence that have no rows yet."""
     mine = (sequence.label, sequence.order_name, sequence.seed)
     held = {
-        (row.learnt, row.task, row.transfer is not None)
+        (row.learnt, row.task, row.transfer is not None, row.shots_seed)
         for row in read_rows(out / "rows.jsonl")
         if (row.method, row.order, row.seed) == mine
     }
-    return [cell for cell in plan.cells(sequence) if (cell.learnt, cell.task, cell.end_task) not in held]
+    return [
+        cell for cell in plan.cells(sequence) if (cell.learnt, cell.task, cell.end_task, cell.shots_seed) not in held
+    ]
 
 
 # -- the LM head ------------------------------------------------------------------------------------------------
@@ -357,8 +401,10 @@ def _refuse_other_text(out: Path, material: Material) -> None:
     found = {name: blocks.digest for name, blocks in material.train.items()}
     for name, batches in material.valid.items():
         found[f"{name} (held out)"] = _sha256(batch["input_ids"].tolist() for batch in batches)
-    for name, (_, parts) in material.tasks.items():
-        found[f"{name} (end task)"] = _sha256([rows.inputs, rows.labels.tolist()] for rows in parts)
+    for name, samples in material.tasks.items():
+        found[f"{name} (end task)"] = _sha256(
+            [rows.inputs, rows.labels.tolist()] for _, parts in samples.values() for rows in parts
+        )
     file = out / "texts.json"
     if file.is_file():
         held = json.loads(file.read_text(encoding="utf-8"))
@@ -377,14 +423,13 @@ def _sha256(parts: Iterable[Any]) -> str:
     return total.hexdigest()
 
 
-def _drop_half_cell(file: Path) -> None:
-    """Cut off the last end task if only the first of its two rows is there: a kill can split one write between pages."""
+def _drop_half_cell(file: Path, size: int) -> None:
+    """Cut off the last end task if fewer than its ``size`` rows are there: a kill can split one write between pages."""
     rows = read_rows(file)
-    cells = [(row.method, row.order, row.seed, row.learnt, row.task, row.transfer) for row in rows[-2:]]
-    if rows and rows[-1].transfer is not None and (len(cells) == 1 or cells[0] != cells[1]):
-        held = file.read_bytes()
-        end = held.rfind(b"\n")
-        os.truncate(file, held.rfind(b"\n", 0, end) + 1)
+    cells = [(r.method, r.order, r.seed, r.learnt, r.task, r.transfer, r.shots_seed) for r in rows[-size:]]
+    torn = next((n for n in range(len(cells)) if cells[-1 - n] != cells[-1]), len(cells))
+    if rows and rows[-1].transfer is not None and torn < size:
+        os.truncate(file, sum(map(len, file.read_bytes().splitlines(keepends=True)[: len(rows) - torn])))
 
 
 __all__ = [

@@ -3,7 +3,8 @@
 When a domain ended, its checkpoint kept a probe: some of its held-out blocks and the hidden states they gave, and the
 SHA-256 of every weight entry its output reads. ``verify`` computes the probe from the domain's own checkpoint and from
 the state after the LAST domain, under the domain's masks, and compares the bits, and the hash. Where the versions and the
-machine are those of the run, the bits must also equal those recorded then. Checkpoints' own hashes are checked on the way. A
+machine are those of the run, the bits must also equal those recorded then. Checkpoints' own hashes are checked on the way, a
+checkpoint that is gone is a broken promise, and the plug-ins written for others must be those of the last state. A
 method that makes no promise (ncl) is measured too, and said to have changed; that fails nothing.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ from torch import Tensor
 from eunoe import checkpoint
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import hidden_states
-from eunoe.folder import environment
+from eunoe.folder import environment, finished
+from eunoe.methods.base import Method
 from eunoe.models.anatomy import anatomy
 from eunoe.plan import Sequence
 from eunoe.recipe import ModelSettings
@@ -33,6 +36,7 @@ class Finding:
 
     sequence: str
     domain: str
+    """Or ``plugins``: those that the run wrote for others."""
     promised: bool
     """Does the method promise that nothing of this domain changes?"""
     equal: bool
@@ -66,9 +70,16 @@ def verify(out: Path) -> list[Finding]:
 
 
 def _verify_sequence(sequence: Sequence, model: ModelSettings, out: Path, same_machine: bool) -> list[Finding]:
-    done = [i for i in range(len(sequence.order)) if checkpoint.whole(domain_folder(out, sequence, i) / "final")]
-    if not done:
-        return []
+    places = {i: domain_folder(out, sequence, i) / "final" for i in range(len(sequence.order))}
+    done = [i for i, folder in places.items() if checkpoint.whole(folder)]
+    reached = len(places) if finished(out) else max(done, default=-1) + 1
+    gone = [
+        Finding(sequence.folder, sequence.order[i], True, False, f"its checkpoint {places[i]} is missing, or not whole")
+        for i in range(reached)
+        if i not in done
+    ]
+    if gone or not done:
+        return gone
     lm, method = build_sequence(sequence, model)
     promised = not method.forgets
     held: dict[int, checkpoint.Checkpoint] = {}
@@ -101,7 +112,18 @@ def _verify_sequence(sequence: Sequence, model: ModelSettings, out: Path, same_m
             text += ", but this machine computes other bits from its own checkpoint than were recorded"
             same = same and not same_machine
         findings.append(Finding(sequence.folder, domain, promised, same and same_reads, text))
-    return findings
+    return findings + (_verify_published(sequence, method, out) if len(done) == len(places) else [])
+
+
+def _verify_published(sequence: Sequence, method: Method, out: Path) -> list[Finding]:
+    """Whether the plug-ins that the run wrote for others are those of its last state, to the byte."""
+    folder = out / "sequences" / sequence.folder / "plugins"
+    with TemporaryDirectory() as made:
+        method.publish(Path(made))
+        files = sorted(Path(made).iterdir())
+        same = all((folder / f.name).is_file() and (folder / f.name).read_bytes() == f.read_bytes() for f in files)
+    text = "the written plug-ins are those of the last state" if same else f"{folder} is NOT what the last state gives"
+    return [Finding(sequence.folder, "plugins", True, same, text)] if files else []
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

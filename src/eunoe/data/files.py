@@ -15,7 +15,7 @@ import importlib.util
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,22 @@ def resolve(source: str) -> list[Path]:
     if not path.is_file() or kind(path) not in _READERS:
         raise EunoeError(f"{path} ends in {kind(path)!r}; allowed endings: {_allowed()}, plain or .gz.")
     return [path]
+
+
+def refuse_missing(sources: Iterable[str]) -> None:
+    """Raise one ``EunoeError`` that lists every source that is not there or cannot be read; hub datasets are not asked for."""
+    told: list[str] = []
+    for source in dict.fromkeys(sources):
+        if not source.startswith("hub:"):
+            try:
+                resolve(source)
+            except EunoeError as error:
+                told.append(str(error))
+    told = list(dict.fromkeys(told))
+    if len(told) == 1:
+        raise EunoeError(told[0])
+    if told:
+        raise EunoeError(f"{len(told)} sources are not there, or are no text:\n- " + "\n- ".join(told))
 
 
 def read_rows(

@@ -12,7 +12,7 @@ next document on the same side, so no training article lends a test pair anythin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from eunoe.data.corpus import part_of, place
@@ -61,6 +61,10 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
     """
     where = f"task of {name!r}"
     check_task(settings, where)
+    if isinstance(settings.shots_seed, list):
+        raise EunoeError(
+            f"{where}: several draws (shots_seed: {settings.shots_seed}) are for end tasks of domains; give one seed here."
+        )
     if settings.made is not None:
         return _headlines(name, settings, corpus, where)
     assert settings.train is not None
@@ -81,6 +85,18 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
     chosen, seed = _draw([every[i] for i in kept], settings, where)
     scored = [scored[i] for i in evenly(len(scored), settings.test_rows or len(scored))]
     return Task(name, settings.kind, labels, tuple(chosen), tuple(every[i] for i in scored), seed)
+
+
+def draws(settings: TaskSettings) -> list[TaskSettings]:
+    """The settings of each few-shot draw: one for each of ``shots_seed``, which is then a number."""
+    seeds = settings.shots_seed
+    return [replace(settings, shots_seed=seed) for seed in seeds] if isinstance(seeds, list) else [settings]
+
+
+def draw_seed(settings: TaskSettings) -> int | None:
+    """The seed that a draw's rows are kept under: None where nothing is drawn."""
+    assert isinstance(settings.shots_seed, int)
+    return None if settings.made is not None or settings.shots == "all" else settings.shots_seed
 
 
 def check_task(settings: TaskSettings, where: str = "task") -> None:
@@ -109,6 +125,8 @@ def check_task(settings: TaskSettings, where: str = "task") -> None:
     for key, only in unread.items():
         if only:
             _refuse(given & {key}, only, where)
+    if isinstance(settings.shots_seed, list) and len(set(settings.shots_seed)) != max(1, len(settings.shots_seed)):
+        raise EunoeError(f"{where}: shots_seed: give at least one seed, each once; received {settings.shots_seed}.")
     for key in ("shots", "test_rows"):
         value = getattr(settings, key)
         if isinstance(value, int) and value < 1:
@@ -198,7 +216,8 @@ def _draw(train: list[Example], settings: TaskSettings, where: str) -> tuple[lis
     """The training rows after the few-shot draw, and its seed."""
     if settings.shots == "all":
         return train, None
-    labels, seed = _labels(train), settings.shots_seed
+    labels, seed = _labels(train), draw_seed(settings)
+    assert seed is not None
     try:
         chosen = cpt_rule(labels, seed) if settings.shots == "cpt" else per_class(labels, settings.shots, seed)
     except EunoeError as error:

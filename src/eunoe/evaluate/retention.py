@@ -70,7 +70,8 @@ def distances(base: nn.Module, anchor: Mapping[str, Tensor], layers: tuple[str, 
 def reheaded(lm: nn.Module, trunk: nn.Module) -> nn.Module:
     """A copy of the language model ``lm`` with the weights of ``trunk``, a fine-tuned copy of its base, and its own head.
 
-    Raises ``EunoeError`` where the model has no LM head.
+    Plug-ins that both have are weights like others; the copy reads through the masks that ``lm`` reads through. Raises
+    ``EunoeError`` where the model has no LM head.
     """
     model = deepcopy(lm)
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
@@ -119,9 +120,13 @@ class Retention:
         self.before = {name: lm_score(lm.model, batches).value for name, batches in texts.items()}
         self.states = {name: states(base, batches) for name, batches in texts.items()}
 
-    def of(self, trunk: nn.Module) -> list[Score]:
-        """``lm_loss@TEXT``, ``cka@TEXT`` of each text and ``anchor_distance``; details hold the loss before and layers."""
-        model = reheaded(self.lm.model, trunk)
+    def of(self, trunk: nn.Module, lm: nn.Module | None = None) -> list[Score]:
+        """``lm_loss@TEXT``, ``cka@TEXT`` of each text and ``anchor_distance``; details hold the loss before and layers.
+
+        ``lm``: the model that ``trunk`` was copied from, if it is no longer the pretrained one (it has learnt domains, or has
+        plug-ins); its head is used, and it is compared with the pretrained model all the same.
+        """
+        model = reheaded(self.lm.model if lm is None else lm, trunk)
         base = anatomy(model).base
         found: list[Score] = []
         for name, batches in self.texts.items():
