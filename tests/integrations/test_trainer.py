@@ -168,6 +168,31 @@ def test_anchors_are_the_weights_at_the_call_or_a_checkpoint_on_disk(tmp_path: P
                 assert torch.equal(anchor, expected[name]), name
 
 
+def test_parts_of_the_base_model_that_are_new_are_named_and_an_anchor_that_lacks_others_is_refused(
+    tmp_path: Path,
+) -> None:
+    model, args = tiny(), arguments(tmp_path)
+    anchor = {n: p.clone() for n, p in model.state_dict().items() if "encoder.layer.1." not in n}
+    with pytest.raises(EunoeError, match=r"without an anchor: bert.encoder.layer.1.*\(16 names\).*free="):
+        recadam(model, args, anchor=anchor, **SETTINGS)
+    new = {n for n, _ in model.named_parameters() if "encoder.layer.1." in n or "classifier" in n}
+    for given in (anchor, None):
+        run = trainer(model, args, chosen=recadam(model, args, anchor=given, free=["encoder.layer.1"], **SETTINGS))
+        run.create_optimizer()
+        groups = inner(run).param_groups
+        assert {n for group in groups if group["anchor"] is None for n in group["param_names"]} == new
+
+
+def test_the_trainer_may_wrap_the_model_after_recadam_was_called(tmp_path: Path) -> None:
+    model = tiny()
+    make, kwargs = recadam(model, arguments(tmp_path), free=["bert.pooler"], **SETTINGS)
+    for wrapped in (torch.nn.DataParallel(model), torch.compile(torch.nn.DataParallel(model))):
+        groups = make()(wrapped, **kwargs).param_groups  # type: ignore[arg-type]
+        free = {n.split(".")[-3:][0] for group in groups if group["anchor"] is None for n in group["param_names"]}
+        assert free == {"pooler", "module"}  # module.classifier.weight
+        assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
 def test_a_search_that_changes_the_rate_and_makes_the_model_anew_is_followed(tmp_path: Path) -> None:
     args = arguments(tmp_path)
     run = Trainer(
