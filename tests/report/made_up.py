@@ -103,14 +103,18 @@ def made_up_capacity(folder: Path, *, free: float = 0.55, layers: int = 6) -> No
     """capacity.json beside each curve of ``cpt``: each domain takes a share of what is left, so ``free`` stays of it."""
     for place in sorted(folder.glob("sequences/cpt.*/domains/*")):
         i, seed = int(place.name.partition("-")[0]), place.parents[1].name[-1]
+        learnt = [one.name.partition("-")[2] for one in sorted(place.parent.iterdir())][: i + 1]
         chance = random.Random(f"{seed} {i}")
         rows = []
         for layer in range(layers):
             for part, units, size in (("attention", "inner", 256), ("attention", "outer", 384), ("feed_forward", "inner", 384),
                                       ("feed_forward", "outer", 384)):  # fmt: skip
                 left = round(size * (free + 0.04 * layer / layers + chance.uniform(-0.02, 0.02)) ** (i + 1))
+                taken = {name: round(size * free**k * (1 - free)) for k, name in enumerate(learnt)}
+                shared = {name: n // (3 + layer) for name, n in taken.items() if name != learnt[-1]}
                 rows.append({"layer": f"encoder.layer.{layer}", "part": part, "units": units, "size": size, "used": size - left,
-                             "shared": (size - left) // 3, "free": left, "domains": {"a": 3}})  # fmt: skip
+                             "shared": (size - left) // 3, "free": left, "domains": {n: k + size // 8 for n, k in taken.items()},
+                             "new": taken, "shared_with": shared})  # fmt: skip
         (place / "capacity.json").write_text(json.dumps(rows), encoding="utf-8")
 
 

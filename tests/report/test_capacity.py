@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from eunoe.report.capacity import Side, free_shares, scarce, sides
+from eunoe.plugins.capacity import capacity_report
+from eunoe.report.capacity import Side, Use, free_shares, sides, uses, warning
 from eunoe.report.page import write_report
 from eunoe.report.read import Room, read_rooms
 from tests.report.made_up import DOMAINS, made_up_capacity, made_up_run
 from tests.report.test_page import page
 
 
-def room(place: int, free: int, seed: int = 0, layer: str = "encoder.layer.0") -> Room:
+def room(
+    place: int,
+    free: int,
+    seed: int = 0,
+    layer: str = "encoder.layer.0",
+    new: int = 0,
+    shared: int = 0,
+    names: str = "ab",
+) -> Room:
     mask = {
         "layer": layer,
         "part": "attention",
@@ -22,8 +32,11 @@ def room(place: int, free: int, seed: int = 0, layer: str = "encoder.layer.0") -
         "used": 100 - free,
         "shared": 0,
         "free": free,
+        "domains": dict.fromkeys(names[: place + 1], new + shared),
+        "new": dict.fromkeys(names[: place + 1], new),
+        "shared_with": dict.fromkeys(names[:place], shared),
     }
-    return Room("cpt", "given", seed, place, "ab"[place], [mask])
+    return Room("cpt", "given", seed, place, names[place], [mask])
 
 
 def test_free_shares_are_means_over_sequences_domain_by_domain() -> None:
@@ -33,30 +46,70 @@ def test_free_shares_are_means_over_sequences_domain_by_domain() -> None:
     assert free_shares(rooms, Side("attention", "outer")) == {}
 
 
-def test_the_warning_names_the_fullest_mask_and_what_to_do() -> None:
-    assert scarce([room(0, 5), room(1, 10)], "cpt") == ""  # the state at the end counts, and 10 % are enough
-    told = scarce([room(0, 50), room(1, 9), room(0, 50, seed=1), room(1, 3, seed=1)], "cpt")
-    assert told.startswith("cpt: after b, 2 of 2 masks have less than 10 % of their units free; least layer 0 (attention, inner), 3 of "
-                           "100 (seed 1).")  # fmt: skip
-    assert "Wider plug-ins" in told
+def test_the_page_warns_by_the_rule_and_in_the_words_of_the_run() -> None:
+    assert warning([room(0, 5), room(1, 10)], "cpt") == ""  # the state at the end counts, and 10 % are enough
+    ends = [room(1, 9), room(1, 3, seed=1), room(1, 4, seed=2)]
+    told = warning([room(0, 50), room(0, 50, seed=1), *ends], "cpt")
+    words = capacity_report(ends[1].masks)["warning"]
+    assert told == f"cpt · seed 1: {words} Other seeds with such a warning: 0, 2."
+    assert "attention inner: 3 of 100 (3 %)" in words
+    assert all(way in words for way in ("grow", "sparsity", "ffn_size"))
+    assert warning([room(1, 24, new=49)], "cpt"), "less than half of what the last domain newly took"
+    assert not warning([room(1, 25, new=50)], "cpt")
+
+
+def test_uses_are_sums_over_layers_and_means_over_sequences() -> None:
+    first, second = room(1, 20, new=30, shared=5), room(1, 10, seed=1, new=35, shared=8)
+    first.masks.append({**first.masks[0], "layer": "encoder.layer.1", "free": 1, "shared_with": {"a": 2}})
+    side = Side("attention", "inner")
+    rooms = [room(0, 60, new=40), room(0, 50, seed=1, new=50), first, second]
+    assert uses(rooms, side) == [
+        Use("a", 100, 45, 45, {}, 55),
+        Use("b", 150, (35 + 35 + 43) / 2, (30 + 30 + 35) / 2, {"a": (5 + 2 + 8) / 2}, (20 + 1 + 10) / 2),
+    ]
+    assert [use.free for use in uses([first], side, "encoder.layer.1")] == [1]
+    assert uses(rooms, Side("attention", "outer")) == []
 
 
 def test_the_page_maps_each_kind_of_mask_and_warns(tmp_path: Path) -> None:
     run = made_up_run(tmp_path / "four")
     assert "Room left" not in page(write_report([run])).text
-    made_up_capacity(run)
+    made_up_capacity(run, free=0.5)
     read = page(write_report([run]))
     for words in (
         "Room left in the plug-ins",
         "feed-forward, outer",
-        "cpt: after bbc_news",
+        "cpt · seed",
+        "room runs out after 4 domains (bbc_news)",
+        "(grow)",
         "mean of 3 seeds",
         "Units used, shared and free",
+        "Units by domain: used, shared with each earlier domain, free",
+        "The same layer by layer",
+        *(f"Shared with {domain}" for domain in DOMAINS[:-1]),
     ):
         assert words in read.text, words
-    assert sum("share of free units" in (a.get("aria-label") or "") for _, a in read.elements) == 4
+    labels = [a.get("aria-label") or "" for _, a in read.elements]
+    assert sum("share of free units" in label for label in labels) == 4
+    assert sum("shares with each earlier domain" in label for label in labels) == 4
     made_up_capacity(run, free=0.9)
-    assert "cpt: after" not in page(write_report([run])).text
+    assert "room runs out" not in page(write_report([run])).text
+
+
+def test_names_from_the_file_are_escaped(tmp_path: Path) -> None:
+    run = made_up_run(tmp_path / "four")
+    made_up_capacity(run)
+    bad = "<b>$x$\ud800&"
+    for file in sorted(run.glob("sequences/*/domains/*/capacity.json")):
+        rows = json.loads(file.read_text())
+        for row in rows:
+            row["layer"] = row["layer"].replace("encoder.layer.0", bad)
+            row["shared_with"] = {bad: 1, **row["shared_with"]}
+            row["domains"] = {bad: 1, **row["domains"]}
+        file.write_text(json.dumps(rows))
+    html = write_report([run]).read_text()
+    assert "Shared with &lt;b&gt;$x$\ufffd&amp;" in html
+    assert "<b>$x" not in html
 
 
 def test_a_broken_capacity_is_left_out(tmp_path: Path) -> None:
@@ -69,4 +122,12 @@ def test_a_broken_capacity_is_left_out(tmp_path: Path) -> None:
                                   '"shared": 0, "free": 0}]'), strict=False):  # fmt: skip
         file.write_text(text)
     assert len(read_rooms(run)) == len(whole) - 5
+    rows = json.loads(files[5].read_text())
+    for shared in ({"a": "b"}, [1], {"a": -1}):
+        files[5].write_text(json.dumps([{**rows[0], "shared_with": shared}]))
+        assert len(read_rooms(run)) == len(whole) - 6
+    files[5].write_text(
+        json.dumps([{key: rows[0][key] for key in rows[0] if key not in ("domains", "new", "shared_with")}])
+    )
+    assert len(read_rooms(run)) == len(whole) - 5, "what was written before domains were counted"
     assert write_report([run]).is_file()

@@ -1,7 +1,8 @@
-"""How much room CPT's plug-ins have left after each domain: the share of free units by layer, and when to do something.
+"""How much room CPT's plug-ins have left after each domain: units used, shared with each earlier domain, and free.
 
 A finished domain keeps the units that its masks chose; a later one reads them but cannot change them. What is left shrinks
-with each domain, in each mask by itself (a plug-in has one between its two maps, and one after them).
+with each domain, in each mask by itself (a plug-in has one between its two maps, and one after them). When it runs out is
+said by the rule of ``plugins/room.py``, in the words that the run itself used.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from typing import Any, NamedTuple
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
+from eunoe.plugins.room import capacity_report
 from eunoe.report import draw, html
 from eunoe.report.draw import RULE
 from eunoe.report.lines import layer_name
 from eunoe.report.read import Room, Run
 
-SCARCE = 0.1
-"""A mask with a smaller share of free units is warned about."""
 # Free is nearly white, full is orange; as dark as black text on it allows.
 FREE = LinearSegmentedColormap.from_list("free", ["#f0953f", "#f4f3f0"])
 
@@ -50,32 +50,63 @@ def free_shares(rooms: Sequence[Room], side: Side) -> dict[str, list[float]]:
     return {layer: [fsum(of[place]) / len(of[place]) for place in sorted(of)] for layer, of in found.items()}
 
 
-def scarce(rooms: Sequence[Room], label: str) -> str:
+def warning(rooms: Sequence[Room], label: str) -> str:
     """What to say when room runs out in the last state of a method's sequences; empty where there is enough.
 
-    ``rooms`` are of one method and order.
+    ``rooms`` are of one method and order. Of several seeds the one with the least room speaks.
     """
     ends = {room.seed: room for room in sorted(rooms, key=lambda room: room.place)}
-    low = sorted(
-        (mask["free"] / mask["size"], seed, i, mask, room)
-        for seed, room in ends.items()
-        for i, mask in enumerate(room.masks)
-        if mask["free"] < SCARCE * mask["size"]
-    )  # fmt: skip
-    if not low:
+    reports = {seed: capacity_report(room.masks) for seed, room in ends.items()}
+    least = {
+        seed: min(kind["free"] / kind["size"] for kind in report["kinds"])
+        for seed, report in reports.items()
+        if report["warning"]
+    }
+    if not least:
         return ""
-    _, seed, _, mask, room = low[0]
-    masks = sum(len(room.masks) for room in ends.values())
-    side = Side(mask["part"], mask["units"])
-    return (
-        f"{label}: after {room.domain}, {len(low)} of {masks} masks have less than {100 * SCARCE:.0f} % of their units free; least layer "
-        f"{layer_name(mask['layer'])} ({side}), {mask['free']:,} of {mask['size']:,} (seed {seed}). A further domain can change little "
-        "there. Wider plug-ins leave more room, and so does a regulariser that keeps the masks sparse."
-    )
+    first, *others = sorted(least, key=lambda seed: (least[seed], seed))
+    also = f" Other seeds with such a warning: {', '.join(map(str, sorted(others)))}." if others else ""
+    return f"{label} · seed {first}: {reports[first]['warning']}{also}"
+
+
+class Use(NamedTuple):
+    """Units of one kind of mask after one domain: sums over layers, means over sequences."""
+
+    domain: str
+    size: float
+    used: float
+    """By this domain."""
+    new: float
+    """Of these, how many no domain before it had used."""
+    shared: dict[str, float]
+    """Earlier domain -> how many of these it uses too."""
+    free: float
+    """Used by no domain so far."""
+
+
+def uses(rooms: Sequence[Room], side: Side, layer: str | None = None) -> list[Use]:
+    """What each domain took, in order; ``layer``: in that one alone. ``rooms`` are of one method and order."""
+    found = []
+    for place in sorted({room.place for room in rooms}):
+        here = [room for room in rooms if room.place == place]
+        masks = [
+            mask
+            for room in here
+            for mask in room.masks
+            if Side(mask["part"], mask["units"]) == side and layer in (None, mask["layer"])
+        ]
+        if masks:
+            domain = here[0].domain
+            size, free = (sum(mask[key] for mask in masks) / len(here) for key in ("size", "free"))
+            used, new = (sum(mask[key].get(domain, 0) for mask in masks) / len(here) for key in ("domains", "new"))
+            earlier = dict.fromkeys(name for mask in masks for name in mask["shared_with"])
+            shared = {name: sum(mask["shared_with"].get(name, 0) for mask in masks) / len(here) for name in earlier}
+            found.append(Use(domain, size, used, new, shared, free))
+    return found
 
 
 def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
-    """Warnings, a map of the free share for each kind of mask, a table; empty where no run has a capacity."""
+    """Warnings, maps for each kind of mask, tables by domain and by layer; empty where no run has a capacity."""
     groups: dict[tuple[str, str], list[Room]] = {}
     for run in runs:
         for room in run.rooms:
@@ -84,7 +115,7 @@ def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) 
     orders = {order for _, order in groups}
     for k, ((label, order), rooms) in enumerate(groups.items()):
         title = label + (f", order {order}" if len(orders) > 1 else "")
-        warned += [text for text in [scarce(rooms, title)] if text]
+        warned += [text for text in [warning(rooms, title)] if text]
         domains = list({room.place: room.domain for room in sorted(rooms, key=lambda room: room.place)}.values())
         seeds = len({room.seed for room in rooms})
         figures = []
@@ -93,12 +124,12 @@ def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) 
             alt = f"{title}: share of free units in {side} masks, by layer and domain"
             figures.append(html.figure(svg, str(side), alt))
         note = f" <small>mean of {seeds} seeds</small>" if seeds > 1 else ""
-        body = f'<h3>{escape(title)}{note}</h3><div class="row">{"".join(figures)}</div>'
+        body = f'<h3>{escape(title)}{note}</h3><div class="row">{"".join(figures)}</div>{_by_domain(rooms, title, k)}'
         parts.append(body if k == 0 else f"<details><summary>{escape(title)}</summary>{body}</details>")
         lines += _lines(title, rooms, domains)
     if not parts:
         return ""
-    warning = "".join(f"<li>{escape(text)}</li>" for text in warned)
+    listed = "".join(f"<li>{escape(text)}</li>" for text in warned)
     table = html.table(
         ("Method", "After", "Masks", "Units", "Used", "Shared", "Free", "Least free, %", "In layer"),
         lines,
@@ -107,15 +138,62 @@ def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) 
     note = (
         "Free: units that no finished domain uses. Shared: used by two domains or more; those are read by a later domain, and never "
         "changed. Inner: between a plug-in’s two maps; outer: after them. The maps show the free share in percent: layers upward "
-        "from the first, domains as they were learnt."
+        "from the first, domains as they were learnt. Below them, one row a domain: the share of units it has in common with each earlier "
+        "domain, at the end of the steps all that it uses itself, and what was then left free."
     )
     return html.section(
         "Room left in the plug-ins",
-        f'<ul class="warning">{warning}</ul>' if warning else "",
+        f'<ul class="warning">{listed}</ul>' if listed else "",
         *parts,
         f"<details><summary>Units used, shared and free</summary>{table}</details>",
         f'<p class="note">{note}</p>',
     )
+
+
+def _by_domain(rooms: Sequence[Room], title: str, k: int) -> str:
+    """Maps and a table of what each domain uses and shares, over all layers, and a table layer by layer; all folded but the maps."""
+    found = {side: uses(rooms, side) for side in sides(rooms)}
+    earlier = list(dict.fromkeys(name for of in found.values() for use in of for name in use.shared))
+    figures = []
+    for i, (side, of) in enumerate(found.items()):
+        alt = f"{title}: units in {side} masks that each domain uses, shares with each earlier domain, and leaves free"
+        figures.append(html.figure(_shared_map(of, earlier, f"shared-{k}-{i}"), f"{side}: used, shared, free", alt))
+    columns = ("Masks", "Domain", "Units", "Used by it", "Newly", *(f"Shared with {name}" for name in earlier), "Free")
+    by_domain = html.table(
+        columns,
+        ([escape(str(side)), *_cells(use, earlier)] for side, of in found.items() for use in of),
+        text_columns=2,
+    )
+    layers = dict.fromkeys(mask["layer"] for room in rooms for mask in room.masks)
+    by_layer = html.table(
+        ("Layer", *columns),
+        (
+            [escape(layer_name(layer)), escape(str(side)), *_cells(use, earlier)]
+            for layer in layers
+            for side in found
+            for use in uses(rooms, side, layer)
+        ),
+        text_columns=3,
+    )
+    return (
+        f'<div class="row">{"".join(figures)}</div>'
+        f"<details><summary>Units by domain: used, shared with each earlier domain, free</summary>{by_domain}</details>"
+        f"<details><summary>The same layer by layer</summary>{by_layer}</details>"
+    )
+
+
+def _cells(use: Use, earlier: Sequence[str]) -> list[str]:
+    shared = [_count(use.shared[name]) if name in use.shared else html.NONE for name in earlier]
+    return [escape(use.domain), _count(use.size), _count(use.used), _count(use.new), *shared, _count(use.free)]
+
+
+def _count(units: float) -> str:
+    """A count, or a mean of counts that is none.
+
+    >>> _count(1234.0), _count(2.5)
+    ('1,234', '2.5')
+    """
+    return f"{units:,.0f}" if units == round(units) else f"{units:,.1f}"
 
 
 def _lines(title: str, rooms: Sequence[Room], domains: Sequence[str]) -> list[list[str]]:
@@ -156,4 +234,26 @@ def _map(shares: Mapping[str, Sequence[float]], domains: Sequence[str], name: st
     return draw.svg(figure, name)
 
 
-__all__ = ["SCARCE", "Side", "capacity_section", "free_shares", "scarce", "sides"]
+def _shared_map(found: Sequence[Use], earlier: Sequence[str], name: str) -> str:
+    """One row a domain: percent of the units shared with each earlier domain, used by itself, and free after it."""
+    wide, high, left, top = 60.0, 22.0, 76.0, 30.0
+    columns = list(dict.fromkeys([*earlier, *(use.domain for use in found)]))
+    figure, ax = draw.canvas(left + wide * (len(columns) + 1) + 4, top + high * len(found) + 4)
+    for j, column in enumerate([*columns, "free"]):
+        draw.text(ax, left + wide * (j + 0.5), top - 10, draw.short(column, 9), size=10)
+    for row, use in enumerate(found):
+        y = top + high * row
+        draw.text(ax, left - 8, y + high / 2, draw.short(use.domain, 11), ha="right", size=10)
+        taken = {columns.index(of): units / use.size for of, units in {**use.shared, use.domain: use.used}.items()}
+        free = use.free / use.size
+        for j, share, colour in (
+            *((j, share, FREE(1 - share)) for j, share in taken.items()),
+            (len(columns), free, FREE(free)),
+        ):
+            ax.add_patch(Rectangle((left + wide * j + 1, y + 1), wide - 2, high - 2, facecolor=colour, edgecolor=RULE,
+                                   linewidth=0.4))  # fmt: skip
+            draw.text(ax, left + wide * (j + 0.5), y + high / 2, f"{100 * share:.0f}", size=10.5, color="#0c0d0e")
+    return draw.svg(figure, name)
+
+
+__all__ = ["Side", "Use", "capacity_section", "free_shares", "sides", "uses", "warning"]

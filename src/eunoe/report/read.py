@@ -20,6 +20,7 @@ from eunoe.recipe import parse_yaml
 from eunoe.report.schema import Row, read_rows
 from eunoe.report.tables import BASE
 
+_BY_DOMAIN = ("domains", "new", "shared_with")
 HEAD = "LM head"
 LOSS = "loss"
 
@@ -229,7 +230,7 @@ def read_rooms(folder: Path) -> list[Room]:
         with suppress(OSError, ValueError):
             masks = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(masks, list) and masks and all(map(_is_mask, masks)):
-            found.append(Room(method, order, seed, place, domain, masks))
+            found.append(Room(method, order, seed, place, domain, [_printable_mask(mask) for mask in masks]))
     return sorted(found, key=lambda room: (room.method, room.order, room.seed, room.place))
 
 
@@ -237,7 +238,17 @@ def _is_mask(mask: Any) -> bool:
     if not isinstance(mask, dict) or not all(isinstance(mask.get(key), str) for key in ("layer", "part", "units")):
         return False
     counts = [mask.get(key) for key in ("size", "used", "shared", "free")]
+    for of in (mask.get(key, {}) for key in _BY_DOMAIN):
+        if not isinstance(of, dict):
+            return False
+        counts += of.values()
     return all(isinstance(count, int) and count >= 0 for count in counts) and bool(mask["size"])
+
+
+def _printable_mask(mask: dict[str, Any]) -> dict[str, Any]:
+    """Its names as any font can take them; what it does not say by domain is empty."""
+    by_domain = {key: {clean(name): n for name, n in mask.get(key, {}).items()} for key in _BY_DOMAIN}
+    return {**mask, **{key: clean(mask[key]) for key in ("layer", "part", "units")}, **by_domain}
 
 
 def _places(folder: Path, name: str) -> Iterator[tuple[Path, str, str, int, int, str]]:
