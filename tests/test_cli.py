@@ -270,7 +270,7 @@ def test_run_report_and_verify(folder: Path, capsys: pytest.CaptureFixture[str])
     assert state(folder / "out") == before, "the page is made of what the folder holds"
     assert main(["verify", "out"]) == 0
     told = capsys.readouterr().out
-    assert "all 2 promises of zero forgetting hold, bit for bit." in told
+    assert "all 3 promises of zero forgetting hold, bit for bit." in told
     assert "no promise" in told
     last = folder / "out/sequences/cpt.given.seed0/domains/1-money/final/weights.safetensors"
     data = bytearray(last.read_bytes())

@@ -32,7 +32,7 @@ from eunoe.atomic import write_text
 from eunoe.data.collate import Batch, LMBatches, Rows
 from eunoe.data.corpus import Blocks, Part, load_blocks
 from eunoe.data.files import refuse_missing
-from eunoe.data.tasks import Task, draws, load_task
+from eunoe.data.tasks import Task, check_task, draws, load_task
 from eunoe.errors import EunoeError
 from eunoe.evaluate.answers import answer
 from eunoe.evaluate.evaluator import Score, eval_batches, hidden_states, lm_score
@@ -82,6 +82,9 @@ def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
     plan = resolve(recipe)
     _refuse_ranks(plan)
     refuse_other(plan.recipe, out)
+    for domain in plan.recipe.domains:
+        if domain.task is not None:
+            check_task(domain.task, f"task of {domain.name!r}")
     refuse_missing(_sources(plan.recipe))
     if finished(out):
         say(f"{out} is finished: every score of the recipe is there. Nothing was changed.")

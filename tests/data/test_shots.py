@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eunoe.data.shots import cpt_rule, evenly, per_class, random_split, resplit
+from eunoe.data.tasks import load_task
 from eunoe.errors import EunoeError
+from eunoe.recipe import Recipe, load_recipe
 from tests.conftest import shared
 
 LABELS = st.lists(st.sampled_from("abcde"), max_size=60)
@@ -31,6 +37,40 @@ def test_resplit_reproduces_the_sizes_of_the_release(name: str, r: float, train:
     left = Counter(parts[0][i] for i in scored if i < len(parts[0]))
     assert set(left.values()) == {moved}
     assert set(left) == set(parts[0])
+
+
+@pytest.mark.parametrize(
+    ("domain", "train", "test", "shots"),
+    [("restaurant", 3452, 1120, 32), ("ai", 2260, 2388, 56), ("acl", 1520, 421, 48), ("agnews", 10440, 1160, 32)],
+)
+def test_cpts_table_makes_the_end_tasks_of_the_paper(
+    domain: str, train: int, test: int, shots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe's own settings on the real files, laid as its head says (AG News: all 11,600 rows that there are here)."""
+    for there, here in (("restaurant", "semeval14_restaurant"), ("ai", "scierc"), ("acl", "acl_arc")):
+        shutil.copytree(shared(f"data/{here}"), tmp_path / there)
+    (tmp_path / "agnews").mkdir()
+    rows = [gzip.decompress(shared(f"data/ag_news/{part}.jsonl.gz").read_bytes()) for part in ("train", "test")]
+    (tmp_path / "agnews" / "all.jsonl").write_bytes(b"".join(rows))
+    monkeypatch.setenv("CPT_DATA", str(tmp_path))
+    recipe = load_recipe("cpt_table1")
+    assert isinstance(recipe, Recipe)
+    settings = next(d for d in recipe.domains if d.name == domain)
+    assert settings.task is not None
+    every = load_task(domain, replace(settings.task, shots="all"), settings.corpus)
+    drawn = load_task(domain, settings.task, settings.corpus)
+    assert (len(every.train), len(every.test), len(drawn.train)) == (train, test, shots)
+    assert drawn.test == every.test
+
+
+def test_the_small_recipe_has_the_ten_orders_of_the_table() -> None:
+    small, table = (load_recipe(name, scale="ten_orders") for name in ("cpt_small", "cpt_table1"))
+    assert isinstance(small, Recipe)
+    assert isinstance(table, Recipe)
+    assert len(small.orders) == 10
+    assert [[d.replace("news", "agnews") for d in order] for order in small.orders.values()] == list(
+        table.orders.values()
+    )
 
 
 def test_cpt_rule_draws_8_a_class_from_real_end_tasks() -> None:
