@@ -138,8 +138,8 @@ def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) 
     note = (
         "Free: units that no finished domain uses. Shared: used by two domains or more; those are read by a later domain, and never "
         "changed. Inner: between a plug-in’s two maps; outer: after them. The maps show the free share in percent: layers upward "
-        "from the first, domains as they were learnt. Below them, one row a domain: the share of units it has in common with each earlier "
-        "domain, at the end of the steps all that it uses itself, and what was then left free."
+        "from the first, domains as they were learnt. Below them, one row a domain, in percent too: units that it "
+        "shares with each earlier domain, on the diagonal all that it uses, in the last column what it left free."
     )
     return html.section(
         "Room left in the plug-ins",
