@@ -10,12 +10,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
+    AlbertConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    DistilBertConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    PretrainedConfig,
+    RobertaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from eunoe.errors import EunoeError
@@ -286,6 +295,30 @@ def test_a_whole_pooler_may_be_missing_on_either_side_and_a_part_of_it_may_not()
     del state["bert.pooler.dense.bias"]
     with pytest.raises(EunoeError, match=r"without an anchor: bert.pooler.dense.bias\. "):
         anchored_groups(model, anchor=state)
+
+
+SIZE = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+FAMILIES: list[tuple[PretrainedConfig, set[str]]] = [
+    (AlbertConfig(**SIZE, embedding_size=8), {"albert.pooler", "classifier"}),
+    (RobertaConfig(**SIZE), {"classifier.dense", "classifier.out_proj"}),
+    (DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=32), {"pre_classifier", "classifier"}),
+    (GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2), {"score"}),
+    (T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2), {
+        "classification_head.dense", "classification_head.out_proj",
+    }),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "new"), FAMILIES)
+def test_a_classifier_takes_the_checkpoint_of_the_language_model_in_every_family(
+    config: PretrainedConfig, new: set[str], tmp_path: Path
+) -> None:
+    kind = AutoModelForCausalLM if config.model_type == "gpt2" else AutoModelForMaskedLM
+    lm = (T5ForConditionalGeneration if config.model_type == "t5" else kind.from_config)(config)
+    lm.save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_config(config)
+    assert {name.rpartition(".")[0] for name in free_names(anchored_groups(model, anchor=tmp_path))} == new
+    assert all(name not in model.state_dict() for name in free_names(anchored_groups(lm, anchor=tmp_path)))
 
 
 def test_names_of_old_checkpoints_are_understood() -> None:

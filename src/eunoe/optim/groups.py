@@ -258,8 +258,8 @@ def _refuse_gaps(trunk: _Trunk, source: _Source, missing: list[list[str]], parts
     if bereft:
         raise EunoeError(
             f"weights of the trunk without an anchor: {_some(bereft)}.{_close(bereft, spare or source.names)} Give the "
-            "checkpoint that the model was loaded from, or say what is new by its name or the beginning of it: "
-            f"free=({bereft[0]!r},)."
+            "checkpoint that the model was loaded from (anchor=None where its names are others there: the model as it is "
+            f"now), or say what is new by its name or the beginning of it: free=({bereft[0]!r},)."
         )
     if spare:
         raise EunoeError(
