@@ -543,7 +543,9 @@ def _check(recipe: Recipe) -> None:
             raise EunoeError(f"recipe.head needs lr above 0, warmup in [0, 1) and at least one corpus; received lr {recipe.head.lr}, "
                              f"warmup {recipe.head.warmup}, {len(recipe.head.corpora)} corpora.")  # fmt: skip
     if recipe.evaluation.retention and recipe.general is None:
-        raise EunoeError("recipe.evaluation.retention is true, but there is no general text to measure it on: give recipe.general.")
+        raise EunoeError(
+            "recipe.evaluation.retention is true, but there is no general text to measure it on: give recipe.general."
+        )
     _at_least(recipe.evaluation, "batch", 1, "recipe.evaluation")
     _at_least(recipe.evaluation, "blocks", 1, "recipe.evaluation")
     _at_least(recipe.evaluation, "answer_tokens", 1, "recipe.evaluation")

@@ -104,3 +104,52 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_c_and_the_plain_way_at_once_are_refused() -> None:
     with pytest.raises(EunoeError, match="compiled=True and fused=False"):
         moved([5], torch.float32, fused=False, compiled=True)
+
+
+@pytest.mark.parametrize("way", [{"compiled": None}, {"compiled": False}, {"fused": False}])
+@pytest.mark.parametrize(("first", "then"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_a_weight_that_changes_its_dtype_takes_its_moments_along(
+    way: dict[str, bool], first: torch.dtype, then: torch.dtype
+) -> None:
+    """C reads memory as it is told: moments of another width than the weight's would be read past their end."""
+    weight = nn.Parameter(torch.linspace(-1, 1, 999, dtype=first))
+    optimizer = RecAdam(
+        [{"params": [weight], "anchor": [torch.zeros(999, dtype=then)]}], lr=1e-4, t0=100, k=0.01, **way
+    )
+    expected = None
+    for dtype in (first, then, then):
+        weight.data = weight.data.to(dtype)
+        weight.grad = torch.full_like(weight, 0.1)
+        optimizer.step()
+        assert optimizer.state[weight]["exp_avg"].dtype == dtype
+        assert weight.isfinite().all()
+        assert weight.abs().max() < 1
+        expected = weight.detach().clone()
+    assert expected is not None
+
+
+def test_moments_of_another_shape_are_refused() -> None:
+    anchor = torch.zeros(3, 2)
+    small, large = (
+        RecAdam([{"params": [nn.Parameter(torch.ones(n, 2))], "anchor": [anchor]}], lr=1e-4) for n in (5, 9)
+    )
+    for optimizer in (small, large):
+        (weight,) = optimizer.param_groups[0]["params"]
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    with pytest.raises(EunoeError, match=r"moments of shape \(5, 2\) where the weight \(number 0\) has \(9, 2\)"):
+        large.load_state_dict(small.state_dict())
+
+
+def test_a_complex_weight_is_refused() -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(EunoeError, match="complex weight"):
+        RecAdam([weight], lr=1e-4).step()
+
+
+def test_a_step_at_rate_zero_moves_nothing_as_adamw() -> None:
+    weight = nn.Parameter(torch.zeros(4))
+    weight.grad = torch.ones(4)
+    RecAdam([{"params": [weight], "anchor": [torch.ones(4)]}], lr=0.0, form="paper", anneal="constant").step()
+    assert weight.tolist() == [0.0] * 4

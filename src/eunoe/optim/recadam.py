@@ -239,6 +239,11 @@ class RecAdam(Optimizer):
                 continue
             if p.grad.is_sparse:
                 raise EunoeError("RecAdam received a sparse gradient: build the embedding with sparse=False.")
+            if p.is_complex():
+                raise EunoeError(
+                    "RecAdam received a complex weight, whose parts it would mix; give it torch.view_as_real(weight)."
+                )
+            self._fit_moments(p)
             if self.fused and not _has_kernel(p):
                 raise EunoeError(
                     f"fused=True: there is no fused kernel for {p.dtype} weights on {p.device}; it takes float32 "
@@ -275,6 +280,19 @@ class RecAdam(Optimizer):
             anchor = group["anchor"][index] = anchor.to(p.device)
         return _local(anchor)
 
+    def _fit_moments(self, p: Tensor) -> None:
+        """Moments of a weight whose dtype was changed since (``model.double()``) follow it: kernels read them as they are told."""
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        for name in ("exp_avg", "exp_avg_sq"):
+            moment = self.state.get(p, {}).get(name)
+            if moment is not None and moment.dtype != dtype:
+                self.state[p][name] = moment.to(dtype)
+            if moment is not None and moment.shape != p.shape:
+                raise EunoeError(
+                    f"a weight of shape {tuple(p.shape)} has moments of shape {tuple(moment.shape)}: the state belongs to "
+                    "another model, or the weight was enlarged. Build the optimizer anew."
+                )
+
     def _fuses(self, piece: Piece) -> bool:
         if self.fused is False or not _has_kernel(piece.weight):
             return False
@@ -298,11 +316,18 @@ class RecAdam(Optimizer):
                     f"the saved optimizer state belongs to another anchor: group {i} has {_short(here)} here and "
                     f"{_short(there)} there. Build the optimizer with the anchor that training started with."
                 )
+        ids = [i for saved in state_dict["param_groups"] for i in saved["params"]]
+        for i, p in zip(ids, [p for group in self.param_groups for p in group["params"]], strict=False):
+            held = state_dict["state"].get(i, {}).get("exp_avg")
+            if held is not None and held.shape != p.shape:
+                raise EunoeError(
+                    f"the saved optimizer state has moments of shape {tuple(held.shape)} where the weight (number {i}) has "
+                    f"{tuple(p.shape)}: it belongs to another model."
+                )
         super().load_state_dict(state_dict)
         for group, anchor in zip(self.param_groups, anchors, strict=True):
             group["anchor"] = anchor
         # torch casts a loaded state to the weight's dtype; half weights have float32 moments.
-        ids = [i for saved in state_dict["param_groups"] for i in saved["params"]]
         for i, p in zip(ids, [p for group in self.param_groups for p in group["params"]], strict=True):
             for name, value in self.state.get(p, {}).items():
                 if name != "step" and value.dtype != torch.promote_types(p.dtype, torch.float32):
@@ -350,7 +375,7 @@ def _fused(pieces: list[Piece], n: Numbers, betas: tuple[float, float], form: st
         numbers = (1 - betas[0], betas[1], 1 - betas[1], rate / bias1, bias2**-0.5, n.eps, 1 - shrink, add)
         native.step([(p, g.contiguous(), m, v, a) for p, g, m, v, a in pieces if a is not None], numbers)
         return
-    if abs(rate) < TINY:
+    if abs(rate) < TINY and shrink:
         rate = TINY
     anchored = pieces[0].anchor is not None
     step = torch.tensor(n.step, dtype=torch.float32, device=pieces[0].weight.device)
@@ -360,7 +385,7 @@ def _fused(pieces: list[Piece], n: Numbers, betas: tuple[float, float], form: st
         grads = [piece.grad.to(piece.weight.dtype).contiguous() for piece in batch]
         torch._fused_adamw_(
             weights, grads, [piece.m for piece in batch], [piece.v for piece in batch], [], [step] * len(batch), lr=rate,
-            beta1=betas[0], beta2=betas[1], weight_decay=shrink / rate, eps=n.eps, amsgrad=False, maximize=False,
+            beta1=betas[0], beta2=betas[1], weight_decay=shrink / rate if shrink else 0.0, eps=n.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
         if anchored:
             torch._foreach_add_(weights, [piece.anchor for piece in batch if piece.anchor is not None], alpha=add)
@@ -373,7 +398,7 @@ def _fits_c(pieces: list[Piece]) -> bool:
     return (
         anchor is not None
         and weight.device.type == "cpu"
-        and all(p.anchor is not None and p.anchor.dtype == p.grad.dtype == weight.dtype for p in pieces)
+        and all(x is not None and x.dtype == weight.dtype for p in pieces for x in p)
         and all(p.anchor is not None and p.anchor.is_contiguous() for p in pieces)
         and not isinstance(native.kernels(), str)
     )
