@@ -282,12 +282,14 @@ class RecAdam(Optimizer):
 
     def _fit_moments(self, p: Tensor) -> None:
         """Moments of a weight whose dtype was changed since (``model.double()``) follow it: kernels read them as they are told."""
+        state = self.state.get(p)
+        if not state or (state["exp_avg"].dtype is p.dtype and state["exp_avg"].shape == p.shape):
+            return
         dtype = torch.promote_types(p.dtype, torch.float32)
         for name in ("exp_avg", "exp_avg_sq"):
-            moment = self.state.get(p, {}).get(name)
-            if moment is not None and moment.dtype != dtype:
-                self.state[p][name] = moment.to(dtype)
-            if moment is not None and moment.shape != p.shape:
+            moment = state[name]
+            state[name] = moment.to(dtype)
+            if moment.shape != p.shape:
                 raise EunoeError(
                     f"a weight of shape {tuple(p.shape)} has moments of shape {tuple(moment.shape)}: the state belongs to "
                     "another model, or the weight was enlarged. Build the optimizer anew."
