@@ -299,6 +299,26 @@ def test_a_stop_right_after_a_state_was_saved_loses_nothing(
     assert state(out, own) == state(made[1], own)
 
 
+def test_epochs_of_few_steps_share_an_annealing_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one step to an epoch the masks would end as soft as they began."""
+    settings = tiny_settings(tmp_path, methods=["cpt"], seeds=[0])
+    settings["domains"] = settings["domains"][:1]
+    settings["domains"][0].pop("task")
+    settings["training"].update(batch=64, steps=None, epochs=5)
+    settings["evaluation"] = {"blocks": 2, "batch": 8, "base": False}
+    seen: list[float] = []
+    before_step = Cpt.before_step
+
+    def watch(self: Cpt, progress: float) -> None:
+        before_step(self, progress)
+        seen.append(self.active.s)
+
+    monkeypatch.setattr(Cpt, "before_step", watch)
+    run(recipe_of(settings), tmp_path / "out")
+    assert 3 <= len(seen) <= 20
+    assert seen == sorted(set(seen))
+
+
 # -- what fine-tuning leaves, and several draws ------------------------------------------------------------------------------
 def test_retention_and_several_few_shot_draws_of_end_tasks(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, seeds=[0])
