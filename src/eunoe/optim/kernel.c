@@ -3,8 +3,9 @@
    x holds 1 - beta1, beta2, 1 - beta2, rate, root, eps, keep, add:
      m <- m + (1 - beta1) (g - m);  v <- beta2 v + (1 - beta2) g g
      p <- keep p - rate m / (sqrt(v) root + eps) + add a
-   Part `part` of `parts` of every piece is moved, so that threads share the work without talking to each other. */
+   Each thread moves its part of every piece, so that they share the work without talking to each other. */
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 
 typedef struct { void *p; const void *g; void *m; void *v; const void *a; int64_t n; } piece;
@@ -20,12 +21,15 @@ typedef struct { void *p; const void *g; void *m; void *v; const void *a; int64_
             p[i] = keep * p[i] - rate * mi / (SQRT(vi) * root + eps) + add * a[i];                                     \
         }                                                                                                              \
     }                                                                                                                  \
-    void NAME(const piece *pieces, int64_t count, int64_t part, int64_t parts, const double *x) {                      \
-        for (int64_t k = 0; k < count; k++) {                                                                          \
-            const piece q = pieces[k];                                                                                 \
-            const int64_t from = q.n * part / parts, to = q.n * (part + 1) / parts;                                    \
-            NAME##_part((REAL *)q.p + from, (const REAL *)q.g + from, (REAL *)q.m + from, (REAL *)q.v + from,          \
-                        (const REAL *)q.a + from, to - from, x);                                                       \
+    void NAME(const piece *pieces, int64_t count, int64_t threads, const double *x) {                                 \
+        _Pragma("omp parallel num_threads(threads)") {                                                                 \
+            const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();                                  \
+            for (int64_t k = 0; k < count; k++) {                                                                      \
+                const piece q = pieces[k];                                                                             \
+                const int64_t from = q.n * part / parts, to = q.n * (part + 1) / parts;                                \
+                NAME##_part((REAL *)q.p + from, (const REAL *)q.g + from, (REAL *)q.m + from, (REAL *)q.v + from,      \
+                            (const REAL *)q.a + from, to - from, x);                                                   \
+            }                                                                                                          \
         }                                                                                                              \
     }
 

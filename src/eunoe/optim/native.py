@@ -1,7 +1,7 @@
 """RecAdam's step as one loop in C: compiled on the machine it runs on, at the first step, in a quarter of a second.
 
 torch's fused kernel knows no anchor, so with torch alone the weights pass the processor twice (10 streams of memory to
-AdamW's 7); one loop takes 8. It needs a C compiler (``cc``, or what ``$CC`` names); where there is none, or where it
+AdamW's 7); one loop takes 8. It needs a C compiler that knows OpenMP (``cc``, or what ``$CC`` names); where there is none, or where it
 fails, ``RecAdam`` goes the chunked way, and ``compiled=True`` says why it cannot. Nothing is kept on disk: the library is made
 in a folder of its own, loaded, and the folder removed, so no file of anybody else is ever loaded.
 """
@@ -16,7 +16,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import threading
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ FLAGS = [
     "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fopenmp",
     "-shared",
     "-fPIC",
 ]  # no -ffast-math: NaN stays NaN
@@ -59,7 +59,7 @@ def kernels() -> dict[torch.dtype, Callable[..., None]] | str:
     found: dict[torch.dtype, Callable[..., None]] = {}
     for dtype, function in ((torch.float32, loaded.step_float32), (torch.float64, loaded.step_float64)):
         found[dtype] = function
-        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
         function.restype = None
     return found
 
@@ -67,8 +67,8 @@ def kernels() -> dict[torch.dtype, Callable[..., None]] | str:
 def step(pieces: Sequence[Sequence[Tensor]], numbers: Sequence[float]) -> None:
     """Move all ``pieces`` (weight, gradient, m, v, anchor: contiguous, one dtype, CPU) by ``numbers`` (x in kernel.c).
 
-    As many threads as torch uses. They are started anew in each step (some 50 microseconds): a pool would not survive a
-    fork, and ctypes lets go of the interpreter's lock while C runs.
+    As many threads as torch uses, and where both are linked to the same OpenMP library, as with torch's wheels on Linux, the same
+    ones: threads of our own would have to share cores with torch's, which wait busily for more work after a backward pass.
     """
     found = kernels()
     assert not isinstance(found, str)
@@ -76,16 +76,6 @@ def step(pieces: Sequence[Sequence[Tensor]], numbers: Sequence[float]) -> None:
     for piece in pieces:
         table.extend([x.data_ptr() for x in piece])
         table.append(piece[0].numel())
+    threads = max(1, min(torch.get_num_threads(), sum(table[5::6]) // PARTS))
     x = array("d", numbers)
-    total = sum(table[5::6])
-    parts = max(1, min(torch.get_num_threads(), total // PARTS))
-
-    def run(part: int) -> None:
-        found[pieces[0][0].dtype](table.buffer_info()[0], len(pieces), part, parts, x.buffer_info()[0])
-
-    threads = [threading.Thread(target=run, args=(part,)) for part in range(1, parts)]
-    for thread in threads:
-        thread.start()
-    run(0)
-    for thread in threads:
-        thread.join()
+    found[pieces[0][0].dtype](table.buffer_info()[0], len(pieces), threads, x.buffer_info()[0])
