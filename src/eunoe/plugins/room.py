@@ -11,7 +11,7 @@ from typing import Any
 SCARCE = 0.1
 """Below this share of free units in any kind of mask there is a warning."""
 _COUNTS = ("size", "used", "shared", "free")
-_BY_DOMAIN = ("domains", "new", "shared_with")
+BY_DOMAIN = ("domains", "new", "shared_with")
 
 
 def capacity_report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -37,12 +37,12 @@ def capacity_report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "part": row["part"],
                 "units": row["units"],
                 **dict.fromkeys(_COUNTS, 0),
-                **{key: {} for key in _BY_DOMAIN},
+                **{key: {} for key in BY_DOMAIN},
             },
         )
         for key in _COUNTS:
             kind[key] += row[key]
-        for key in _BY_DOMAIN:
+        for key in BY_DOMAIN:
             for domain, units in row[key].items():
                 kind[key][domain] = kind[key].get(domain, 0) + units
     domains = list(rows[0]["domains"]) if rows else []
@@ -70,4 +70,4 @@ def _warning(kinds: Sequence[dict[str, Any]], domains: Sequence[str]) -> str | N
     )
 
 
-__all__ = ["SCARCE", "capacity_report"]
+__all__ = ["BY_DOMAIN", "SCARCE", "capacity_report"]

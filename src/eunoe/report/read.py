@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from eunoe.errors import EunoeError
+from eunoe.plugins.room import BY_DOMAIN
 from eunoe.recipe import parse_yaml
 from eunoe.report.schema import Row, read_rows
 from eunoe.report.tables import BASE
 
-_BY_DOMAIN = ("domains", "new", "shared_with")
 HEAD = "LM head"
 LOSS = "loss"
 
@@ -58,7 +58,9 @@ class StudySettings:
     search_seed: int | None = None
     search_by: str = "last"
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """System -> task -> the published score, in points."""
+    """System or point -> task, or ``anchor_distance@TASK`` or ``loss@TASK`` -> the published number."""
+    published_note: str | None = None
+    """What the published numbers are, in the recipe's words."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ def study_settings(recipe: Mapping[str, Any]) -> StudySettings:
         published={
             s: {t: float(v) for t, v in of.items() if isinstance(v, int | float)} for s, of in published.items()
         },
+        published_note=clean(str(recipe["published_note"])) if recipe.get("published_note") else None,
     )
 
 
@@ -238,7 +241,7 @@ def _is_mask(mask: Any) -> bool:
     if not isinstance(mask, dict) or not all(isinstance(mask.get(key), str) for key in ("layer", "part", "units")):
         return False
     counts = [mask.get(key) for key in ("size", "used", "shared", "free")]
-    for of in (mask.get(key, {}) for key in _BY_DOMAIN):
+    for of in (mask.get(key, {}) for key in BY_DOMAIN):
         if not isinstance(of, dict):
             return False
         counts += of.values()
@@ -247,7 +250,7 @@ def _is_mask(mask: Any) -> bool:
 
 def _printable_mask(mask: dict[str, Any]) -> dict[str, Any]:
     """Its names as any font can take them; what it does not say by domain is empty."""
-    by_domain = {key: {clean(name): n for name, n in mask.get(key, {}).items()} for key in _BY_DOMAIN}
+    by_domain = {key: {clean(name): n for name, n in mask.get(key, {}).items()} for key in BY_DOMAIN}
     return {**mask, **{key: clean(mask[key]) for key in ("layer", "part", "units")}, **by_domain}
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from html import escape
 
-from eunoe.errors import EunoeError
-from eunoe.recipe import parse_yaml
 from eunoe.report import html
 from eunoe.report.draw import Style, ramp, style
 from eunoe.report.lines import frontier, over_steps
-from eunoe.report.read import LOSS, Curve, Run, StudySettings, clean
+from eunoe.report.read import LOSS, Curve, Run, StudySettings
 from eunoe.report.retention_page import retention_section
 from eunoe.report.study import END, Cited, Result, Spot, Summary, Task, cited, point, summarize_study, system
 from eunoe.report.tables import DISTANCE, LM_LOSS, metric, number, typeset
@@ -30,7 +27,7 @@ def part(run: Run, settings: StudySettings, salt: str) -> html.Part:
     systems = dict.fromkeys([*settings.systems, *(system(str(row.transfer)) for row in run.rows)])
     looks = {name: style(i) for i, name in enumerate(systems)}
     names = list(dict.fromkeys(result.name for task in summary.tasks for result in task.results))
-    published = _note(run)
+    published = _note(settings)
     sections = [
         _what_ran(run, summary, settings),
         _scores(summary, published),
@@ -108,13 +105,9 @@ def _scores(summary: Summary, published: str) -> str:
     return html.section("Scores", *parts, f'<p class="note">{escape(typeset(" ".join(notes)))}</p>')
 
 
-def _note(run: Run) -> str:
+def _note(settings: StudySettings) -> str:
     """What the published numbers are, in the recipe's words if it has any."""
-    data = None
-    with suppress(EunoeError):
-        data = parse_yaml(run.recipe, "recipe.yaml") if run.recipe is not None else None
-    note = data.get("published_note") if isinstance(data, dict) else None
-    words = clean(str(note)) if note else "it may be another model, budget or kind of average than ours."
+    words = settings.published_note or "it may be another model, budget or kind of average than ours."
     return f"Published: what the recipe cites; {words}"
 
 
