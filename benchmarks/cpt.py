@@ -30,6 +30,7 @@ from benchmarks.arithmetic import Shape, as_released, plugins_alone
 from benchmarks.measure import peak_flops, ratio, side_by_side, taking_turns
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
+from eunoe.methods.base import Method
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
@@ -67,8 +68,11 @@ def job(lm: nn.Module, method: Cpt, domain: str, steps: int) -> Job:
     )  # fmt: skip
 
 
-def released(lm: nn.Module, method: Cpt, domain: str, ready: LMBatches) -> Callable[[], float]:
-    """A function that makes the next step the released way and returns its seconds; the batches are its own to read."""
+def released(lm: nn.Module, method: Method, domain: str, ready: LMBatches, half: bool = False) -> Callable[[], float]:
+    """A function that makes the next step the released way and returns its seconds; the batches are its own to read.
+
+    ``half``: with products in bfloat16.
+    """
     method.before_task(domain)
     base = set(anatomy(lm).base.parameters())
     for part in lm.modules():
@@ -89,7 +93,9 @@ def released(lm: nn.Module, method: Cpt, domain: str, ready: LMBatches) -> Calla
         labels[batch["positions"]] = batch["labels"]
         began = time.perf_counter()
         method.before_step(place / len(ready))
-        lm(input_ids=batch["input_ids"], labels=labels.view_as(batch["input_ids"])).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = lm(input_ids=batch["input_ids"], labels=labels.view_as(batch["input_ids"])).loss
+        loss.backward()
         method.on_gradients(place / len(ready))
         for p in trained:
             if p.grad is not None:

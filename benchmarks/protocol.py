@@ -1,71 +1,167 @@
 """CPT's protocol end to end, ours against the released way: post-train each domain, few-shot fine-tune, score full test sets.
 
-Model and data are those of ``recipes/four_domains.yaml`` (MiniLM, four domains, method cpt, one seed), at its own small scale
-and at ``--scale full``. Every unit of work is MEASURED in turn on a slice: a post-training step of at most 16 rows, an
-epoch of fine-tuning each task, scoring 64 test rows of each task. The stages are those times MULTIPLIED by the counts
-that the recipe makes: tokens, steps and rows, over all cells of its matrix. Not in either: reading and
-tokenising text, copies of the model, checkpoints, held-out LM losses, which the release does not have.
+``recipes/cpt_small.yaml`` with the plug-ins in their default place, its first order and seed, the WHOLE matrix (ten end tasks) and
+the FULL test sets. Both ways are carried out from the first step to the last, one after the other; nothing is multiplied.
 
-The released way (https://github.com/UIC-Liu-Lab/CPT), done by plain transformers with the same plug-ins: every position scored by the
-LM head, LayerNorms and LM head trained; each labelled row padded to 164 tokens; the full test set scored after every epoch
-of fine-tuning. Its optimizer is torch's fused AdamW, which the release has not.
+Ours is ``eunoe.run.run`` as ``eunoe run`` calls it, reading, held-out scores, checkpoints and report included; its stages are
+timed where it calls ``train`` and its scorers. The released way (https://github.com/UIC-Liu-Lab/CPT) is plain transformers
+with the same plug-ins, rows and numbers of steps: every position scored by the LM head; LayerNorms and LM head trained, and
+thrown away with the next domain; each labelled row padded to 164 tokens; the full test set scored after every epoch of
+fine-tuning. To its favour: it reads no text in its time, writes nothing, scores no held-out text, has torch's fused AdamW, and
+its test rows are scored in bfloat16 where ours are in float32.
+
+Times are processor time on one thread, which other work on the machine moves less than the clock on the wall. It takes an hour
+and more, so ``python -m benchmarks`` without names leaves it out. ``EUNOE_BENCH_ROWS=N`` cuts the test sets to see it work.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from statistics import median
+from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import eunoe.run
 from benchmarks.cpt import released
-from benchmarks.measure import in_turn, taking_turns
 from eunoe.data.collate import LMBatches, RowBatches, Rows, pad_rows
-from eunoe.data.corpus import load_blocks
-from eunoe.data.tasks import Task, load_task
-from eunoe.evaluate.evaluator import predictions
-from eunoe.methods.cpt import Cpt, CptSettings
-from eunoe.models.heads import Classifier, lm_loss
-from eunoe.models.load import LanguageModel, load_lm
-from eunoe.optim.groups import scale_rates
+from eunoe.data.tasks import Task
+from eunoe.methods.base import Method
+from eunoe.methods.cpt import END_TASK_LR
+from eunoe.models.heads import Classifier
+from eunoe.models.load import load_lm
 from eunoe.plan import Plan, resolve
 from eunoe.recipe import Recipe, load_recipe
-from eunoe.train import Job, make_optimizer
-from eunoe.transfer.finetune import encode_task, task_loss
+from eunoe.report.schema import read_rows
+from eunoe.run import Material, build_sequence, read_material
 
 ROOT = Path(__file__).resolve().parents[1]
-PADDED, SLICE, SAMPLE, ROUNDS = 164, 16, 64, 2
+PADDED = 164
+FINETUNE = import_module("eunoe.transfer.finetune")  # whose package has a function of that name
+STAGES = {
+    "post-training": (eunoe.run, "train"),
+    "fine-tuning": (FINETUNE, "train"),
+    "scoring end tasks": (FINETUNE, "task_scores"),
+    "scoring held-out text": (eunoe.run, "lm_score"),
+}
+"""Stage -> where the run calls what does it: a module and a name in it."""
+REST = "the rest: reading, models, checkpoints, report"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A unit of work measured both ways, and how many of them the protocol makes."""
+class Stages(defaultdict[str, float]):
+    """Seconds of processor time by stage."""
 
-    name: str
-    unit: str
-    seconds: tuple[float, float]
-    """Of one unit: ours, the released way."""
-    counts: tuple[int, int]
+    def __init__(self) -> None:
+        super().__init__(float)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        self[stage] += time.process_time() - began
+
+    def watch(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, whose time counts for ``stage`` from now on."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.timed(stage):
+                return function(*args, **kwargs)
+
+        return timed
 
     @property
-    def total(self) -> tuple[float, float]:
-        return self.seconds[0] * self.counts[0], self.seconds[1] * self.counts[1]
+    def total(self) -> float:
+        return sum(self.values())
 
-    def line(self) -> str:
-        ours, theirs = self.total
-        return (
-            f"  {self.name}: measured {1e3 * self.seconds[0]:.3g} and {1e3 * self.seconds[1]:.3g} ms a {self.unit}, "
-            f"multiplied by {self.counts[0]:,} and {self.counts[1]:,}: {ours:,.0f} s and {theirs:,.0f} s ({theirs / ours:.1f} x)"
-        )
+
+def ours(recipe: Recipe, out: Path) -> Stages:
+    """Carry out the recipe in the folder ``out``, as ``eunoe run`` does."""
+    stages, whole = Stages(), Stages()
+    with ExitStack() as stack, whole.timed(REST):
+        for stage, (module, name) in STAGES.items():
+            stack.enter_context(patch.object(module, name, stages.watch(stage, getattr(module, name))))
+        eunoe.run.run(recipe, out)
+    stages[REST] = whole[REST] - stages.total
+    return stages
+
+
+def theirs(plan: Plan, material: Material) -> tuple[Stages, dict[tuple[str, ...], float]]:
+    """The same protocol the released way; also the accuracy on each (domains learnt..., task)."""
+    stages, found = Stages(), {}
+    sequence = plan.sequences[-1]
+    lm, method = build_sequence(sequence, plan.recipe.model)
+    base = {name: p.clone() for name, p in lm.model.named_parameters() if "_plugin." not in name}
+    for i, domain in enumerate(sequence.order):
+        settings, blocks = sequence.training, material.train[domain]
+        steps = max(1, round(len(blocks) * settings.epochs / settings.batch))
+        batches = LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), settings.batch, steps, seed=i)
+        with stages.timed("post-training"):
+            step = released(lm.model, method, domain, batches, half=settings.precision == "bf16")
+            for _ in range(steps):
+                step()
+            method.after_task(domain)
+            with torch.no_grad():
+                for name, p in lm.model.named_parameters():
+                    if name in base:
+                        p.copy_(base[name])
+        for cell in plan.cells(sequence):
+            if cell.end_task and cell.learnt == sequence.order[: i + 1]:
+                task, rows = material.tasks[cell.task][cell.shots_seed]
+                found[(*cell.learnt, cell.task)] = end_task(plan, lm.model, method, task, rows, stages)
+    return stages, found
+
+
+def end_task(
+    plan: Plan, lm: torch.nn.Module, method: Method, task: Task, rows: tuple[Rows, Rows], stages: Stages
+) -> float:
+    """Fine-tune a copy on padded rows, scoring the padded test set after every epoch; returns the last accuracy."""
+    settings, half = plan.transfer_settings, plan.transfer_settings.precision == "bf16"
+    batches = RowBatches(rows[0], settings.batch, settings.epochs, seed=0)
+    correct = 0
+    with stages.timed("fine-tuning"):
+        model = Classifier(deepcopy(lm), len(task.labels), "first", settings.dropout)
+        rates = method.for_end_task(model, task.name)
+        slow = [p for name, p in model.named_parameters() if p.requires_grad and name in rates]
+        fast = [p for name, p in model.named_parameters() if p.requires_grad and name not in rates]
+        groups = [{"params": fast}, {"params": slow, "lr": settings.lr * END_TASK_LR}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.01, fused=True)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(batches))
+    for step in range(len(batches)):
+        with stages.timed("fine-tuning"), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            model.train()
+            inputs = pad(batches[step][0], rows[0].pad_id)
+            labels = inputs.pop("labels")
+            F.cross_entropy(model(**inputs).float(), labels).backward()
+            torch.nn.utils.clip_grad_norm_(fast + slow, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % batches.per_epoch == 0:
+            with stages.timed("scoring end tasks"), torch.autocast("cpu", torch.bfloat16, enabled=half):
+                correct = padded_scores(model, rows[1], plan.recipe.evaluation.batch)
+    return correct / len(rows[1])
+
+
+@torch.inference_mode()
+def padded_scores(model: Classifier, rows: Rows, batch: int) -> int:
+    """How many test rows are answered rightly, all padded to ``PADDED`` tokens, in the order they come."""
+    model.eval()
+    correct = 0
+    for start in range(0, len(rows), batch):
+        inputs = pad(pad_rows(rows, range(start, min(start + batch, len(rows)))), rows.pad_id)
+        labels = inputs.pop("labels")
+        correct += int((model(**inputs).argmax(-1) == labels).sum())
+    return correct
 
 
 def pad(batch: dict[str, Tensor], pad_id: int, length: int = PADDED) -> dict[str, Tensor]:
@@ -75,143 +171,30 @@ def pad(batch: dict[str, Tensor], pad_id: int, length: int = PADDED) -> dict[str
     return {k: v if k == "labels" else F.pad(v, (0, missing), value=fill.get(k, 0)) for k, v in batch.items()}
 
 
-def posttraining(plan: Plan, tokens: int) -> Stage:
-    """Tokens of post-training: steps of at most ``SLICE`` rows, in turn."""
-    settings, domain = plan.sequences[-1].training, plan.recipe.domains[0]
-    rows = min(settings.batch, SLICE)
-
-    def fresh() -> tuple[LanguageModel, Cpt, LMBatches]:
-        lm, method = _model(plan.recipe)
-        blocks = load_blocks(domain.corpus, lm.tokenizer, settings.block, "train")
-        return lm, method, LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), rows, ROUNDS + 1, seed=0)
-
-    lm, method, batches = fresh()
-    job = Job(
-        name="post-training", domain=domain.name, model=lm.model, method=method, batches=batches, loss=lm_loss, seed=0,
-        settings=replace(settings, batch=rows), optimizer=lambda m: make_optimizer(settings.optimizer, m, settings.lr, ROUNDS + 1),
-    )  # fmt: skip
-    their_lm, their_method, _ = fresh()
-    ours, theirs = taking_turns(job, released(their_lm.model, their_method, domain.name, batches))
-    each = rows * settings.block
-    return Stage(
-        f"post-training (steps of {each:,} tokens)",
-        "token",
-        (median(ours) / each, median(theirs) / each),
-        (tokens, tokens),
-    )
-
-
-def end_task(plan: Plan, task: Task, rows: tuple[Rows, Rows], cells: int) -> tuple[Stage, Stage]:
-    """Fine-tuning steps of one task, a whole epoch in turn, and rows of its test set scored."""
-    settings, (train_rows, test_rows) = plan.transfer_settings, rows
-    lm, method = _model(plan.recipe)
-    domain = plan.recipe.domains[0].name
-    method.before_task(domain)
-    method.after_task(domain)
-    epoch = RowBatches(train_rows, settings.batch, 1, seed=0).per_epoch
-    batches = RowBatches(train_rows, settings.batch, 1, seed=0, steps=epoch + 1)
-
-    def fresh() -> tuple[Classifier, dict[str, float]]:
-        model = Classifier(deepcopy(lm.model), len(task.labels), "first", settings.dropout)
-        return model, method.for_end_task(model, domain)
-
-    model, rates = fresh()
-    job = Job(
-        name=task.name, model=model, batches=batches, loss=task_loss, seed=0, settings=settings,
-        optimizer=lambda m: scale_rates(make_optimizer(settings.optimizer, m, settings.lr, epoch + 1), m, rates),
-    )  # fmt: skip
-    theirs, _ = fresh()
-    tuned = taking_turns(job, _padded_steps(theirs, train_rows, settings.batch, epoch + 1))
-    chosen = np.random.default_rng(0).choice(len(test_rows), min(SAMPLE, len(test_rows)), replace=False).tolist()
-    some = Rows([test_rows.inputs[i] for i in chosen], test_rows.labels[chosen], test_rows.pad_id)
-    batch = plan.recipe.evaluation.batch
-    scored = in_turn(
-        lambda: _seconds(lambda: predictions(model, some, task.labels, batch)),
-        lambda: _seconds(lambda: _padded_scores(theirs, some, batch)),
-        rounds=ROUNDS,
-    )
-    epochs = round(settings.epochs)
-    per = [median(column) / len(some) for column in scored]
-    mean = [sum(column) / len(column) for column in tuned]  # an epoch's last batch is smaller
-    steps, test = cells * epoch * epochs, cells * len(test_rows)
-    return (
-        Stage(f"fine-tuning {task.name}", "step", (mean[0], mean[1]), (steps, steps)),
-        Stage(f"scoring {task.name}", "row", (per[0], per[1]), (test, test * epochs)),
-    )
-
-
-def _model(recipe: Recipe) -> tuple[LanguageModel, Cpt]:
-    torch.manual_seed(0)
-    lm = load_lm(recipe.model)
-    return lm, Cpt(lm.model, CptSettings(), [d.name for d in recipe.domains])
-
-
-def _padded_steps(model: Classifier, rows: Rows, batch: int, steps: int) -> Callable[[], float]:
-    order = RowBatches(rows, batch, 1, seed=0, steps=steps)
-    model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.01, fused=True)
-    places = iter(range(steps))
-
-    def step() -> float:
-        inputs = pad(order[next(places)][0], rows.pad_id)
-        began = time.perf_counter()
-        labels = inputs.pop("labels")
-        F.cross_entropy(model(**inputs), labels).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - began
-
-    return step
-
-
-@torch.inference_mode()
-def _padded_scores(model: Classifier, rows: Rows, batch: int) -> None:
-    model.eval()
-    for start in range(0, len(rows), batch):
-        inputs = pad(pad_rows(rows, range(start, min(start + batch, len(rows)))), rows.pad_id)
-        inputs.pop("labels")
-        model(**inputs).argmax(-1).tolist()
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def protocol(scale: str | None) -> None:
-    """Measure and print one scale of the recipe."""
-    recipe = load_recipe(ROOT / "recipes" / "four_domains.yaml", scale=scale)
-    assert isinstance(recipe, Recipe)
-    plan = resolve(recipe)
-    sequence = next(s for s in plan.sequences if s.label == "cpt")
-    cells = Counter(cell.task for cell in plan.cells(sequence) if cell.end_task)
-    tokenizer_of = load_lm(recipe.model)
-    tokens, stages = 0, []
-    for domain in recipe.domains:
-        blocks = load_blocks(domain.corpus, tokenizer_of.tokenizer, recipe.training.block, "train")
-        steps = max(1, round(len(blocks) * sequence.training.epochs / sequence.training.batch))
-        tokens += steps * sequence.training.batch * recipe.training.block
-    stages.append(posttraining(plan, tokens))
-    for domain in recipe.domains:
+def protocol_recipe(rows: int | None) -> Recipe:
+    """The small recipe, one system, order and seed, with the whole matrix and the full test sets (or so many rows)."""
+    file = ROOT / "recipes" / "cpt_small.yaml"
+    small = load_recipe(file)
+    assert isinstance(small, Recipe)
+    small.methods = [m for m in small.methods if isinstance(m, dict) and m.get("placement") == "sequential"]
+    small.orders = dict(list(small.orders.items())[:1])
+    small.seeds = small.seeds[:1]
+    small.evaluation.matrix = "full"
+    for domain in small.domains:
         assert domain.task is not None
-        task = load_task(domain.name, domain.task, domain.corpus)
-        rows = encode_task(tokenizer_of, task, plan.transfer_settings)
-        stages += end_task(plan, task, rows, cells[domain.name])
-    print(
-        f"scale {scale or 'small'}: {recipe.training.block} tokens a block, {sum(cells.values())} end tasks; ours and the released way"
-    )
-    for stage in stages:
-        print(stage.line())
-    print("  sums of the multiplied times:")
-    both = [0.0, 0.0]
-    for kind in ("post-training", "fine-tuning", "scoring"):
-        ours, theirs = (sum(stage.total[i] for stage in stages if stage.name.startswith(kind)) for i in (0, 1))
-        both = [both[0] + ours, both[1] + theirs]
-        print(f"    {kind}: {ours:,.0f} s and {theirs:,.0f} s ({theirs / ours:.1f} x)")
-    print(f"    all: {both[0]:,.0f} s and {both[1]:,.0f} s: {both[1] / both[0]:.1f} x", flush=True)
+        domain.task.test_rows = rows
+    return small
+
+
+def table(mine: Stages, released_way: Stages) -> Iterator[str]:
+    for stage in [*STAGES, REST]:
+        against = (
+            f"{released_way[stage]:8,.0f} s   {released_way[stage] / mine[stage]:.1f} x"
+            if released_way[stage]
+            else "       -"
+        )
+        yield f"  {stage:48} {mine[stage]:8,.0f} s {against}"
+    yield f"  {'all':48} {mine.total:8,.0f} s {released_way.total:8,.0f} s   {released_way.total / mine.total:.1f} x"
 
 
 def main() -> None:
@@ -221,5 +204,34 @@ def main() -> None:
             f"skipped: {shared / 'data'} is not here. Set EUNOE_SHARED to the folder whose `data` holds the recipe's text."
         )
         return
-    for scale in (None, "full"):
-        protocol(scale)
+    cut = os.environ.get("EUNOE_BENCH_ROWS")
+    recipe = protocol_recipe(int(cut) if cut else None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        mine = ours(recipe, Path(folder) / "run")
+        scores = {
+            (*row.learnt, row.task): row.value
+            for row in read_rows(Path(folder) / "run" / "rows.jsonl")
+            if row.metric == "accuracy"
+        }
+    plan = resolve(recipe)
+    torch.manual_seed(recipe.seeds[0])
+    material = read_material(plan, load_lm(recipe.model))
+    rows = [len(parts[1]) for samples in material.tasks.values() for _, parts in samples.values()]
+    print(
+        f"test sets of {', '.join(f'{n:,}' for n in rows)} rows; ours took {mine.total:,.0f} s; now the released way",
+        flush=True,
+    )
+    released_way, found = theirs(plan, material)
+    print(
+        f"processor time, one thread; {len(found)} end tasks, {plan.transfer_settings.epochs:g} epochs each; ours and the released way"
+    )
+    print("\n".join(table(mine, released_way)))
+    both = [(scores[key], found[key]) for key in found]
+    means = [100 * sum(column) / len(both) for column in zip(*both, strict=True)]
+    print(
+        f"  accuracy, mean of the {len(both)} end tasks: ours {means[0]:.1f}, the released way {means[1]:.1f} points",
+        flush=True,
+    )
+    torch.set_num_threads(threads)

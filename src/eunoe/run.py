@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,9 +93,10 @@ def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
     torch.manual_seed(plan.recipe.seeds[0])  # a head that is not trained yet starts at random
     lm = load_lm(model)
     material = read_material(plan, lm)
+    started = _started_from(plan)
     with claimed(plan.recipe, out, command) if ranks.first() else nullcontext():
         if ranks.first():
-            _refuse_other_text(out, material)
+            _refuse_other_sources(out, material, started)
             _drop_half_cell(out / "rows.jsonl", 2 + 3 * plan.recipe.evaluation.retention)
         ranks.wait()
         if model.head == "train":
@@ -399,8 +400,21 @@ def load_plan(out: Path) -> Plan:
     return resolve(build(Recipe, parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)))
 
 
-def _refuse_other_text(out: Path, material: Material) -> None:
-    """Note what text the run reads, or raise if a run that goes on would read other text than it began with."""
+def _started_from(plan: Plan) -> dict[str, str]:
+    """SHA-256 of the files that a method starts from, by its label. Such a method is made once: they may not fit the recipe."""
+    found: dict[str, str] = {}
+    for sequence in plan.sequences:
+        if sequence.method is None or sequence.label in found:
+            continue
+        files = sequence.method.method.sources(sequence.settings)
+        if files:
+            build_sequence(sequence, plan.recipe.model)
+            found[sequence.label] = _sha256(file.read_bytes() for file in files)
+    return found
+
+
+def _refuse_other_sources(out: Path, material: Material, started: Mapping[str, str]) -> None:
+    """Note what the run reads, or raise if a run that goes on would read something else than it began with."""
     found = {name: blocks.digest for name, blocks in material.train.items()}
     for name, batches in material.valid.items():
         found[f"{name} (held out)"] = _sha256(batch["input_ids"].tolist() for batch in batches)
@@ -408,13 +422,14 @@ def _refuse_other_text(out: Path, material: Material) -> None:
         found[f"{name} (end task)"] = _sha256(
             [rows.inputs, rows.labels.tolist()] for _, parts in samples.values() for rows in parts
         )
+    found |= {f"{label} (plug-ins)": digest for label, digest in started.items()}
     file = out / "texts.json"
     if file.is_file():
         held = json.loads(file.read_text(encoding="utf-8"))
         changed = [name for name, digest in found.items() if held.get(name, digest) != digest]
         if changed:
-            raise EunoeError(f"the text of {', '.join(changed)} is not what {out} was begun with: the files have changed since. Put the "
-                             "old ones back, or choose another --out.")  # fmt: skip
+            raise EunoeError(f"what {out} was begun with is no longer the same: {', '.join(changed)}. The files have changed since. Put "
+                             "the old ones back, or choose another --out.")  # fmt: skip
     elif not (out / "rows.jsonl").is_file():  # a run begun before there was this file goes on without
         write_text(file, json.dumps(found, indent=1) + "\n")
 

@@ -324,3 +324,33 @@ def test_such_a_run_taken_up_after_its_first_domain_ends_in_the_same_bytes(
     (out / "rows.jsonl").write_text("".join(lines[:end]))
     run(load_recipe(runs[1]), out, "")
     assert state(out, ("times.jsonl", "environment.json", "report.html")) == whole
+
+
+def test_plug_ins_that_do_not_fit_are_refused_before_anything_is_written(
+    runs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EUNOE_CACHE", str(tmp_path / "cache"))
+    method = {"name": "cpt", "plugins": str(runs[0] / "sequences/cpt.given.seed0/plugins"), "placement": "parallel"}
+    domains = [{**d, "name": f"more-{d['name']}"} for d in tiny_settings(tmp_path)["domains"]]
+    with pytest.raises(EunoeError, match="placement is parallel, but"):
+        run(
+            load_recipe(tiny_recipe(tmp_path, methods=["ncl", method], domains=domains, seeds=[0])),
+            tmp_path / "out",
+            "",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_does_not_go_on_from_other_plug_ins_than_it_began_with(
+    runs: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    plugins, out = runs[0] / "sequences/cpt.given.seed0/plugins", tmp_path / "copy"
+    shutil.copytree(runs[2], out)
+    (out / "finished.json").unlink()
+    config = (plugins / "adapter_config.json").read_text()
+    try:
+        (plugins / "adapter_config.json").write_text(config.replace('"s_max": 400.0', '"s_max": 300.0'))
+        with pytest.raises(EunoeError, match=r"no longer the same: cpt \(plug-ins\)"):
+            run(load_recipe(runs[1]), out, "")
+    finally:
+        (plugins / "adapter_config.json").write_text(config)

@@ -35,6 +35,11 @@ class Method:
         self.settings = settings
         self.domains = domains
 
+    @staticmethod
+    def sources(settings: Any) -> list[Path]:
+        """Files that a method with these settings starts from, besides the model: a run holds them to be the same when it goes on."""
+        return []
+
     # -- the six hooks, in the order the loop calls them -------------------------------------------------------
     def before_task(self, domain: str) -> None:
         """Get ready to learn ``domain`` (choose its masks, take an anchor). Called once, also before a resume."""

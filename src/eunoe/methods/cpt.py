@@ -46,6 +46,7 @@ from eunoe.plugins.capacity import capacity
 from eunoe.plugins.inject import (
     PLACEMENTS,
     Site,
+    active,
     adapters,
     add_domains,
     detach,
@@ -54,6 +55,7 @@ from eunoe.plugins.inject import (
     load_plugins,
     placement_of,
     save_plugins,
+    saved_files,
 )
 from eunoe.plugins.task_mask import Active, TaskMask, anneal, clamp, compensate, gate, sparsity, within_epoch
 from eunoe.recipe import expand
@@ -144,10 +146,15 @@ class Cpt(Method):
             self.adapters = inject(model, parts, self._make, placement=settings.placement, skip=skip)
         else:
             self.adapters = _go_on(model, settings, domains)
-            self.active = _active(model)
+            self.active = active(model)
             self.domains = list(self.active.domains)
         self.seed = int(torch.randint(1 << 62, ()))
         self._closed: list[tuple[nn.Parameter, Tensor]] | None = None
+
+    @staticmethod
+    def sources(settings: CptSettings) -> list[Path]:
+        """The files of ``settings.plugins``."""
+        return [] if settings.plugins is None else saved_files(expand(settings.plugins))
 
     # -- hooks -------------------------------------------------------------------------------------------------
     def before_task(self, domain: str) -> None:
@@ -182,10 +189,10 @@ class Cpt(Method):
         if self.active.running is None:
             raise RuntimeError("on_gradients before before_task")
         if self._closed is None:  # once a domain, and after the model has gone to its device
-            self._closed = list(self._blocked().items())
-        for weight, entries in self._closed:
+            self._closed = list(self._free().items())
+        for weight, factor in self._closed:
             if weight.grad is not None:
-                weight.grad.masked_fill_(entries, 0)
+                weight.grad.mul_(factor)  # a third of the time that filling masked entries takes
         s, s_max, clip = self.active.s, self.active.s_max, self.settings.cosh_clip
         for mask in self._masks():
             if mask.embedding.grad is not None:
@@ -216,7 +223,7 @@ class Cpt(Method):
     # -- facts -------------------------------------------------------------------------------------------------
     def protected(self) -> dict[nn.Parameter, Tensor]:
         """The weights between units that finished domains use: where the factor on the gradient is <= 0.5."""
-        return self._blocked()
+        return {weight: (factor <= 0.5).expand_as(weight) for weight, factor in self._free().items()}
 
     def activate(self, domain: str | None) -> None:
         """The domain's hard masks; None, or a domain never trained, turns the plug-ins off (the base model)."""
@@ -318,11 +325,12 @@ class Cpt(Method):
         for adapter in self.adapters.values():
             yield from adapter.masks().values()
 
-    def _blocked(self) -> dict[nn.Parameter, Tensor]:
+    def _free(self) -> dict[nn.Parameter, Tensor]:
+        """The factor on the gradient of each weight that finished domains may use, 0 or 1; it broadcasts over the weight."""
         if not self.active.finished:
             return {}
         return {
-            adapter.get_parameter(name): (factor <= 0.5).expand_as(adapter.get_parameter(name))
+            adapter.get_parameter(name): factor
             for adapter in self.adapters.values()
             for name, factor in adapter.free().items()
         }
@@ -358,8 +366,8 @@ def _go_on(model: nn.Module, settings: CptSettings, domains: list[str]) -> dict[
     if larger:
         grow(model, **larger)
     add_domains(model, domains)
-    active = _active(model)
-    active.s = active.s_max = settings.s_max  # learnt masks are hard at any
+    shared = active(model)
+    shared.s = shared.s_max = settings.s_max  # learnt masks are hard at any
     return found
 
 
@@ -388,17 +396,12 @@ def _larger(model: nn.Module, settings: CptSettings, domains: list[str], folder:
                 f"cpt: {key} is {str(getattr(settings, key)).lower()}, but the plug-ins of {folder} were learnt with "
                 f"{theirs}, which cannot change. Give {key}: {theirs}."
             )
-    again = [name for name in domains if name in _active(model).domains]
+    again = [name for name in domains if name in active(model).domains]
     if again:
         raise EunoeError(
             f"cpt: {', '.join(again)} is learnt already in {folder}, and closed. Learn more text of it under a new name."
         )
     return larger
-
-
-def _active(model: nn.Module) -> Active:
-    """What the plug-ins of ``model``, which has some, share."""
-    return next(iter(adapters(model).values())).active
 
 
 def _seed(seed: int, domain: str) -> int:

@@ -201,12 +201,12 @@ def set_domain(model: nn.Module, name: str | None) -> None:
 
     Example: ``load_plugins(model, "run/domains/3-acl"); set_domain(model, "acl")``.
     """
-    active = _one(model).active
-    learnt = [active.domains[i] for i in active.finished]
+    shared = active(model)
+    learnt = [shared.domains[i] for i in shared.finished]
     if name is not None and name not in learnt:
         raise unknown(name, learnt, "learnt domain")
-    active.domain = None if name is None else active.domains.index(name)
-    active.s = active.s_max
+    shared.domain = None if name is None else shared.domains.index(name)
+    shared.s = shared.s_max
 
 
 def save_plugins(model: nn.Module, folder: str | Path) -> None:
@@ -237,9 +237,14 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
         "domains": [active.domains[i] for i in learnt],
         "weights_sha256": hashlib.sha256(packed).hexdigest(),
     }
-    path = Path(folder)
-    write_bytes(path / "adapter_model.safetensors", packed)
-    write_text(path / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    config_file, weights_file = saved_files(folder)
+    write_bytes(weights_file, packed)
+    write_text(config_file, json.dumps(config, indent=2) + "\n")
+
+
+def saved_files(folder: str | Path) -> list[Path]:
+    """The two files that ``save_plugins`` writes to ``folder``: config and weights."""
+    return [Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"]
 
 
 def load_plugins(model: nn.Module, folder: str | Path) -> None:
@@ -293,9 +298,9 @@ def grow(model: nn.Module, *, attention_size: int | None = None, ffn_size: int |
     Earlier domains compute the same bits as before; the next domain may use all. Draws the new weights from torch's
     generator. Raises ``EunoeError`` without plug-ins, for a size that is not larger, and while a domain is being learnt.
     """
-    active = _one(model).active
-    if active.running is not None:
-        raise EunoeError(f"domain {active.domains[active.running]!r} is being learnt; plug-ins grow between domains.")
+    shared = active(model)
+    if shared.running is not None:
+        raise EunoeError(f"domain {shared.domains[shared.running]!r} is being learnt; plug-ins grow between domains.")
     for name, adapter in adapters(model).items():
         wanted = attention_size if name.endswith("attention_plugin") else ffn_size
         if wanted is not None and wanted <= adapter.size:
@@ -308,12 +313,17 @@ def grow(model: nn.Module, *, attention_size: int | None = None, ffn_size: int |
 
 def add_domains(model: nn.Module, names: Iterable[str]) -> None:
     """Make room for further domains, to be learnt after those that the plug-ins know; what these compute stays."""
-    active = _one(model).active
-    active.domains = (*active.domains, *names)
+    shared = active(model)
+    shared.domains = (*shared.domains, *names)
     for adapter in adapters(model).values():
         for mask in adapter.masks().values():
             known, width = mask.bits.shape
-            mask.bits = torch.cat([mask.bits, mask.bits.new_zeros(len(active.domains) - known, width)])
+            mask.bits = torch.cat([mask.bits, mask.bits.new_zeros(len(shared.domains) - known, width)])
+
+
+def active(model: nn.Module) -> Active:
+    """What the plug-ins of ``model`` share: its domains and which of them is read. Raises ``EunoeError`` without plug-ins."""
+    return _one(model).active
 
 
 def placement_of(model: nn.Module) -> str:
@@ -377,7 +387,7 @@ def _tensors(adapter: Adapter, learnt: list[int]) -> Iterator[tuple[str, Tensor]
 
 
 def _config(path: Path) -> dict[str, Any]:
-    file = path / "adapter_config.json"
+    file = saved_files(path)[0]
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -440,7 +450,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _weights(path: Path, sha256: str | None) -> dict[str, Tensor]:
     """The saved tensors; where a hash is given, they must have it."""
-    file = path / "adapter_model.safetensors"
+    file = saved_files(path)[1]
     try:
         packed = file.read_bytes()
         if sha256 is not None and hashlib.sha256(packed).hexdigest() != sha256:
@@ -476,6 +486,7 @@ __all__ = [
     "Adapter",
     "Place",
     "Site",
+    "active",
     "adapters",
     "add_domains",
     "detach",
@@ -484,5 +495,6 @@ __all__ = [
     "load_plugins",
     "placement_of",
     "save_plugins",
+    "saved_files",
     "set_domain",
 ]
