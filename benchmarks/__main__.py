@@ -1,4 +1,4 @@
-"""Run all benchmarks, or those named. Ratios are medians over rounds in which us and the peer take turns."""
+"""Run all benchmarks but the long ones, or those named. Ratios are medians over rounds in which we and the peer take turns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ BENCHMARKS = {
     "protocol": protocol.main,
 }
 
+LONG = ("protocol",)
+"""Those that take an hour and more; they run when they are named."""
+
 
 def main(names: list[str]) -> None:
-    for name in names or BENCHMARKS:
+    for name in names or [name for name in BENCHMARKS if name not in LONG]:
         print(f"== {name}", flush=True)
         lookup(BENCHMARKS, name, "benchmark")()
+    if not names:
+        print(f"left out, for they take an hour and more: python -m benchmarks {' '.join(LONG)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 
@@ -33,6 +33,12 @@ def in_turn(*work: Callable[[], float], rounds: int) -> list[list[float]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
+def quartiles(a: list[float], b: list[float]) -> str:
+    """Median of a/b over the rounds, and between which values its middle half lies."""
+    low, middle, high = quantiles([x / y for x, y in zip(a, b, strict=True)], n=4)
+    return f"{middle:.3f} x (middle half {low:.3f} to {high:.3f})"
+
+
 def ratio(a: list[float], b: list[float]) -> str:
     """Median, least and greatest of a/b over the rounds."""
     each = sorted(x / y for x, y in zip(a, b, strict=True))
@@ -40,26 +46,32 @@ def ratio(a: list[float], b: list[float]) -> str:
 
 
 def taking_turns(
-    job: Job, *others: Callable[[], float], before: Callable[[], object] = lambda: None
+    job: Job, *others: Callable[[], float], each: int = 3, before: Callable[[], object] = lambda: None
 ) -> list[list[float]]:
-    """Seconds of each step of ``train(job)``, and what each other function returns, called once after every step.
+    """Seconds of the steps of ``train(job)``, and what each other function returns, in turns of ``each`` steps or calls.
 
-    ``before`` is called before each of our steps, outside the clock. The first step of all is not counted: it allocates.
+    The first of each turn is not counted: it pays for memory that the others before it gave back to the system. ``before`` is
+    called before each of our turns and after the last, outside the clock.
     """
+    if each < 2 or len(job.batches) % each:
+        raise ValueError(f"{len(job.batches)} steps are no whole turns of {each} steps, at least 2")
     clock = _Clock(job)
     columns: list[list[float]] = [[] for _ in range(1 + len(others))]
 
     def turn(step: int) -> dict[str, float]:
-        columns[0].append(clock.read())
-        for column, other in zip(columns[1:], others, strict=True):
-            column.append(other())
-        before()
+        place = (step - 1) % each
+        if place:
+            columns[0].append(clock.read())
+        if place == each - 1:
+            for column, other in zip(columns[1:], others, strict=True):
+                column += [other() for _ in range(each)][1:]
+            before()
         clock.start()
         return {}
 
     before()
     train(replace(job, batches=clock, observe=turn))
-    return [column[1:] for column in columns]
+    return columns
 
 
 def side_by_side(jobs: list[Job]) -> list[list[float]]:

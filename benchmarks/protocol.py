@@ -103,7 +103,7 @@ def theirs(plan: Plan, material: Material) -> tuple[Stages, dict[tuple[str, ...]
     base = {name: p.clone() for name, p in lm.model.named_parameters() if "_plugin." not in name}
     for i, domain in enumerate(sequence.order):
         settings, blocks = sequence.training, material.train[domain]
-        steps = max(1, round(len(blocks) * settings.epochs / settings.batch))
+        steps = settings.steps or max(1, round(len(blocks) * settings.epochs / settings.batch))
         batches = LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), settings.batch, steps, seed=i)
         with stages.timed("post-training"):
             step = released(lm.model, method, domain, batches, half=settings.precision == "bf16")
@@ -139,7 +139,7 @@ def end_task(
     for step in range(len(batches)):
         with stages.timed("fine-tuning"), torch.autocast("cpu", torch.bfloat16, enabled=half):
             model.train()
-            inputs = pad(batches[step][0], rows[0].pad_id)
+            inputs = pad(batches[step][0], rows[0].pad_id, PADDED)
             labels = inputs.pop("labels")
             F.cross_entropy(model(**inputs).float(), labels).backward()
             torch.nn.utils.clip_grad_norm_(fast + slow, 1.0)
@@ -158,13 +158,13 @@ def padded_scores(model: Classifier, rows: Rows, batch: int) -> int:
     model.eval()
     correct = 0
     for start in range(0, len(rows), batch):
-        inputs = pad(pad_rows(rows, range(start, min(start + batch, len(rows)))), rows.pad_id)
+        inputs = pad(pad_rows(rows, range(start, min(start + batch, len(rows)))), rows.pad_id, PADDED)
         labels = inputs.pop("labels")
         correct += int((model(**inputs).argmax(-1) == labels).sum())
     return correct
 
 
-def pad(batch: dict[str, Tensor], pad_id: int, length: int = PADDED) -> dict[str, Tensor]:
+def pad(batch: dict[str, Tensor], pad_id: int, length: int) -> dict[str, Tensor]:
     """A batch of labelled rows padded to ``length`` tokens, as the release does with every row."""
     missing = length - batch["input_ids"].shape[1]
     fill = {"input_ids": pad_id}

@@ -15,6 +15,7 @@ from what transformers expects, and both are only a matter of order:
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 from pathlib import Path
@@ -30,13 +31,19 @@ MARKS = {1: "<s>", 2: "</s>"}
 
 
 def read_pieces(file: Path) -> list[tuple[str, float]]:
-    """The (piece, score) pairs of a ``tok*.bin``, by id."""
+    """The (piece, score) pairs of a ``tok*.bin``, by id; raises ``ValueError`` if it is cut short or holds anything else."""
     data, place, pieces = file.read_bytes(), 4, []
     while place < len(data):
-        score, length = struct.unpack_from("<fi", data, place)
-        place += 8
-        pieces.append((data[place : place + length].decode("utf-8"), score))
-        place += length
+        try:
+            score, length = struct.unpack_from("<fi", data, place)
+            piece = data[place + 8 : place + 8 + length]
+            if len(piece) != length:
+                raise ValueError
+            pieces.append((piece.decode("utf-8"), score))
+        except (struct.error, ValueError):
+            raise ValueError(f"{file} is damaged or no tok512.bin: a score, a length and a piece are expected at byte {place} "
+                             f"of {len(data)}") from None  # fmt: skip
+        place += 8 + length
     return [(MARKS.get(i, piece), score) for i, (piece, score) in enumerate(pieces)]
 
 
@@ -67,14 +74,18 @@ def tokenizer(pieces: list[tuple[str, float]]) -> PreTrainedTokenizerFast:
 
 
 def model(file: Path) -> LlamaForCausalLM:
-    """The weights of ``stories260K.bin`` in transformers' Llama; raises ``ValueError`` if the file has another length."""
+    """The weights of ``stories260K.bin`` in transformers' Llama; raises ``ValueError`` for another length or header."""
     data = file.read_bytes()
-    width, inner, layers, heads, kv_heads, pieces, context = struct.unpack_from("<7i", data)
+    if len(data) < 28 or len(data) % 4:
+        raise ValueError(f"{file} has {len(data)} bytes, seven int32 and then float32 numbers are expected")
+    width, inner, layers, heads, kv_heads, pieces, context = sizes = struct.unpack_from("<7i", data)
+    if min(sizes) < 1 or width % (2 * heads) or heads % kv_heads:
+        raise ValueError(f"{file} begins with {sizes}, which are not the width, layers, heads ... of a llama2.c model")
     values, place = np.frombuffer(data, dtype="<f4", offset=28), 0
 
     def take(*shape: int) -> torch.Tensor:
         nonlocal place
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         if place + size > len(values):
             raise ValueError(f"{file} is cut short: {len(values)} numbers, {place + size} and more needed")
         place += size
@@ -124,12 +135,20 @@ def _is_byte(piece: str) -> bool:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write ``target``: config.json, model.safetensors and the tokenizer."""
-    model(source / "stories260K.bin").save_pretrained(target)
-    tokenizer(read_pieces(source / "tok512.bin")).save_pretrained(target)
+    """Write ``target``: config.json, model.safetensors and the tokenizer. Both files are read before anything is written."""
+    llama, pieces = model(source / "stories260K.bin"), read_pieces(source / "tok512.bin")
+    if len(pieces) != llama.config.vocab_size:
+        raise ValueError(f"{source / 'tok512.bin'} has {len(pieces)} pieces, the model needs {llama.config.vocab_size}")
+    target.mkdir(parents=True, exist_ok=True)
+    llama.save_pretrained(target)
+    tokenizer(pieces).save_pretrained(target)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python recipes/convert_stories260k.py FOLDER_WITH_STORIES260K TARGET_FOLDER")
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except (OSError, ValueError) as error:
+        sys.exit(f"cannot convert: {error}.\nGive the folder that holds stories260K.bin and tok512.bin (folder stories260K of "
+                 "https://huggingface.co/karpathy/tinyllamas), and a folder to write to.")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.arithmetic import Shape, all_weights, as_released, plugins_alone
 from benchmarks.cpt import ATTENTION, FFN, SHAPE, finish, released
 from benchmarks.measure import ratio, side_by_side, taking_turns
-from benchmarks.protocol import Stage, pad
+from benchmarks.protocol import REST, STAGES, Stages, ours, pad, table, theirs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,9 +23,13 @@ from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.heads import lm_loss
-from eunoe.recipe import LoopSettings
+from eunoe.models.load import load_lm
+from eunoe.plan import resolve
+from eunoe.recipe import LoopSettings, Recipe, load_recipe
+from eunoe.run import read_material
 from eunoe.train import Job, make_optimizer, train
 from tests.tiny import tiny_bert
+from tests.tiny_run import tiny_recipe
 
 SMALL = Shape(layers=2, width=4, inner=6, vocabulary=10, block=5)
 ROWS = 3
@@ -94,23 +99,25 @@ def test_the_released_step_does_what_is_counted() -> None:
     assert counted.get_total_flops() == round(as_released(SMALL, 2, 3) * ROWS * SMALL.block)
 
 
-def test_turns_are_taken_after_each_step_and_the_first_is_not_counted() -> None:
+def test_turns_are_taken_after_so_many_steps_and_the_first_of_each_is_not_counted() -> None:
     told: list[str] = []
 
     def other() -> float:
         told.append("other")
-        return 2.0
+        return float(len(told))
 
-    ours, theirs = taking_turns(job(3), other, before=lambda: told.append("before"))
-    assert told == ["before", *["other", "before"] * 3]
+    ours, theirs = taking_turns(job(4), other, each=2, before=lambda: told.append("before"))
+    assert told == ["before", *["other", "other", "before"] * 2]
     assert len(ours) == 2
-    assert theirs == [2.0, 2.0]
+    assert theirs == [3.0, 6.0], "the second call of each turn"
     assert all(seconds > 0 for seconds in ours)
+    with pytest.raises(ValueError, match="4 steps are no whole turns of 3"):
+        taking_turns(job(4), each=3)
 
 
 def test_trainings_side_by_side_end_as_they_do_alone() -> None:
     alone, first, second = job(3), job(3), job(3)
-    taking_turns(alone)
+    train(alone)
     columns = side_by_side([first, second])
     assert [len(column) for column in columns] == [2, 2]
     for name, value in alone.model.state_dict().items():
@@ -166,5 +173,31 @@ def test_the_released_way_pads_every_row_to_its_length() -> None:
     assert padded["labels"].tolist() == [3]
 
 
-def test_a_stage_is_its_unit_times_its_counts() -> None:
-    assert Stage("scoring", "row", (0.5, 2.0), (10, 200)).total == (5.0, 400.0)
+def test_a_watched_function_counts_for_its_stage() -> None:
+    stages = Stages()
+    work = stages.watch("work", lambda n: sum(range(n)))
+    assert work(100_000) == sum(range(100_000))
+    once = stages["work"]
+    assert once > 0
+    work(100_000)
+    assert stages["work"] > once
+    assert stages.total == stages["work"]
+
+
+def test_the_protocol_is_carried_out_both_ways_over_the_same_matrix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eunoe.progress.console.quiet", True)
+    monkeypatch.setenv("EUNOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("benchmarks.protocol.PADDED", 64)
+    recipe = load_recipe(tiny_recipe(tmp_path, methods=["cpt"], seeds=[0]))
+    assert isinstance(recipe, Recipe)
+    mine = ours(recipe, tmp_path / "out")
+    assert all(mine[stage] > 0 for stage in [*STAGES, REST])
+    plan = resolve(recipe)
+    released_way, found = theirs(plan, read_material(plan, load_lm(recipe.model)))
+    owed = {(*cell.learnt, cell.task) for cell in plan.cells(plan.sequences[-1]) if cell.end_task}
+    assert set(found) == owed
+    assert all(0 <= accuracy <= 1 for accuracy in found.values())
+    assert all(released_way[stage] > 0 for stage in STAGES if stage != "scoring held-out text")
+    assert f"{released_way.total / mine.total:.1f} x" in list(table(mine, released_way))[-1]

@@ -25,6 +25,7 @@ from eunoe.errors import EunoeError
 from eunoe.head import train_head
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.load import load_lm
+from eunoe.plan import resolve
 from eunoe.recipe import load_recipe, recipe_of
 from eunoe.report.schema import Row, read_rows
 from eunoe.run import run
@@ -383,7 +384,7 @@ def test_verify_fails_when_the_pretrained_model_is_another(
     safetensors.torch.save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     recipe["model"]["name"] = str(other)
     (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert len(broken(verify(copied))) == 6
+    assert len(broken(verify(copied))) == 4
 
 
 def test_verify_of_no_run_says_what_to_do(tmp_path: Path) -> None:
@@ -568,3 +569,44 @@ def test_a_trained_head_is_not_trained_again(headless: Path) -> None:
     before = state(folder)
     assert train_head(recipe.model, recipe.head, folder, 0) is None
     assert state(folder) == before
+
+
+def test_a_method_that_does_not_fit_the_model_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EUNOE_CACHE", str(tmp_path / "cache"))
+    for wrong, message in (
+        ({"skip": False}, "skip is false, but a plug-in of placement sequential"),
+        ({"ffn_size": 10**12}, "the method cpt cannot be made around .*Give it smaller sizes"),
+    ):
+        recipe = load_recipe(tiny_recipe(tmp_path, methods=["ncl", {"name": "cpt", **wrong}], seeds=[0]))
+        with pytest.raises(EunoeError, match=message):
+            run(recipe, tmp_path / "out", "")
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_order_that_is_there_twice_is_learnt_and_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EUNOE_CACHE", str(tmp_path / "cache"))
+    orders = {"sm": ["sport", "money"], "ms": ["money", "sport"], "sm-again": ["sport", "money"]}
+    plan = resolve(recipe_of(tiny_settings(tmp_path, methods=["ncl"], orders=orders, seeds=[0])))
+    assert plan.repeated == {"sm-again": "sm"}
+    assert [s.order_name for s in plan.sequences if s.method] == ["sm", "ms"]
+    assert list(plan.recipe.orders) == list(orders)
+
+
+def test_plug_ins_that_are_not_written_yet_break_no_promise_until_the_run_is_finished(copied: Path) -> None:
+    shutil.rmtree(copied / "sequences/cpt.given.seed0/plugins")
+    assert broken(verify(copied)) == [("cpt.given.seed0", "plugins")]
+    (copied / "finished.json").unlink()
+    assert broken(verify(copied)) == []
+
+
+def test_where_the_pretrained_model_lay_is_no_part_of_the_promise(copied: Path) -> None:
+    file = copied / "sequences/cpt.given.seed0/plugins/adapter_config.json"
+    held = json.loads(file.read_text())
+    file.write_text(json.dumps({**held, "base_model_name_or_path": "/elsewhere/minilm"}))
+    assert broken(verify(copied)) == []
+    file.write_text(json.dumps({**held, "s_max": 300.0}))
+    assert broken(verify(copied)) == [("cpt.given.seed0", "plugins")]

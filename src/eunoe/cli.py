@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import shlex
 import sys
@@ -323,8 +324,12 @@ def _route(args: argparse.Namespace, _rest: list[str]) -> int:
 def _import(args: argparse.Namespace, _rest: list[str]) -> int:
     if args.what != "cpt":
         raise unknown(args.what, ("cpt",), "kind of checkpoint")
-    if args.s_max < 1:
-        raise EunoeError(f"--s-max is {args.s_max}; give 1 or more (published: 400).")
+    if not 1 < args.s_max < math.inf:
+        raise EunoeError(f"--s-max is {args.s_max}; give a finite number above 1 (published: 400).")
+    if args.file.is_dir():
+        inside = sorted(map(str, (*args.file.glob("pytorch_model*.bin"), *args.file.glob("*.safetensors"))))
+        give = " or ".join(inside) or "their pytorch_model.bin or .safetensors, of which none lies in it"
+        raise EunoeError(f"{args.file} is a folder, and FILE is one file of weights. Give {give}.")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise EunoeError(f"{args.out} exists and is not empty. Choose another --out, or empty it.")
 

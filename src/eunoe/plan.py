@@ -59,6 +59,9 @@ class Plan:
     transfer: transfer.Entry
     transfer_settings: Any
     sequences: tuple[Sequence, ...]
+    repeated: dict[str, str]
+    """Orders that are another one once more, with its name. They make no sequences: their scores would be the other's to the
+    bit, and counted twice would make an interval narrower than it is."""
 
     def cells(self, sequence: Sequence) -> Iterator[Cell]:
         """All measurements a sequence owes, in the order they are made."""
@@ -112,7 +115,10 @@ def resolve(recipe: Recipe) -> Plan:
         if labels.count(label) > 1 or not label.replace("-", "").replace("_", "").isalnum():
             raise EunoeError(f"the method label {label!r} is not allowed: it must be its own, of letters, digits, - and _. "
                              "Give each entry of recipe.methods a `label`.")  # fmt: skip
+    first: dict[tuple[str, ...], str] = {}
     for order_name, order in orders.items():
+        first.setdefault(order, order_name)
+    for order, order_name in first.items():
         for seed in recipe.seeds:
             if recipe.domains:
                 sequences += [Sequence(label, entry, settings, training, order_name, order, seed)
@@ -129,7 +135,8 @@ def resolve(recipe: Recipe) -> Plan:
         training=dataclasses.replace(recipe.training,
                                      optimizer=optimizer_settings(recipe.training.optimizer, "recipe.training.optimizer")[2]),
     )  # fmt: skip
-    return Plan(full, transfer_name, held, settings, tuple(sequences))
+    repeated = {name: first[order] for name, order in orders.items() if first[order] != name}
+    return Plan(full, transfer_name, held, settings, tuple(sequences), repeated)
 
 
 def _check_schedule(loop: LoopSettings, where: str) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence as Listed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +32,15 @@ from eunoe.train import restore
 
 @dataclass(frozen=True)
 class Routing:
-    """One sequence's counts. ``confusion[i][j]``: blocks of domain i that the plug-in of domain j fits best."""
+    """One sequence's counts. ``confusion[i][j]``: blocks of ``domains[i]`` that the plug-in of ``choices[j]`` fits best."""
 
     method: str
     order: str
     seed: int
     domains: tuple[str, ...]
+    """Those of the run, whose held-out text is read."""
+    choices: tuple[str, ...]
+    """All that have plug-ins: those learnt before the run come first."""
     confusion: list[list[int]]
     half: list[list[int]]
     """The same where the first half of a block chooses."""
@@ -62,9 +65,9 @@ def route_run(out: Path, top: int = 2) -> str:
         raise EunoeError(f"no method of {out} has plug-ins to choose from. Route a run of the method cpt.")
     write_text(out / "routing.json", json.dumps({"top": top, "sequences": [asdict(f) for f in found]}, indent=1) + "\n")
     write_text(out / "routing.csv", _csv(found))
-    methods = dict.fromkeys((f.method, tuple(sorted(f.domains))) for f in found)
+    methods = dict.fromkeys((f.method, tuple(sorted(f.choices))) for f in found)
     return "\n\n".join(
-        _table([f for f in found if (f.method, tuple(sorted(f.domains))) == key], top) for key in methods
+        _table([f for f in found if (f.method, tuple(sorted(f.choices))) == key], top) for key in methods
     )
 
 
@@ -80,26 +83,26 @@ def _route_sequence(plan: Plan, sequence: Sequence, out: Path, top: int) -> Rout
     method.load_state_dict(held.groups["method"])
     if not adapters(lm.model):
         raise EunoeError(f"the method {sequence.label} has no plug-ins to choose from. Route a run of the method cpt.")
-    domains = sequence.order
+    domains, choices = sequence.order, (*method.earlier, *sequence.order)
     whole, half = [], []
     loss: dict[str, list[float]] = {name: [] for name in ("base", "told", "routed", "mixed")}
-    for i, domain in enumerate(domains):
-        losses, rows, late, count = _read(plan, lm, domain, domains)
+    for domain in domains:
+        losses, rows, late, count = _read(plan, lm, domain, choices)
         own, base = losses[:, :-1], losses[:, -1]
-        whole.append(_counts(route(row_means(own, rows, count)), len(domains)))
+        whole.append(_counts(route(row_means(own, rows, count)), len(choices)))
         first = row_means(own[~late], rows[~late], count)
         chosen = route(first)
-        half.append(_counts(chosen, len(domains)))
+        half.append(_counts(chosen, len(choices)))
         after, where = own[late], rows[late]
         loss["base"].append(float(base[late].double().mean()))
-        loss["told"].append(float(after[:, i].double().mean()))
+        loss["told"].append(float(after[:, choices.index(domain)].double().mean()))
         loss["routed"].append(float(after.gather(1, chosen[where][:, None]).double().mean()))
         loss["mixed"].append(float(mixed_losses(after.double(), mixture(first, top)[where]).mean()))
-    return Routing(sequence.label, sequence.order_name, sequence.seed, domains, whole, half, loss)
+    return Routing(sequence.label, sequence.order_name, sequence.seed, domains, choices, whole, half, loss)
 
 
-def _read(plan: Plan, lm: LanguageModel, domain: str, domains: Listed[str]) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Losses (n, D + 1) of a domain's held-out tokens under every plug-in and none, their blocks, which stand in a second
+def _read(plan: Plan, lm: LanguageModel, domain: str, choices: Listed[str]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Losses (n, C + 1) of a domain's held-out tokens under every choice of plug-in and none, their blocks, which stand in a second
     half, and how many blocks there are."""
     recipe = plan.recipe
     corpus = next(d.corpus for d in recipe.domains if d.name == domain)
@@ -107,7 +110,7 @@ def _read(plan: Plan, lm: LanguageModel, domain: str, domains: Listed[str]) -> t
     losses, rows, late = [], [], []
     device = next(lm.model.parameters()).device
     for batch, owners in routing_batches(lm, blocks, recipe.evaluation.batch, recipe.training.mask_rate):
-        losses.append(token_losses(lm.model, {k: v.to(device) for k, v in batch.items()}, [*domains, None]))
+        losses.append(token_losses(lm.model, {k: v.to(device) for k, v in batch.items()}, [*choices, None]))
         rows.append(owners)
         late.append(second_half(batch))
     return torch.cat(losses), torch.cat(rows), torch.cat(late), len(blocks)
@@ -117,22 +120,29 @@ def _counts(chosen: Tensor, n: int) -> list[int]:
     return torch.bincount(chosen, minlength=n).tolist()
 
 
+def _cells(f: Routing, table: list[list[int]]) -> dict[tuple[str, str], int]:
+    """(text's domain, chosen domain) -> blocks."""
+    return {
+        (own, other): n
+        for own, row in zip(f.domains, table, strict=True)
+        for other, n in zip(f.choices, row, strict=True)
+    }
+
+
 def _right(found: Listed[Routing], key: str) -> tuple[int, int]:
     """How many blocks went to their own domain, and how many there are."""
-    tables = [getattr(f, key) for f in found]
-    return sum(t[i][i] for t in tables for i in range(len(t))), sum(sum(row) for t in tables for row in t)
+    cells = [cell for f in found for cell in _cells(f, getattr(f, key)).items()]
+    return sum(n for (own, other), n in cells if own == other), sum(n for _, n in cells)
 
 
 def _table(found: list[Routing], top: int) -> str:
     """One method's sequences summed: confusion, how often right, and what the choice costs."""
-    names = found[0].domains
-    total: dict[tuple[str, str], int] = {}
+    names = found[0].choices
+    total: Counter[tuple[str, str]] = Counter()
     for f in found:
-        for i, own in enumerate(f.domains):
-            for j, other in enumerate(f.domains):
-                total[own, other] = total.get((own, other), 0) + f.confusion[i][j]
+        total.update(_cells(f, f.confusion))
     lines = [["text of", *names, "right"]]
-    for own in names:
+    for own in found[0].domains:
         row = [total[own, other] for other in names]
         lines.append([own, *map(str, row), f"{100 * total[own, own] / sum(row):.1f} %"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -161,12 +171,8 @@ def _csv(found: Listed[Routing]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["method", "order", "seed", "text", "chosen", "blocks", "blocks_by_first_half"])
     for f in found:
-        rows: list[list[Any]] = [
-            [f.method, f.order, f.seed, own, other, f.confusion[i][j], f.half[i][j]]
-            for i, own in enumerate(f.domains)
-            for j, other in enumerate(f.domains)
-        ]
-        writer.writerows(rows)
+        half = _cells(f, f.half)
+        writer.writerows([f.method, f.order, f.seed, *key, n, half[key]] for key, n in _cells(f, f.confusion).items())
     return file.getvalue()
 
 

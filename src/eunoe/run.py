@@ -106,6 +106,8 @@ def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
             pretrained = load_lm(model) if model is not plan.recipe.model else lm
             kept = Retention(pretrained, {"general": material.valid["general"]})
             material = replace(material, retention=kept)
+        for name, twin in plan.repeated.items():
+            say(f"order {name} is {twin} once more: it is learnt and counted once, as {twin}")
         for sequence in plan.sequences:
             _walk(plan, sequence, material, model, out)
         if not ranks.first():
@@ -401,14 +403,20 @@ def load_plan(out: Path) -> Plan:
 
 
 def _started_from(plan: Plan) -> dict[str, str]:
-    """SHA-256 of the files that a method starts from, by its label. Such a method is made once: they may not fit the recipe."""
+    """SHA-256 of the files that a method starts from, by its label; empty for most.
+
+    Every method is made once, around the untrained model: its options may not fit it, and nothing is written yet.
+    """
     found: dict[str, str] = {}
-    for sequence in plan.sequences:
-        if sequence.method is None or sequence.label in found:
-            continue
+    for sequence in {s.label: s for s in plan.sequences if s.method is not None}.values():
+        assert sequence.method is not None
         files = sequence.method.method.sources(sequence.settings)
-        if files:
+        try:
             build_sequence(sequence, plan.recipe.model)
+        except (RuntimeError, MemoryError) as error:  # what torch raises where there is not enough memory
+            raise EunoeError(f"the method {sequence.label} cannot be made around {plan.recipe.model.name!r}: {str(error).splitlines()[0]}. "
+                             "Give it smaller sizes, or a machine with more memory.") from error  # fmt: skip
+        if files:
             found[sequence.label] = _sha256(file.read_bytes() for file in files)
     return found
 

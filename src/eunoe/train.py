@@ -98,9 +98,9 @@ def train(job: Job) -> Trained:
     AcceleratorState._reset_state()  # else a second training of the process could not have another precision
     accelerator = Accelerator(mixed_precision=_precision(settings), cpu=ranks.on_cpu())
     optimizer = job.optimizer(job.model)
-    keep = Protected(optimizer, method.protected())
     scheduler = make_scheduler(optimizer, settings.schedule, len(job.batches), settings.warmup)
     done = _resume(job, optimizer, scheduler, method)
+    keep = Protected(optimizer, method.protected())  # what is closed may be known only from the checkpoint
     model = accelerator.prepare(job.model)
     optimizer = accelerator.prepare(optimizer)
     model.train()

@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,23 +92,35 @@ def _verify_sequence(sequence: Sequence, model: ModelSettings, out: Path, same_m
             findings.append(Finding(sequence.folder, sequence.order[i], True, False, str(error)))
     if findings:
         return findings
+    last, base = held[done[-1]], anatomy(lm.model).base
 
-    def states_of(state: checkpoint.Checkpoint, i: int) -> Tensor:
-        """Hidden states of domain i's probe, computed here from a saved state."""
+    def take(state: checkpoint.Checkpoint) -> None:
         restore(lm.model, state.groups["weights"], str(state.folder))
         method.load_state_dict(state.groups["method"])
-        method.activate(sequence.order[i])
-        return hidden_states(lm.model, anatomy(lm.model).base, held[i].groups["probe"]["input_ids"])
 
+    def read(domain: str, input_ids: Tensor) -> Tensor:
+        """Hidden states of a probe as ``domain`` reads it, from the state that was taken last."""
+        method.activate(domain)
+        return hidden_states(lm.model, base, input_ids)
+
+    def states_of(state: checkpoint.Checkpoint, i: int) -> Tensor:
+        take(state)
+        return read(sequence.order[i], held[i].groups["probe"]["input_ids"])
+
+    # domains that were learnt before: as they are in what the method started from, and in the last state
+    ids = last.groups["probe"]["input_ids"]
+    start = {domain: (read(domain, ids), reads_hash(lm, method, domain)) for domain in method.earlier}
+    take(last)
+    for domain, (then, reads) in start.items():
+        now = read(domain, ids)
+        same, same_reads = _same_bits(then, now), reads == reads_hash(lm, method, domain)
+        text = f"learnt before this run; {_told(same, then, now)}, {_told_reads(same_reads)}"
+        findings.append(Finding(sequence.folder, domain, promised, same and same_reads, text))
     for i in done:
         domain, probe = sequence.order[i], held[i].groups["probe"]
-        then, now = states_of(held[i], i), states_of(held[done[-1]], i)
+        then, now = states_of(held[i], i), states_of(last, i)
         same, same_reads = _same_bits(then, now), probe["reads"] == reads_hash(lm, method, domain)
-        text = (
-            "outputs equal to the bit" if same else f"outputs changed (by up to {float((now - then).abs().max()):.3g})"
-        )
-        if promised:
-            text += f", weights it reads {'equal to the bit' if same_reads else 'CHANGED'}"
+        text = _told(same, then, now) + (f", {_told_reads(same_reads)}" if promised else "")
         if not _same_bits(then, probe["states"]):
             text += ", but this machine computes other bits from its own checkpoint than were recorded"
             same = same and not same_machine
@@ -115,15 +128,40 @@ def _verify_sequence(sequence: Sequence, model: ModelSettings, out: Path, same_m
     return findings + (_verify_published(sequence, method, out) if len(done) == len(places) else [])
 
 
+def _told(same: bool, then: Tensor, now: Tensor) -> str:
+    return "outputs equal to the bit" if same else f"outputs changed (by up to {float((now - then).abs().max()):.3g})"
+
+
+def _told_reads(same: bool) -> str:
+    return f"weights it reads {'equal to the bit' if same else 'CHANGED'}"
+
+
 def _verify_published(sequence: Sequence, method: Method, out: Path) -> list[Finding]:
-    """Whether the plug-ins that the run wrote for others are those of its last state, to the byte."""
+    """Whether the plug-ins that the run wrote for others are those of its last state, to the bit."""
     folder = out / "sequences" / sequence.folder / "plugins"
+    if not folder.is_dir() and not finished(out):
+        return []  # a run that goes on writes them
     with TemporaryDirectory() as made:
         method.publish(Path(made))
         files = sorted(Path(made).iterdir())
-        same = all((folder / f.name).is_file() and (folder / f.name).read_bytes() == f.read_bytes() for f in files)
+        same = all((folder / f.name).is_file() and _content(folder / f.name) == _content(f) for f in files)
     text = "the written plug-ins are those of the last state" if same else f"{folder} is NOT what the last state gives"
     return [Finding(sequence.folder, "plugins", True, same, text)] if files else []
+
+
+def _content(file: Path) -> Any:
+    """What a published file holds, but for where the pretrained model lay, which is another place on another machine."""
+    if file.suffix != ".json":
+        return file.read_bytes()
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return (
+        {key: value for key, value in held.items() if key != "base_model_name_or_path"}
+        if isinstance(held, dict)
+        else held
+    )
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -5,6 +5,7 @@ The table is read, not listed again: a new method is tested by being there.
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Mapping
 from copy import deepcopy
@@ -152,13 +153,17 @@ def test_taken_up_it_ends_in_the_bits_of_one_never_stopped(name: str, step: int,
     work.batches = Stopping(work.batches, step, signal.SIGTERM)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):
         train(work)
-    again = taken_up()
-    done = train(job(again, "law", folder=tmp_path, micro_batch=4))
-    assert done.steps == STEPS
-    assert same(bits(again.model), bits(whole.model))
-    assert repr(again.state_dict()) == repr(whole.state_dict())
-    for domain in (None, "food", "law"):
-        assert torch.equal(states(again, domain), states(whole, domain))
+    shutil.copytree(tmp_path, tmp_path / "fresh")
+    for again, folder in (
+        (taken_up(), tmp_path),
+        (make(name), tmp_path / "fresh"),
+    ):  # a fresh one has the checkpoint alone
+        done = train(job(again, "law", folder=folder, micro_batch=4))
+        assert done.steps == STEPS
+        assert same(bits(again.model), bits(whole.model))
+        assert repr(again.state_dict()) == repr(whole.state_dict())
+        for domain in (None, "food", "law"):
+            assert torch.equal(states(again, domain), states(whole, domain))
 
 
 # -- what it protects ----------------------------------------------------------------------------------------------------

@@ -57,17 +57,6 @@ def test_kept_entries_do_not_move_by_a_bit_and_the_others_move_as_without_protec
     assert torch.equal(ps[1], free[1])
 
 
-def test_after_release_moments_of_kept_entries_are_zero_and_the_others_are_not() -> None:
-    ps = weights()
-    optimizer = MAKE["adamw"](ps)
-    guard = Protected(optimizer, {ps[0]: mask(4, 3)})
-    train(optimizer, ps, 2)
-    guard.release()
-    for name in ("exp_avg", "exp_avg_sq"):
-        assert not optimizer.state[ps[0]][name][mask(4, 3)].any()
-        assert optimizer.state[ps[0]][name][~mask(4, 3)].all()
-
-
 def test_a_gradient_that_is_no_number_cannot_reach_a_kept_entry() -> None:
     p = nn.Parameter(torch.ones(2))
     optimizer = MAKE["adamw"]([p])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,14 @@ def put(name: str, tensor: Tensor) -> Callable[[dict[str, Tensor]], None]:
     return lambda tensors: tensors.update({name: tensor})
 
 
+def spoil_one(name: str, value: float) -> Callable[[dict[str, Tensor]], None]:
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = tensors[name].clone()
+        tensors[name][1, 2] = value
+
+    return spoil
+
+
 FIRST = "roberta.encoder.layer.1.output.adapter_mask."
 
 
@@ -138,6 +147,9 @@ FIRST = "roberta.encoder.layer.1.output.adapter_mask."
         (put(FIRST + "fc1.weight", torch.ones(21, 32)), r"has shape \(21, 32\), needed is \(20, 32\)"),
         (put(FIRST + "efc1.weight", torch.ones(4, 20)), r"has shape \(4, 20\), needed is \(3, 20\)"),
         (put("other.encoder.layer.1.output.adapter_mask.fc1.bias", torch.ones(20)), "more than one model"),
+        (put(FIRST + "efc1.weight", torch.tensor(1.0)), r"1.feed_forward_plugin.efc1.weight must .* has shape \(\)"),
+        (spoil_one(FIRST + "fc2.weight", math.nan), "feed_forward_plugin.fc2.weight hold numbers that are not finite"),
+        (spoil_one(FIRST + "efc2.weight", math.inf), "feed_forward_plugin.efc2.weight hold numbers that are not"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_and_the_model_stays(
@@ -154,6 +166,40 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_the_model_stays(
 def test_domains_are_named_once_and_no_more_than_there_are(release: Release, names: list[str]) -> None:
     with pytest.raises(EunoeError, match="has masks of 3 domains"):
         import_cpt(release.base(), release.checkpoint, names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_base_weights_that_were_only_rounded_do_not_differ(release: Release, dtype: torch.dtype) -> None:
+    tensors = {name: value.to(dtype) for name, value in release.checkpoint.items()}
+    tensors["roberta.embeddings.LayerNorm.weight"] += 1
+    assert import_cpt(release.base().float(), tensors, DOMAINS).differs == ("roberta.embeddings.LayerNorm.weight",)
+    assert import_cpt(release.base().float(), release.checkpoint, DOMAINS).differs == ()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1"])
+def test_a_temperature_that_is_no_number_above_1_is_refused_by_name(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["import", "cpt", str(tmp_path / "pytorch_model.bin"), "--model", "m", "--out", str(tmp_path / "out")]
+    assert main([*words, "--domains", "a", "--s-max", value]) == 2
+    assert f"--s-max is {float(value)}; give a finite number above 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inside", [(), ("pytorch_model.bin",), ("model.safetensors", "pytorch_model.bin")])
+def test_a_folder_given_as_file_names_the_weights_in_it(
+    inside: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name in ("training_args.bin", *inside):
+        (folder / name).touch()
+    words = ["import", "cpt", str(folder), "--model", "m", "--out", str(tmp_path / "out"), "--domains", "a"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    files = " or ".join(str(folder / name) for name in inside)
+    give = files or "their pytorch_model.bin or .safetensors, of which none lies in it"
+    assert f"{folder} is a folder, and FILE is one file of weights. Give {give}." in told
 
 
 class Evil:

@@ -21,6 +21,7 @@ from eunoe.plugins.inject import (
     PLACEMENTS,
     Site,
     adapters,
+    add_domains,
     detach,
     grow,
     inject,
@@ -393,6 +394,32 @@ def test_only_learnt_domains_can_be_set(tmp_path: Path) -> None:
     load_plugins(model, saved(tmp_path))
     with pytest.raises(EunoeError, match=r"unknown learnt domain 'b'.*Allowed: a"):
         set_domain(model, "b")
+
+
+def test_plug_ins_that_learnt_nothing_yet_are_not_written(tmp_path: Path) -> None:
+    model = tiny("bert")
+    run_first(plug(model))
+    with pytest.raises(EunoeError, match=r"written to .*new: of their domains \(a, b\) none is learnt yet. Learn one"):
+        save_plugins(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_example_of_set_domain_names_a_folder_as_runs_write_it() -> None:
+    example = 'load_plugins(model, "runs/mine/sequences/cpt.given.seed0/plugins")'
+    assert example in (set_domain.__doc__ or "")
+    assert example in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("names", "twice"), [(["c", "b", "a"], "a, b"), (["c", "d", "c"], "c")])
+def test_a_further_domain_has_a_name_of_its_own(names: list[str], twice: str) -> None:
+    model = tiny("bert")
+    active = plug(model)
+    with pytest.raises(EunoeError, match=rf"^{twice} cannot be added: known already to the plug-ins \(a, b\), or"):
+        add_domains(model, names)
+    assert active.domains == ("a", "b")
+    add_domains(model, ["c", "d"])
+    assert active.domains == ("a", "b", "c", "d")
+    assert {len(mask.bits) for a in adapters(model).values() for mask in a.masks().values()} == {4}
 
 
 # -- options and growing -------------------------------------------------------------------------------------------------

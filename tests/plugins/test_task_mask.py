@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eunoe.plugins.task_mask import (
@@ -74,6 +74,7 @@ def test_sparsity_is_hats_sum_over_all_layers_written_out() -> None:
 
 
 @given(embeddings, st.floats(1 / 400, 2.0))  # beyond, autograd's own 1 - sigmoid has few digits left
+@settings(deadline=None)  # the first backward pass of a process is slow
 def test_compensation_gives_s_max_times_the_gradient_of_s_equal_one(e: torch.Tensor, s: float) -> None:
     def slope(at: float) -> torch.Tensor:
         row = e.clone().requires_grad_()
@@ -109,6 +110,13 @@ def test_packed_masks_come_back_whole_in_an_eighth_of_the_room(mask: torch.Tenso
     assert len(bits) == math.ceil(len(mask) / 8)
     assert torch.equal(unpack(bits, len(mask)), mask)
     assert torch.equal(unpack(pack(torch.stack([mask, ~mask])), len(mask)), torch.stack([mask, ~mask]))
+
+
+def test_no_rows_are_packed_and_unpacked_as_no_rows() -> None:
+    bits = pack(torch.zeros(0, 20, dtype=torch.bool))
+    assert bits.shape == (0, 3)
+    assert unpack(bits, 20).shape == (0, 20)
+    assert TaskMask(20, Active(domains=())).bits.shape == (0, 3)
 
 
 def test_a_mask_is_soft_below_s_max_and_hard_at_it() -> None:

@@ -27,6 +27,8 @@ class Method:
 
     forgets: bool = True
     """Whether earlier domains' outputs may change. False is a promise that ``eunoe verify`` holds to the bit."""
+    earlier: tuple[str, ...] = ()
+    """Domains that were learnt before this sequence, by what the method starts from; ``eunoe verify`` holds them too."""
     epochs: float = 1.0
     """Passes over the running domain's text; who starts the loop sets it before ``before_task``."""
 

@@ -81,7 +81,8 @@ class CptSettings:
     skip: Literal["auto"] | bool = "auto"
     """A plug-in's own skip, x + h2; auto: what the placement has. true needs equal widths, false a parallel placement."""
     anneal_over: Literal["epoch", "all"] = "epoch"
-    """Let the mask temperature rise in each epoch anew (as released), or once over all steps of a domain."""
+    """Let the mask temperature rise in each epoch anew (as released; a run joins epochs of fewer than ten steps), or once over
+    all steps of a domain."""
     sparsity: float = 0.0
     """Weight of HAT's regulariser, which keeps units free for later domains; HAT takes 0.75, CPT's release has none."""
     s_max: float = 400.0
@@ -105,13 +106,16 @@ class CptSettings:
             raise EunoeError(f"cpt: sparsity is {self.sparsity}; give 0 or more (HAT: 0.75).")
         for name in ("attention_size", "ffn_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise EunoeError(f"cpt: {name} is {value}; give 1 or more, or leave it out for the published ratio.")
-        if self.s_max < 1:
-            raise EunoeError(f"cpt: s_max is {self.s_max}; give 1 or more (published: 400).")
-        for name in ("cosh_clip", "embedding_clip"):
-            if getattr(self, name) <= 0:
-                raise EunoeError(f"cpt: {name} is {getattr(self, name)}; give a number above 0.")
+            if value is not None and (type(value) is not int or value < 1):  # true and false are integers to Python
+                raise EunoeError(
+                    f"cpt: {name} is {value!r}; give a whole number of 1 or more, or leave it out for the published ratio."
+                )
+        if not 1 < self.s_max < math.inf:  # at 1 a mask is always hard, and no embedding learns
+            raise EunoeError(f"cpt: s_max is {self.s_max}; give a finite number above 1 (published: 400).")
+        if not 0 < self.cosh_clip <= 80:  # float32's cosh overflows at 89
+            raise EunoeError(f"cpt: cosh_clip is {self.cosh_clip}; give a number above 0, at most 80 (published: 50).")
+        if not 0 < self.embedding_clip < math.inf:
+            raise EunoeError(f"cpt: embedding_clip is {self.embedding_clip}; give a finite number above 0.")
 
     def size(self, part: str, width: int) -> int:
         """Inner units of the plug-in of ``part`` in a model of ``width``."""
@@ -148,6 +152,7 @@ class Cpt(Method):
             self.adapters = _go_on(model, settings, domains)
             self.active = active(model)
             self.domains = list(self.active.domains)
+            self.earlier = tuple(self.domains[i] for i in self.active.finished)
         self.seed = int(torch.randint(1 << 62, ()))
         self._closed: list[tuple[nn.Parameter, Tensor]] | None = None
 

@@ -22,9 +22,8 @@ class Protected:
     """From now on ``optimizer.step()`` leaves the entries of a weight where ``keep`` is True bit-identical.
 
     ``keep``: weight -> bool tensor of its shape. The values kept are those at the time of this call. Holds until
-    ``release()``, which sets the moments of kept entries (every state tensor shaped like the weight) to zero, as if the
-    entry had never had a gradient; until then they move nothing. Raises ``EunoeError`` for a mask that is not bool or not
-    of its weight's shape.
+    ``release()``. The optimizer's state is not touched: what it holds of a kept entry moves nothing meanwhile. Raises
+    ``EunoeError`` for a mask that is not bool or not of its weight's shape.
 
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = torch.optim.AdamW([weight], lr=0.5, weight_decay=0.1)
@@ -41,7 +40,6 @@ class Protected:
                     f"shape {tuple(weight.shape)}, True where the weight stays."
                 )
         self._kept = [(weight, mask.to(weight.device), weight.detach().clone()) for weight, mask in keep.items()]
-        self._optimizer = optimizer
         self._hook = optimizer.register_step_post_hook(self._restore) if self._kept else None
 
     @torch.no_grad()
@@ -52,14 +50,7 @@ class Protected:
                 self._kept[i] = (weight, mask, value)
             torch.where(mask, value, weight, out=weight)
 
-    @torch.no_grad()
     def release(self) -> None:
-        """The optimizer may move every entry again, from moments of zero."""
-        if self._hook is None:
-            return
-        self._hook.remove()
-        self._hook = None
-        for weight, mask, _ in self._kept:
-            for moment in self._optimizer.state.get(weight, {}).values():
-                if isinstance(moment, Tensor) and moment.shape == weight.shape:
-                    moment.masked_fill_(mask.to(moment.device), 0)
+        """The optimizer may move every entry again."""
+        if self._hook is not None:
+            self._hook.remove()

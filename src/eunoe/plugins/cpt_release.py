@@ -53,7 +53,7 @@ def import_cpt(model: nn.Module, tensors: Mapping[str, Tensor], domains: list[st
 
     ``tensors`` is the checkpoint's state dict; ``domains`` names the rows of its mask embeddings in the order they were
     learnt, and may name fewer than there are: rows of domains not reached yet are random numbers. Raises ``EunoeError``
-    where plug-in tensors are missing, too many, or of another model's shapes; the model then stays as it was.
+    where plug-in tensors are missing, too many, of another model's shapes or not finite; the model then stays as it was.
 
     >>> import_cpt(model, read_weights(Path("pytorch_model.bin")), ["restaurant", "ai", "acl", "news"])  # doctest: +SKIP
     """
@@ -75,6 +75,10 @@ def import_cpt(model: nn.Module, tensors: Mapping[str, Tensor], domains: list[st
         raise EunoeError(f"the file holds plug-ins of more than one model or placement (below {_some(prefixes)}; attention plug-ins in "
                          f"{_some(attention)}). Give a checkpoint of one.")  # fmt: skip
     placement = "parallel" if attention == {"attention.self"} else "sequential"
+    flat = [key for key, tensor in found.items() if ".efc" in key and tensor.dim() != 2]
+    if flat:
+        raise EunoeError(f"{_some(flat)} must have a row a domain and a column a unit: {flat[0]} has shape {tuple(found[flat[0]].shape)}. "
+                         "Give the file as the authors' code wrote it.")  # fmt: skip
     rows = next((len(tensor) for key, tensor in found.items() if ".efc1." in key), 0)
     twice = sorted({name for name in domains if domains.count(name) > 1})
     if twice or not 1 <= len(domains) <= rows:
@@ -125,6 +129,10 @@ def _fill(attached: Mapping[str, Adapter], found: Mapping[str, Tensor], rows: in
     if wrong:
         raise EunoeError(f"{_some(wrong)} do not fit this model: {wrong[0]} has shape {tuple(found[wrong[0]].shape)}, needed is "
                          f"{wanted.get(wrong[0]) or (rows, masks[wrong[0]])}. Give the model that they were trained on.")  # fmt: skip
+    broken = [key for key, tensor in found.items() if not tensor.isfinite().all()]
+    if broken:
+        raise EunoeError(f"{_some(broken)} hold numbers that are not finite. Every domain would read them through its masks, as 0 * nan "
+                         "is nan: the file is damaged or its training failed. Give a sound one.")  # fmt: skip
     with torch.no_grad():
         for key in wanted:
             plugin, _, weight = key.rpartition("_plugin.")
@@ -154,9 +162,14 @@ def _others(
             own = own.replace(old, new)
         if own not in held:
             unknown.append(name)
-        elif not torch.equal(held[own], tensor.to(held[own].device, held[own].dtype)):
+        elif not _equal(held[own], tensor.to(held[own].device)):
             differs.append(own)
     return tuple(differs), tuple(unknown)
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    """The same numbers, but for rounding where one of the two is kept in fewer bits."""
+    return torch.equal(ours, theirs.to(ours.dtype)) or torch.equal(ours.to(theirs.dtype), theirs)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -199,7 +199,7 @@ def set_domain(model: nn.Module, name: str | None) -> None:
 
     Raises ``EunoeError`` if the model has no plug-ins or has not learnt ``name``.
 
-    Example: ``load_plugins(model, "run/domains/3-acl"); set_domain(model, "acl")``.
+    Example: ``load_plugins(model, "runs/mine/sequences/cpt.given.seed0/plugins"); set_domain(model, "claims")``.
     """
     shared = active(model)
     learnt = [shared.domains[i] for i in shared.finished]
@@ -212,11 +212,16 @@ def set_domain(model: nn.Module, name: str | None) -> None:
 def save_plugins(model: nn.Module, folder: str | Path) -> None:
     """Write the plug-ins and the learnt domains, and nothing of the base model, to ``folder`` (made where missing).
 
-    Each file appears whole or not at all, the config last.
+    Each file appears whole or not at all, the config last. Raises ``EunoeError`` without plug-ins or a learnt domain.
     """
     plugin = _one(model)
     tensors, active, placement = {}, plugin.active, _taps(model)[0].placement
     learnt = active.finished
+    if not learnt:
+        raise EunoeError(
+            f"no plug-ins are written to {folder}: of their domains ({', '.join(active.domains) or 'none'}) none is "
+            "learnt yet. Learn one to its end first; a run writes them by itself."
+        )
     for name, adapter in adapters(model).items():
         for key, tensor in _tensors(adapter, learnt):
             tensors[f"base_model.model.{name}.{key}"] = tensor.detach().contiguous()
@@ -312,9 +317,19 @@ def grow(model: nn.Module, *, attention_size: int | None = None, ffn_size: int |
 
 
 def add_domains(model: nn.Module, names: Iterable[str]) -> None:
-    """Make room for further domains, to be learnt after those that the plug-ins know; what these compute stays."""
+    """Make room for further domains, to be learnt after those that the plug-ins know; what these compute stays.
+
+    Raises ``EunoeError`` for a name that the plug-ins know already or that is given twice.
+    """
     shared = active(model)
-    shared.domains = (*shared.domains, *names)
+    domains = (*shared.domains, *names)
+    twice = sorted({name for name in domains if domains.count(name) > 1})
+    if twice:
+        raise EunoeError(
+            f"{', '.join(twice)} cannot be added: known already to the plug-ins ({', '.join(shared.domains) or 'none'}), "
+            "or given twice. Give each further domain a name of its own."
+        )
+    shared.domains = domains
     for adapter in adapters(model).values():
         for mask in adapter.masks().values():
             known, width = mask.bits.shape

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 SCARCE = 0.1
-"""Below this share of free units in any kind of mask there is a warning."""
+"""Below this share of free inner units of attention or feed-forward plug-ins there is a warning."""
 _COUNTS = ("size", "used", "shared", "free")
 BY_DOMAIN = ("domains", "new", "shared_with")
 
@@ -21,8 +21,9 @@ def capacity_report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     - ``kinds``: one row per kind of mask, ``part`` and ``units``, summed over the layers: ``size``, ``used``, ``shared``,
       ``free``, ``domains``, ``new`` and ``shared_with`` as in ``capacity``
     - ``masks``: the rows themselves
-    - ``warning``: a sentence when room runs out, else None: where less than ``SCARCE`` of a kind's units are free, or less
-      than half of what the last domain newly took
+    - ``warning``: a sentence when room runs out, else None: where less than ``SCARCE`` of a kind's inner units are free, or
+      less than half of what the last domain newly took. Outer units are counted too, but do not limit: a weight is closed
+      where both of its units are taken, so free inner units may write to outer units that are taken
 
     >>> row = {"layer": "0", "part": "attention", "units": "inner", "size": 20, "used": 19, "shared": 0, "free": 1,
     ...        "domains": {"a": 19}, "new": {"a": 19}, "shared_with": {}}
@@ -54,7 +55,8 @@ def _warning(kinds: Sequence[dict[str, Any]], domains: Sequence[str]) -> str | N
     if not domains:
         return None
     last = domains[-1]
-    low = [k for k in kinds if k["free"] < SCARCE * k["size"] or 2 * k["free"] < k["new"].get(last, 0)]
+    inner = [k for k in kinds if k["units"] == "inner"]
+    low = [k for k in inner if k["free"] < SCARCE * k["size"] or 2 * k["free"] < k["new"].get(last, 0)]
     if not low:
         return None
     listed = "; ".join(

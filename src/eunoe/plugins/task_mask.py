@@ -108,7 +108,7 @@ def pack(mask: Tensor) -> Tensor:
     [5]
     """
     padded = nn.functional.pad(mask.to(torch.uint8), (0, -mask.shape[-1] % 8))
-    bits = padded.reshape(*padded.shape[:-1], -1, 8) << _places(mask.device)
+    bits = padded.reshape(*padded.shape[:-1], padded.shape[-1] // 8, 8) << _places(mask.device)
     return bits.sum(-1, dtype=torch.uint8)
 
 
