@@ -132,7 +132,7 @@ class Cpt(Method):
     Raises ``EunoeError`` for a model family without anatomy, a model that has plug-ins, a domain named twice, and
     ``settings.plugins`` that do not fit the model, the other settings or the domains' names.
 
-    Example: ``Cpt(model, CptSettings(plugins="run/plugins", ffn_size=1024), ["law"])``.
+    Example: ``Cpt(model, CptSettings(plugins="runs/old/sequences/cpt.given.seed0/plugins", ffn_size=1024), ["law"])``.
     """
 
     forgets = False

@@ -12,6 +12,7 @@ weights that the file has and that differ from the model's are named, as a file 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ def import_cpt(model: nn.Module, tensors: Mapping[str, Tensor], domains: list[st
 
     >>> import_cpt(model, read_weights(Path("pytorch_model.bin")), ["restaurant", "ai", "acl", "news"])  # doctest: +SKIP
     """
+    if not 1 < s_max < math.inf:
+        raise EunoeError(f"s_max is {s_max}; give a finite number above 1 (published: 400).")
     found: dict[str, Tensor] = {}
     prefixes: set[str] = set()
     attention: set[str] = set()
