@@ -3,9 +3,9 @@ pile up.
 
 RoBERTa-base's shape (12 layers, width 768, vocabulary 50,265; random weights, dropout 0.1), plug-ins of 512 and 768 inner units,
 4 x 164 tokens a step, float32, two threads, AdamW, each tensor clipped by itself. Ours is ``eunoe.train.train`` as users run
-it: masking, blocking, clipping, the optimizer's step and records included. After three of its steps the others take
-their turn: products of two 2048 x 2048 matrices (the peak), and three steps the released way. The first of three is not
-counted: it asks the system again for memory that the other gave back, which a training by itself does once.
+it: masking, blocking, clipping, the optimizer's step and records included. After six of its steps the others take
+their turn: products of two 2048 x 2048 matrices (the peak), and six steps the released way. The first three of six are not
+counted: they ask the system again for memory that the other gave back, which a training by itself does in its first steps alone.
 
 The released way (https://github.com/UIC-Liu-Lab/CPT) is done by plain transformers with the same plug-ins and masks: labels
 given, so every position passes the vocabulary product; LayerNorms and the LM head's dense layer train too. It gets ready-made
@@ -39,7 +39,7 @@ from eunoe.models.heads import lm_loss
 from eunoe.recipe import LoopSettings
 from eunoe.train import Job, make_optimizer
 
-ROWS, ATTENTION, FFN, TURNS, EACH, AGAINST = 4, 512, 768, 4, 3, 15
+ROWS, ATTENTION, FFN, TURNS, EACH, SETTLE, AGAINST = 4, 512, 768, 3, 6, 3, 15
 SHAPE = Shape(layers=12, width=768, inner=3072, vocabulary=50265, block=164)
 FINISHED = (1, 10, 100)
 
@@ -118,6 +118,7 @@ def speed() -> None:
         job(*model(1), "0", steps),
         released(*model(1), "0", batches(steps)),
         each=EACH,
+        settle=SETTLE,
         before=lambda: peaks.append(peak_flops(seconds=0.6)),
     )
     asked = sum(len(batches(steps)[step][0]["labels"]) for step in range(steps)) / (steps * ROWS * SHAPE.block)

@@ -46,25 +46,26 @@ def ratio(a: list[float], b: list[float]) -> str:
 
 
 def taking_turns(
-    job: Job, *others: Callable[[], float], each: int = 3, before: Callable[[], object] = lambda: None
+    job: Job, *others: Callable[[], float], each: int = 6, settle: int = 3, before: Callable[[], object] = lambda: None
 ) -> list[list[float]]:
     """Seconds of the steps of ``train(job)``, and what each other function returns, in turns of ``each`` steps or calls.
 
-    The first of each turn is not counted: it pays for memory that the others before it gave back to the system. ``before`` is
-    called before each of our turns and after the last, outside the clock.
+    The first ``settle`` of each turn are not counted: they ask the system again for memory that the others gave back, which a
+    training by itself does in its first steps alone. ``before`` is called before each of our turns and after the last, outside the
+    clock.
     """
-    if each < 2 or len(job.batches) % each:
-        raise ValueError(f"{len(job.batches)} steps are no whole turns of {each} steps, at least 2")
+    if not 1 <= settle < each or len(job.batches) % each:
+        raise ValueError(f"{len(job.batches)} steps are no whole turns of {each} steps, of which {settle} settle")
     clock = _Clock(job)
     columns: list[list[float]] = [[] for _ in range(1 + len(others))]
 
     def turn(step: int) -> dict[str, float]:
         place = (step - 1) % each
-        if place:
+        if place >= settle:
             columns[0].append(clock.read())
         if place == each - 1:
             for column, other in zip(columns[1:], others, strict=True):
-                column += [other() for _ in range(each)][1:]
+                column += [other() for _ in range(each)][settle:]
             before()
         clock.start()
         return {}

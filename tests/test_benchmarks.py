@@ -99,20 +99,20 @@ def test_the_released_step_does_what_is_counted() -> None:
     assert counted.get_total_flops() == round(as_released(SMALL, 2, 3) * ROWS * SMALL.block)
 
 
-def test_turns_are_taken_after_so_many_steps_and_the_first_of_each_is_not_counted() -> None:
+def test_turns_are_taken_after_so_many_steps_and_the_first_of_each_are_not_counted() -> None:
     told: list[str] = []
 
     def other() -> float:
         told.append("other")
         return float(len(told))
 
-    ours, theirs = taking_turns(job(4), other, each=2, before=lambda: told.append("before"))
+    ours, theirs = taking_turns(job(4), other, each=2, settle=1, before=lambda: told.append("before"))
     assert told == ["before", *["other", "other", "before"] * 2]
     assert len(ours) == 2
     assert theirs == [3.0, 6.0], "the second call of each turn"
     assert all(seconds > 0 for seconds in ours)
     with pytest.raises(ValueError, match="4 steps are no whole turns of 3"):
-        taking_turns(job(4), each=3)
+        taking_turns(job(4), each=3, settle=1)
 
 
 def test_trainings_side_by_side_end_as_they_do_alone() -> None:
