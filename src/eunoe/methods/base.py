@@ -1,4 +1,4 @@
-"""What ``train.py`` knows about a method of learning one domain after another: six hooks and four facts.
+"""What ``train.py`` knows about a method of learning one domain after another: six hooks, and facts about it.
 
 design: the loop calls, for each domain, ``before_task``; for each optimizer step ``before_step`` (it sets what the
 forward pass reads, such as CPT's mask temperature), ``penalty`` (once per micro-batch), ``on_gradients`` (after all
