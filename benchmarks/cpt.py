@@ -123,9 +123,8 @@ def speed() -> None:
     )
     asked = sum(len(batches(steps)[step][0]["labels"]) for step in range(steps)) / (steps * ROWS * SHAPE.block)
     need, tokens = plugins_alone(SHAPE, ATTENTION, FFN, asked), ROWS * SHAPE.block
-    beside = [
-        max(pair) for pair in pairwise(peaks) for _ in range(EACH - 1)
-    ]  # the better of those around the step's turn
+    around = [max(pair) for pair in pairwise(peaks)]  # the better of the peaks before and after a turn
+    beside = [peak for peak in around for _ in range(EACH - SETTLE)]
     shares = sorted(need * tokens / seconds / peak for seconds, peak in zip(ours, beside, strict=True))
     print(
         f"{ratio(theirs, ours)} the released way's tokens/s ({tokens / median(ours):.0f} against {tokens / median(theirs):.0f}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.arithmetic import Shape, all_weights, as_released, plugins_alone
-from benchmarks.cpt import ATTENTION, FFN, SHAPE, finish, released
+from benchmarks.cpt import ATTENTION, FFN, SHAPE, finish, released, speed
 from benchmarks.measure import ratio, side_by_side, taking_turns
 from benchmarks.protocol import REST, STAGES, Stages, ours, pad, table, theirs
 from torch import Tensor
@@ -123,6 +124,20 @@ def test_trainings_side_by_side_end_as_they_do_alone() -> None:
     for name, value in alone.model.state_dict().items():
         assert torch.equal(value, first.model.state_dict()[name])
         assert torch.equal(value, second.model.state_dict()[name])
+
+
+def test_the_speed_of_the_step_is_told_beside_the_released_way_and_the_peak(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eunoe.progress.console.quiet", True)
+    for name, value in (("model", lambda n: tiny()), ("job", lambda lm, method, domain, steps: job(steps)), ("batches", batches),
+                        ("released", lambda *a: lambda: 1.0), ("peak_flops", lambda seconds: 1e9)):  # fmt: skip
+        monkeypatch.setattr(f"benchmarks.cpt.{name}", value)
+    speed()
+    assert re.fullmatch(
+        r"[\d.]+ x \(.*tokens/s.*% \(\d+% to \d+%\) of the matrix-product peak \(1 GFLOP/s.*\)\n",
+        capsys.readouterr().out,
+    )
 
 
 class Calls(TorchDispatchMode):
