@@ -99,9 +99,9 @@ def made_up_run(folder: Path, rows: Sequence[Row] | None = None, *, curves: bool
     return folder
 
 
-def made_up_capacity(folder: Path, *, free: float = 0.55, layers: int = 6) -> None:
-    """capacity.json beside each curve of ``cpt``: each domain takes a share of what is left, so ``free`` stays of it."""
-    for place in sorted(folder.glob("sequences/cpt.*/domains/*")):
+def made_up_capacity(folder: Path, *, free: float = 0.55, layers: int = 6, method: str = "cpt") -> None:
+    """capacity.json beside each curve of ``method``: each domain takes a share of what is left, so ``free`` stays of it."""
+    for place in sorted(folder.glob(f"sequences/{method}.*/domains/*")):
         i, seed = int(place.name.partition("-")[0]), place.parents[1].name[-1]
         learnt = [one.name.partition("-")[2] for one in sorted(place.parent.iterdir())][: i + 1]
         chance = random.Random(f"{seed} {i}")

@@ -11,7 +11,7 @@ from eunoe.plugins.capacity import capacity_report
 from eunoe.report.capacity import Side, Use, free_shares, sides, uses, warning
 from eunoe.report.page import write_report
 from eunoe.report.read import Room, read_rooms
-from tests.report.made_up import DOMAINS, made_up_capacity, made_up_run
+from tests.report.made_up import DOMAINS, made_up_capacity, made_up_rows, made_up_run
 from tests.report.test_page import page
 
 
@@ -47,15 +47,15 @@ def test_free_shares_are_means_over_sequences_domain_by_domain() -> None:
 
 
 def test_the_page_warns_by_the_rule_and_in_the_words_of_the_run() -> None:
-    assert warning([room(0, 5), room(1, 10)], "cpt") == ""  # the state at the end counts, and 10 % are enough
-    ends = [room(1, 9), room(1, 3, seed=1), room(1, 4, seed=2)]
-    told = warning([room(0, 50), room(0, 50, seed=1), *ends], "cpt")
-    words = capacity_report(ends[1].masks)["warning"]
-    assert told == f"cpt · seed 1: {words} Other seeds with such a warning: 0, 2."
-    assert "attention inner: 3 of 100 (3 %)" in words
-    assert all(way in words for way in ("grow", "sparsity", "ffn_size"))
-    assert warning([room(1, 24, new=49)], "cpt"), "less than half of what the last domain newly took"
-    assert not warning([room(1, 25, new=50)], "cpt")
+    assert warning([room(0, 5), room(1, 10)], "cpt") == ("", "")  # the state at the end counts, and 10 % are enough
+    ends = [room(1, 9), room(1, 3, seed=1, new=2), room(1, 4, seed=2)]
+    told, advice = warning([room(0, 50), room(0, 50, seed=1), *ends], "cpt")
+    assert told == "cpt · seed 1 (0, 2 too): attention 3 % free, b newly took 2 %"
+    assert capacity_report(ends[1].masks)["warning"].endswith(f" {advice}")
+    assert advice.startswith("The next domain can still read")
+    assert all(way in advice for way in ("grow", "sparsity", "ffn_size"))
+    assert "24 % free, b newly took 49 %" in warning([room(1, 24, new=49)], "cpt")[0], "less than half of it"
+    assert warning([room(1, 25, new=50)], "cpt") == ("", "")
 
 
 def test_uses_are_sums_over_layers_and_means_over_sequences() -> None:
@@ -80,10 +80,13 @@ def test_the_page_maps_each_kind_of_mask_and_warns(tmp_path: Path) -> None:
         "Room left in the plug-ins",
         "feed-forward, outer",
         "cpt · seed",
-        "room runs out after 4 domains (bbc_news)",
-        "(grow)",
+        "Room runs out. The next domain can still read",
+        "bbc_news newly took",
         "mean of 3 seeds",
-        "Units used, shared and free",
+        "Free units, %",
+        "no unit taken",
+        "All methods and orders: units used, shared and free",
+        "Least free of any seed, %",
         "Units by domain: used, shared with each earlier domain, free",
         "The same layer by layer",
         *(f"Shared with {domain}" for domain in DOMAINS[:-1]),
@@ -92,8 +95,30 @@ def test_the_page_maps_each_kind_of_mask_and_warns(tmp_path: Path) -> None:
     labels = [a.get("aria-label") or "" for _, a in read.elements]
     assert sum("share of free units" in label for label in labels) == 4
     assert sum("shares with each earlier domain" in label for label in labels) == 4
+    for domain in DOMAINS:
+        assert sum(f"after learning {domain}, layer by layer" in label for label in labels) == 4
+    assert read.text.index("no unit taken") < read.text.index("Free units, %")
     made_up_capacity(run, free=0.9)
-    assert "room runs out" not in page(write_report([run])).text
+    assert "oom runs out" not in page(write_report([run])).text
+
+
+def test_what_to_do_is_said_once_and_methods_and_orders_come_as_in_the_rows(tmp_path: Path) -> None:
+    orders = {"turned": DOMAINS[::-1], "given": DOMAINS}
+    rows = [
+        row
+        for order, domains in orders.items()
+        for row in made_up_rows(methods=("ncl", "cpt", "a"), seeds=(9, 10), order=order, domains=domains)
+    ]
+    run = made_up_run(tmp_path / "orders", rows)
+    made_up_capacity(run, free=0.5, method="*")
+    text = page(write_report([run])).text
+    assert text.count("(grow)") == 1
+    places = [text.index(f"{method}, order {order} ·") for method in ("ncl", "cpt", "a") for order in orders]
+    assert places == sorted(places)
+    curves = text[text.index("Learning curves") :]
+    assert curves.index("Order turned") < curves.index("Order given")
+    assert [room.seed for room in read_rooms(run, rows)][:: len(DOMAINS)] == 6 * [9, 10]
+    assert [room.method for room in read_rooms(run)][:: 4 * len(DOMAINS)] == ["a", "cpt", "ncl"], "without rows by name"
 
 
 def test_names_from_the_file_are_escaped(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from eunoe.errors import EunoeError
 from eunoe.report.page import write_report
 from eunoe.report.read import read_curves
 from tests.report.chromium import Chromium
-from tests.report.made_up import DOMAINS, made_up_rows, made_up_run
+from tests.report.made_up import DOMAINS, made_up_capacity, made_up_rows, made_up_run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -121,6 +121,7 @@ def test_missing_files_are_named_in_the_page(tmp_path: Path) -> None:
     for words in ("recipe.yaml is not in the run folder", "environment.json is not in the run folder", "No curve.csv was found",
                   "no end-task scores"):  # fmt: skip
         assert words in text
+    assert "none yet" not in text, "a run that did not score the pretrained model"
 
 
 @pytest.mark.parametrize("rows", [1, 7, 14, 20, 33, 90, 150])
@@ -156,6 +157,8 @@ def test_several_runs_are_compared_under_names_that_differ(tmp_path: Path, monke
 def test_several_orders_are_labelled(tmp_path: Path) -> None:
     rows = made_up_rows(seeds=(0,)) + made_up_rows(seeds=(1,), order="turned", domains=DOMAINS[::-1])
     text = page(write_report([made_up_run(tmp_path / "orders", rows)])).text
+    assert "The row “none yet” is the pretrained model" in text
+    assert "summed over orders, seeds and few-shot draws" in text
     assert "Order turned" in text
     assert " → ".join(DOMAINS[::-1]) in text
 
@@ -212,7 +215,9 @@ def test_on_a_phone_nothing_overflows_nothing_is_fetched_and_nothing_complains(
         if kind == "four"
         else made_up_rows(domains=LONG, methods=("a-method-with-a-long-name", "cpt"), seeds=(0,))
     )
-    path = write_report([made_up_run(tmp_path / kind, rows)])
+    run = made_up_run(tmp_path / kind, rows)
+    made_up_capacity(run)
+    path = write_report([run])
     for width in (390, 1200):
         browser.open(path, width, dark=width == 390, phone=width == 390)
         browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")

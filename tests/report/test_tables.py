@@ -75,7 +75,7 @@ def test_the_summary_of_a_small_run_worked_by_hand() -> None:
     (general,) = summary.general
     assert general.change is not None
     assert general.change.mean == 0.25
-    assert summary.answer == "ncl forgot 0.500 nats of its domains' language."
+    assert summary.answer == "ncl forgot 0.500 nats of its domains' language. Without ±: one sequence."
     assert summary.unfinished == []
 
 
@@ -119,12 +119,36 @@ def test_drops_that_cancel_are_no_exact_zero() -> None:
     assert line.forgetting is not None
     assert line.forgetting.mean == 0
     assert not line.forgetting.exact
-    assert answer(rows) == "m forgot 0.0 accuracy points on its domains' end tasks."
+    assert answer(rows) == "m forgot 0.0 accuracy points on its domains' end tasks. Without ±: one sequence."
 
 
-def test_forgetting_below_zero_is_explained() -> None:
-    rows = [replace(r, value=1.5) if r.learnt == ("a", "b") and r.task == "a" else r for r in SMALL]
-    assert answer(rows) == "ncl forgot -0.500 nats of its domains' language. Below 0 means that later domains helped."
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ((1.5,), "-0.500 nats of its domains' language. Without ±: one sequence."),
+        ((1.5, 1.49), "-0.505 ± 0.064 nats of its domains' language. Clearly below 0: later domains helped."),
+        ((1.5, 2.4), "-0.050 ± 5.718 nats of its domains' language, unclear. Unclear: cannot be told from 0."),
+        ((1.5, 1.5), "-0.500 nats of its domains' language. Without ±: equal in all sequences."),
+        ((2.5, 2.51), "0.505 ± 0.064 nats of its domains' language."),
+    ],
+)
+def test_the_answer_claims_no_more_than_the_interval_does(ends: tuple[float, ...], told: str) -> None:
+    rows = [
+        replace(r, seed=seed, value=end if r.learnt == ("a", "b") and r.task == "a" else r.value)
+        for seed, end in enumerate(ends)
+        for r in SMALL
+    ]
+    assert answer(rows) == f"ncl forgot {told}"
+
+
+def test_the_answer_marks_each_figure_by_itself() -> None:
+    ends = [score("ncl", ("a",), "a", 0.5), score("ncl", ("a", "b"), "a", 0.75), score("ncl", ("a", "b"), "b", 0.5)]
+    rows = [replace(r, seed=seed, value=r.value + seed / 100 * len(r.learnt)) for seed in (0, 1) for r in SMALL]
+    rows += [*ends, *(replace(r, seed=1, value=0.5) for r in ends)]
+    assert answer(rows) == (
+        "ncl forgot 0.505 ± 0.064 nats of its domains' language (-12.5 ± 158.8 accuracy points on their end tasks, unclear). "
+        "Unclear: cannot be told from 0."
+    )
 
 
 def test_one_domain_has_nothing_to_forget_but_a_gain_over_the_pretrained_model() -> None:
@@ -147,14 +171,16 @@ def test_domains_without_an_end_task_are_left_out_of_its_averages_only() -> None
     assert line.final is not None and line.forgetting is not None  # noqa: PT018
     assert (line.final.mean, line.forgetting.mean) == (0.5, 0.25)
     assert summary.unfinished == []
-    assert summary.answer == "ncl forgot 0.500 nats of its domains' language (25.0 accuracy points on their end tasks)."
+    assert summary.answer == (
+        "ncl forgot 0.500 nats of its domains' language (25.0 accuracy points on their end tasks). Without ±: one sequence."
+    )
 
 
 def test_a_run_without_end_tasks_or_base_rows_is_told_by_its_loss() -> None:
     rows = made_up_rows(end_tasks=False, base=False)
     assert answer(rows).startswith("cpt forgot exactly 0 nats of its domains' language, ncl 0.1")
     assert all(line.forward is None for line in summarize(rows).lines)
-    assert "over base" in printed(rows)
+    assert "forward transfer" in printed(rows)
 
 
 def test_an_unfinished_run_is_summarized_as_far_as_it_goes() -> None:
@@ -183,9 +209,10 @@ def test_a_model_scored_on_its_own_stands_beside_the_methods() -> None:
         loss("head-trained", (), "general", 6.0, order="none"),
     ]
     summary = summarize(heads + SMALL)
-    assert [(g.label, g.before and g.before.mean) for g in summary.general][:2] == [
-        ("head-start", 10.5),
-        ("head-trained", 6.0),
+    assert [(g.label, g.before and g.before.mean, g.n) for g in summary.general] == [
+        ("head-start", 10.5, 1),
+        ("head-trained", 6.0, 1),
+        ("ncl", 6.0, 1),
     ]
     assert summary.unfinished == []
 
@@ -230,7 +257,7 @@ def test_the_terminal_table_fits_80_columns() -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert "..." not in text
     assert "…" not in text  # nothing was cut off
-    for word in ("at the end", "forgotten", "backward", "over base", "0 (exactly)", "general text"):
+    for word in ("at the end", "forgotten", "backward", "forward transfer", "0 (exactly)", "general text"):
         assert word in text
     assert "[/red]" in printed([replace(r, method="[/red]") if r.method == "ncl" else r for r in SMALL])
 

@@ -2,7 +2,7 @@
 
 A finished domain keeps the units that its masks chose; a later one reads them but cannot change them. What is left shrinks
 with each domain, in each mask by itself (a plug-in has one between its two maps, and one after them). When it runs out is
-said by the rule of ``plugins/room.py``, in the words that the run itself used.
+said by the rule of ``plugins/room.py``, and what to do then in the words that the run itself used.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from eunoe.report.draw import RULE
 from eunoe.report.lines import layer_name
 from eunoe.report.read import Room, Run
 
-# Free is nearly white, full is orange; as dark as black text on it allows.
-FREE = LinearSegmentedColormap.from_list("free", ["#f0953f", "#f4f3f0"])
+# None is nearly white, all is orange; as dark as black text on it allows.
+TAKEN = LinearSegmentedColormap.from_list("taken", ["#f4f3f0", "#f0953f"])
 
 
 class Side(NamedTuple):
@@ -50,8 +50,8 @@ def free_shares(rooms: Sequence[Room], side: Side) -> dict[str, list[float]]:
     return {layer: [fsum(of[place]) / len(of[place]) for place in sorted(of)] for layer, of in found.items()}
 
 
-def warning(rooms: Sequence[Room], label: str) -> str:
-    """What to say when room runs out in the last state of a method's sequences; empty where there is enough.
+def warning(rooms: Sequence[Room], label: str) -> tuple[str, str]:
+    """What to say when room runs out in the last state of a method's sequences, and what to do; both empty where there is enough.
 
     ``rooms`` are of one method and order. Of several seeds the one with the least room speaks.
     """
@@ -63,10 +63,22 @@ def warning(rooms: Sequence[Room], label: str) -> str:
         if report["warning"]
     }
     if not least:
-        return ""
+        return "", ""
     first, *others = sorted(least, key=lambda seed: (least[seed], seed))
-    also = f" Other seeds with such a warning: {', '.join(map(str, sorted(others)))}." if others else ""
-    return f"{label} · seed {first}: {reports[first]['warning']}{also}"
+    last = reports[first]["domains"][-1]
+    inner = "; ".join(
+        f"{kind['part'].replace('_', '-')} {_percent(kind['free'] / kind['size'])} free, "
+        f"{last} newly took {_percent(kind['new'].get(last, 0) / kind['size'])}"
+        for kind in reports[first]["kinds"]
+        if kind["units"] == "inner"
+    )
+    also = f" ({', '.join(map(str, sorted(others)))} too)" if others else ""
+    advice = "The next domain" + reports[first]["warning"].rpartition("The next domain")[2]
+    return f"{label} · seed {first}{also}: {inner}", advice
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 class Use(NamedTuple):
@@ -111,75 +123,100 @@ def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) 
     for run in runs:
         for room in run.rooms:
             groups.setdefault((names.get((run.name, room.method), room.method), room.order), []).append(room)
-    parts, warned, lines = [], [], []
+    parts, warnings, lines = [], [], []
     orders = {order for _, order in groups}
     for k, ((label, order), rooms) in enumerate(groups.items()):
         title = label + (f", order {order}" if len(orders) > 1 else "")
-        warned += [text for text in [warning(rooms, title)] if text]
+        warnings += [told for told in [warning(rooms, title)] if told[0]]
         domains = list({room.place: room.domain for room in sorted(rooms, key=lambda room: room.place)}.values())
         seeds = len({room.seed for room in rooms})
         figures = []
         for i, side in enumerate(sides(rooms)):
-            svg = _map(free_shares(rooms, side), domains, f"room-{k}-{i}")
+            svg = _free_map(free_shares(rooms, side), domains, f"room-{k}-{i}")
             alt = f"{title}: share of free units in {side} masks, by layer and domain"
             figures.append(html.figure(svg, str(side), alt))
         note = f" <small>mean of {seeds} seeds</small>" if seeds > 1 else ""
-        body = f'<h3>{escape(title)}{note}</h3><div class="row">{"".join(figures)}</div>{_by_domain(rooms, title, k)}'
+        body = f"<h3>{escape(title)}{note}</h3>{_row('Free units, %', figures)}{_by_domain(rooms, title, k)}"
         parts.append(body if k == 0 else f"<details><summary>{escape(title)}</summary>{body}</details>")
         lines += _lines(title, rooms, domains)
     if not parts:
         return ""
-    listed = "".join(f"<li>{escape(text)}</li>" for text in warned)
-    table = html.table(
-        ("Method", "After", "Masks", "Units", "Used", "Shared", "Free", "Least free, %", "In layer"),
-        lines,
-        text_columns=3,
-    )
+    columns = ("Method", "After", "Masks", "Units", "Used", "Shared", "Free", "Least free of any seed, %", "In layer")
+    table = html.table(columns, lines, text_columns=3)
     note = (
         "Free: units that no finished domain uses. Shared: used by two domains or more; those are read by a later domain, and never "
-        "changed. Inner: between a plug-in’s two maps; outer: after them. The maps show the free share in percent: layers upward "
-        "from the first, domains as they were learnt. Below them, one row a domain, in percent too: units that it "
+        "changed. Inner: between a plug-in’s two maps; outer: after them. All maps are in percent of a mask’s units; layers go "
+        "upward from the first, domains as they were learnt. The maps of used, shared and free units have one row a domain: what it "
         "shares with each earlier domain, on the diagonal all that it uses, in the last column what it left free."
     )
     return html.section(
         "Room left in the plug-ins",
-        f'<ul class="warning">{listed}</ul>' if listed else "",
-        *parts,
-        f"<details><summary>Units used, shared and free</summary>{table}</details>",
+        _warned(warnings),
         f'<p class="note">{note}</p>',
+        f'<div class="legend">{draw.colour_bar(TAKEN, ("no unit taken", "half", "all taken"), "room-scale")}</div>',
+        *parts,
+        f"<details><summary>All methods and orders: units used, shared and free</summary>{table}</details>",
     )
 
 
+def _warned(warnings: Sequence[tuple[str, str]]) -> str:
+    """What to do, once; then a line a method and order."""
+    if not warnings:
+        return ""
+    listed = "".join(f"<li>{escape(line)}</li>" for line, _ in warnings)
+    told = f"Room runs out. {warnings[0][1]} Inner units after the last domain, with the seed that has least room:"
+    return f'<div class="warning"><p>{escape(told)}</p><ul>{listed}</ul></div>'
+
+
 def _by_domain(rooms: Sequence[Room], title: str, k: int) -> str:
-    """Maps and a table of what each domain uses and shares, over all layers, and a table layer by layer; all folded but the maps."""
+    """Maps and a table of what each domain uses and shares, over all layers and layer by layer; all folded but the first maps."""
     found = {side: uses(rooms, side) for side in sides(rooms)}
     earlier = list(dict.fromkeys(name for of in found.values() for use in of for name in use.shared))
     figures = []
     for i, (side, of) in enumerate(found.items()):
         alt = f"{title}: units in {side} masks that each domain uses, shares with each earlier domain, and leaves free"
-        figures.append(html.figure(_shared_map(of, earlier, f"shared-{k}-{i}"), f"{side}: used, shared, free", alt))
+        figures.append(html.figure(_shared_map(of, f"shared-{k}-{i}"), str(side), alt))
     columns = ("Masks", "Domain", "Units", "Used by it", "Newly", *(f"Shared with {name}" for name in earlier), "Free")
     by_domain = html.table(
         columns,
         ([escape(str(side)), *_cells(use, earlier)] for side, of in found.items() for use in of),
         text_columns=2,
     )
-    layers = dict.fromkeys(mask["layer"] for room in rooms for mask in room.masks)
+    layers = list(dict.fromkeys(mask["layer"] for room in rooms for mask in room.masks))
+    layered = {side: {layer: uses(rooms, side, layer) for layer in layers} for side in found}
     by_layer = html.table(
         ("Layer", *columns),
         (
             [escape(layer_name(layer)), escape(str(side)), *_cells(use, earlier)]
             for layer in layers
             for side in found
-            for use in uses(rooms, side, layer)
+            for use in layered[side][layer]
         ),
         text_columns=3,
     )
+    maps = "".join(_layer_maps(of, side, title, f"layers-{k}-{i}") for i, (side, of) in enumerate(layered.items()))
     return (
-        f'<div class="row">{"".join(figures)}</div>'
+        f"{_row('Used, shared and free units, %', figures)}"
         f"<details><summary>Units by domain: used, shared with each earlier domain, free</summary>{by_domain}</details>"
-        f"<details><summary>The same layer by layer</summary>{by_layer}</details>"
+        f"<details><summary>The same layer by layer</summary>{maps}{by_layer}</details>"
     )
+
+
+def _layer_maps(found: Mapping[str, Sequence[Use]], side: Side, title: str, name: str) -> str:
+    """A row of maps, one a domain: what it shares, uses and leaves free in each layer."""
+    by_domain: dict[str, dict[str, Use]] = {}
+    for layer, of in found.items():
+        for use in of:
+            by_domain.setdefault(use.domain, {})[layer] = use
+    figures = []
+    for j, (domain, by) in enumerate(by_domain.items()):
+        alt = f"{title}: units in {side} masks after learning {domain}, layer by layer: shared, used, free"
+        figures.append(html.figure(_layer_map(by, f"{name}-{j}"), domain, alt))
+    return _row(f"{side}: used, shared and free units after each domain, %", figures)
+
+
+def _row(title: str, figures: Sequence[str]) -> str:
+    return f'<h4>{escape(title)}</h4><div class="row">{"".join(figures)}</div>'
 
 
 def _cells(use: Use, earlier: Sequence[str]) -> list[str]:
@@ -197,7 +234,7 @@ def _count(units: float) -> str:
 
 
 def _lines(title: str, rooms: Sequence[Room], domains: Sequence[str]) -> list[list[str]]:
-    """One line a domain and kind of mask: sums over the layers, means over the sequences."""
+    """One line a domain and kind of mask: sums over the layers, means over the sequences; the least of all masks."""
     lines = []
     for place in sorted({room.place for room in rooms}):
         here = [room for room in rooms if room.place == place]
@@ -216,43 +253,65 @@ def _lines(title: str, rooms: Sequence[Room], domains: Sequence[str]) -> list[li
     return lines
 
 
-def _map(shares: Mapping[str, Sequence[float]], domains: Sequence[str], name: str) -> str:
-    """Layers (the first at the bottom) by domains; a cell says how many percent of its units are free."""
-    wide, high, left, top = 60.0, 22.0, 34.0, 30.0
-    layers = list(shares)
-    width = max(left + wide * len(domains) + 4, 150.0)
-    figure, ax = draw.canvas(width, top + high * len(layers) + 4)
-    for j, domain in enumerate(domains):
-        draw.text(ax, left + wide * (j + 0.5), top - 10, draw.short(domain, 9), size=10)
-    for row, layer in enumerate(reversed(layers)):
-        y = top + high * row
-        draw.text(ax, left - 8, y + high / 2, layer_name(layer), ha="right", size=10)
-        for j, share in enumerate(shares[layer]):
-            ax.add_patch(Rectangle((left + wide * j + 1, y + 1), wide - 2, high - 2, facecolor=FREE(share), edgecolor=RULE,
-                                   linewidth=0.4))  # fmt: skip
-            draw.text(ax, left + wide * (j + 0.5), y + high / 2, f"{100 * share:.0f}", size=10.5, color="#0c0d0e")
-    return draw.svg(figure, name)
+# -- maps -------------------------------------------------------------------------------------------------------
+class Cell(NamedTuple):
+    """A share of a mask's units. ``free``: it is of free units, of which many mean that little is taken."""
+
+    share: float
+    free: bool = False
 
 
-def _shared_map(found: Sequence[Use], earlier: Sequence[str], name: str) -> str:
+def _free_map(shares: Mapping[str, Sequence[float]], domains: Sequence[str], name: str) -> str:
+    """Layers by domains: how many percent of the units are free."""
+    lines = [(layer_name(layer), [Cell(share, free=True) for share in of]) for layer, of in shares.items()]
+    return _map("layer", lines[::-1], "after learning", domains, name)
+
+
+def _shared_map(found: Sequence[Use], name: str) -> str:
     """One row a domain: percent of the units shared with each earlier domain, used by itself, and free after it."""
-    wide, high, left, top = 60.0, 22.0, 76.0, 30.0
-    columns = list(dict.fromkeys([*earlier, *(use.domain for use in found)]))
-    figure, ax = draw.canvas(left + wide * (len(columns) + 1) + 4, top + high * len(found) + 4)
-    for j, column in enumerate([*columns, "free"]):
-        draw.text(ax, left + wide * (j + 0.5), top - 10, draw.short(column, 9), size=10)
-    for row, use in enumerate(found):
+    columns = list(dict.fromkeys(column for use in found for column in (*use.shared, use.domain)))
+    lines = []
+    for use in found:
+        taken = {**use.shared, use.domain: use.used}
+        cells = [Cell(taken[column] / use.size) if column in taken else None for column in columns]
+        lines.append((use.domain, [*cells, Cell(use.free / use.size, free=True)]))
+    return _map("after learning", lines, "shared with, or used", [*columns, "free"], name)
+
+
+def _layer_map(found: Mapping[str, Use], name: str) -> str:
+    """Layers, of one domain: percent of the units shared with each earlier domain, used by itself, and free after it."""
+    earlier = list(dict.fromkeys(column for use in found.values() for column in use.shared))
+    lines = []
+    for layer, use in found.items():
+        cells = [Cell(units / use.size) for units in (*(use.shared.get(column, 0.0) for column in earlier), use.used)]
+        lines.append((layer_name(layer), [*cells, Cell(use.free / use.size, free=True)]))
+    return _map("layer", lines[::-1], "shared with" if earlier else "", [*earlier, "used", "free"], name)
+
+
+def _map(
+    down: str, lines: Sequence[tuple[str, Sequence[Cell | None]]], across: str, columns: Sequence[str], name: str
+) -> str:
+    """Percents in lines, each with its label, and columns; ``down`` and ``across`` say what these are."""
+    wide, high, top = 48.0, 22.0, 40.0
+    left = 12 + 5.6 * max(len(down), *(len(draw.short(label, 11)) for label, _ in lines))
+    figure, ax = draw.canvas(
+        max(left + wide * len(columns), left + 2 + 5.6 * len(across)) + 4, top + high * len(lines) + 4
+    )
+    draw.text(ax, left - 8, top - 10, down, ha="right", size=10)
+    draw.text(ax, left + 2, 9, across, ha="left", size=10)
+    for j, column in enumerate(columns):
+        draw.text(ax, left + wide * (j + 0.5), top - 10, draw.short(column, 8), size=10)
+    for row, (label, cells) in enumerate(lines):
         y = top + high * row
-        draw.text(ax, left - 8, y + high / 2, draw.short(use.domain, 11), ha="right", size=10)
-        taken = {columns.index(of): units / use.size for of, units in {**use.shared, use.domain: use.used}.items()}
-        free = use.free / use.size
-        for j, share, colour in (
-            *((j, share, FREE(1 - share)) for j, share in taken.items()),
-            (len(columns), free, FREE(free)),
-        ):
-            ax.add_patch(Rectangle((left + wide * j + 1, y + 1), wide - 2, high - 2, facecolor=colour, edgecolor=RULE,
-                                   linewidth=0.4))  # fmt: skip
-            draw.text(ax, left + wide * (j + 0.5), y + high / 2, f"{100 * share:.0f}", size=10.5, color="#0c0d0e")
+        draw.text(ax, left - 8, y + high / 2, draw.short(label, 11), ha="right", size=10)
+        for j, cell in enumerate(cells):
+            if cell is not None:
+                colour = TAKEN(1 - cell.share if cell.free else cell.share)
+                ax.add_patch(Rectangle((left + wide * j + 1, y + 1), wide - 2, high - 2, facecolor=colour, edgecolor=RULE,
+                                       linewidth=0.4, clip_on=False))  # fmt: skip
+                draw.text(
+                    ax, left + wide * (j + 0.5), y + high / 2, f"{100 * cell.share:.0f}", size=10.5, color="#0c0d0e"
+                )
     return draw.svg(figure, name)
 
 

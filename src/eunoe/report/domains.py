@@ -114,9 +114,10 @@ def _forgetting(summary: Summary, looks: dict[str, Style]) -> str:
     if not figures:
         return ""
     several = any(line.forgetting and line.forgetting.interval for line in summary.lines)
-    note = ("The big mark is the mean, the bar its 95 % interval (Student’s t) over sequences, each small dot one sequence. " if several
+    note = ("The big mark is the mean, the bar its 95 % interval (Student’s t) over sequences, each small dot one sequence; a bar that "
+            "holds 0 cannot be told from it. " if several
             else "One sequence a method: there is no spread to draw an interval from. ")  # fmt: skip
-    note += "Right of 0 is worse than right after learning; left of 0, later domains helped."
+    note += "Right of 0 is worse than right after learning, left of 0 better."
     return html.section(
         "What was forgotten", f'<div class="row">{"".join(figures)}</div>', f'<p class="note">{note}</p>'
     )
@@ -155,8 +156,10 @@ def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
     note = (
         "Row: the model after learning that domain. Column: what was scored. The small number is the move since that column’s "
         "domain was learnt, and the colour shows it, on one scale for all methods of a metric; <b>same</b> means equal to the last "
-        "bit in every seed. The top row is the pretrained model."
+        "bit in every seed."
     )
+    if any(value is not None for scores in summary.matrices for value in scores.mean_before()):
+        note += " The row “none yet” is the pretrained model."
     return html.section("Scores after each domain", *parts, f'<p class="note">{note}</p>')
 
 
@@ -176,8 +179,9 @@ def _summary_tables(summary: Summary) -> str:
         parts.append(html.table(columns, table, title))
     if summary.general:
         parts.append(html.table(
-            ("Method", "Before", "After", "Change"),
-            ([escape(g.label), *(html.estimate(e, LM_LOSS) for e in (g.before, g.after, g.change))] for g in summary.general),
+            ("Method", "Before", "After", "Change", "n"),
+            ([escape(g.label), *(html.estimate(e, LM_LOSS) for e in (g.before, g.after, g.change)), str(g.n)]
+             for g in summary.general),
             "LM loss on general text, plug-ins off, nats (lower is better)",
         ))  # fmt: skip
     else:
@@ -320,7 +324,8 @@ def _per_class(rows: Sequence[Row], *, several: bool) -> str:
             ("Model", "Class", "Test rows", "Predicted", "Correct", "Recall, %", "F1, %"), lines, text_columns=2
         )
         parts.append(f"<details><summary>{escape(title)}</summary>{table}</details>")
-    note = '<p class="note">Counts are summed over seeds. A class that is never predicted is a model that has not learnt it.</p>'
+    note = ('<p class="note">Counts are summed over orders, seeds and few-shot draws. A class that is never predicted is a model that '
+            "has not learnt it.</p>")  # fmt: skip
     return html.section("End tasks, class by class", *parts, note)
 
 
@@ -330,7 +335,7 @@ READING = """<section>
 <dl class="terms">
 <div><dt>At the end</dt><dd>mean over j of R[T−1][j]: how good the model is at every domain once all are learnt.</dd></div>
 <div><dt>Forgotten</dt><dd>mean over i &lt; T−1 of R[i][i] − R[T−1][i], for a loss with the sign turned round: how much worse
-each domain but the last is at the end than right after it was learnt. Below 0, later domains helped.</dd></div>
+each domain but the last is at the end than right after it was learnt. Below 0, it is better.</dd></div>
 <div><dt>Backward transfer</dt><dd>minus “forgotten”.</dd></div>
 <div><dt>Forward transfer</dt><dd>mean over i of what R[i][i] is better than the pretrained model that learnt no domain.</dd></div>
 <div><dt>LM loss</dt><dd>mean cross-entropy of a scored token of held-out text, in nats.</dd></div>

@@ -21,8 +21,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import colormaps
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import to_hex
+from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from eunoe.report.tables import typeset
 
@@ -113,6 +114,19 @@ def text(ax: Any, x: float, y: float, text: str, *, size: float, ha: str = "cent
     ax.text(x, y, typeset(text), fontsize=size, ha=ha, va="center", color=color, parse_math=False)
 
 
+def colour_bar(colours: Colormap, words: tuple[str, str, str], name: str) -> str:
+    """What colours mean: all of them in a row, with words at the left, in the middle and at the right."""
+    width, height, left = 330.0, 40.0, 4.0
+    figure, ax = canvas(width, height)
+    steps, span = 60, width - 2 * left
+    for k in range(steps):  # each reaches to the end and is painted over: side by side they would show seams
+        x = left + span * k / steps
+        ax.add_patch(Rectangle((x, 4), width - left - x, 12, facecolor=colours((k + 0.5) / steps), edgecolor="none"))
+    for x, said, ha in zip((left, width / 2, width - left), words, ("left", "center", "right"), strict=True):
+        text(ax, x, 29, said, ha=ha, size=10)
+    return svg(figure, name)
+
+
 def svg(figure: Figure, name: str) -> str:
     """The figure as one ``<svg>`` element. ``name`` salts and prefixes its ids, so many plots can share a page."""
     figure.patch.set_visible(False)
@@ -157,4 +171,6 @@ def _for_a_page(text: str, name: str) -> str:
     return f"{head}>{body.strip()}"
 
 
-__all__ = ["INK", "LOOKS", "RAMP", "RULE", "STYLES", "Style", "axes", "canvas", "ramp", "short", "style", "svg", "text"]
+__all__ = [
+    "INK", "LOOKS", "RAMP", "RULE", "STYLES", "Style", "axes", "canvas", "colour_bar", "ramp", "short", "style", "svg", "text",
+]  # fmt: skip

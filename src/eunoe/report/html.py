@@ -123,12 +123,16 @@ header { border-bottom: 1px solid var(--line); padding-bottom: 20px; }
 h1 { font-size: clamp(21px, 3.2vw, 30px); line-height: 1.3; font-weight: 650; margin: 0; max-width: 30em; overflow-wrap: anywhere; }
 h2 { font-size: 20px; line-height: 1.3; margin: 40px 0 14px; }
 h3 { font-size: 16px; margin: 26px 0 10px; overflow-wrap: anywhere; }
+h4 { font-size: 14px; font-weight: 500; color: var(--soft); margin: 18px 0 8px; overflow-wrap: anywhere; }
 p { max-width: 46em; }
 .note, small { color: var(--soft); }
 .note { font-size: 14px; }
 small { font-size: .86em; }
 .warning { background: var(--warn); border-radius: 6px; padding: 10px 14px 10px 30px; margin: 16px 0 0; font-size: 14px;
   overflow-wrap: anywhere; }
+div.warning { padding-left: 14px; }
+.warning p { max-width: none; margin: 0 0 6px; }
+.warning ul { margin: 0; padding-left: 16px; }
 dl { display: grid; gap: 6px; margin: 0; }
 dl div { display: grid; grid-template-columns: 9.5em 1fr; gap: 12px; }
 dt { color: var(--soft); }
@@ -172,7 +176,7 @@ pre { background: var(--box); border-radius: 6px; padding: 12px 14px; overflow-x
   main { max-width: none; padding: 0; }
   h1 { font-size: 17pt; }
   h2 { break-after: avoid; margin-top: 22pt; font-size: 13pt; }
-  h3, thead, summary, figcaption { break-after: avoid; }
+  h3, h4, thead, summary, figcaption { break-after: avoid; }
   figure, tr, .legend, .scroll { break-inside: avoid; }
   .legend { break-before: avoid; }
   .row { display: grid; grid-template-columns: 1fr 1fr; gap: 12pt 16pt; }

@@ -96,17 +96,9 @@ def _heat_map(scores: Scores, limit: float, name: str) -> str:
 
 def colour_bar(limit: float, of: Metric, name: str) -> str:
     """The legend of ``heat_maps``: what the colours mean, with the ends of the scale in the metric's unit."""
-    width, height, left = 330.0, 40.0, 4.0
-    figure, ax = draw.canvas(width, height)
-    steps, span = 60, width - 2 * left
-    for k in range(steps):  # each reaches to the end and is painted over: side by side they would show seams
-        x = left + span * k / steps
-        ax.add_patch(Rectangle((x, 4), width - left - x, 12, facecolor=CHANGE((k + 0.5) / steps), edgecolor="none"))
     end = number(limit, of)
-    draw.text(ax, left, 29, f"better by {end}" if limit else "better", ha="left", size=10)
-    draw.text(ax, width / 2, 29, "as when learnt", size=10)
-    draw.text(ax, width - left, 29, f"forgotten: {end} {of.unit}" if limit else "forgotten", ha="right", size=10)
-    return draw.svg(figure, name)
+    ends = (f"better by {end}", f"forgotten: {end} {of.unit}") if limit else ("better", "forgotten")
+    return draw.colour_bar(CHANGE, (ends[0], "as when learnt", ends[1]), name)
 
 
 # -- forgetting -------------------------------------------------------------------------------------------------

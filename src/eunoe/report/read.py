@@ -99,7 +99,7 @@ def read_run(folder: Path) -> Run:
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     return Run(
         rows[0].run, rows, recipe, environment if isinstance(environment, dict) else None, _study(recipe, rows),
-        read_curves(folder), read_observed(folder), read_rooms(folder),
+        read_curves(folder, rows), read_observed(folder), read_rooms(folder, rows),
     )  # fmt: skip
 
 
@@ -208,14 +208,14 @@ def _long(file: Path) -> Iterator[tuple[str, dict[int, float]]]:
 
 
 # -- runs over domains ------------------------------------------------------------------------------------------
-def read_curves(folder: Path) -> dict[tuple[str, int, str], list[Curve]]:
-    """The learning curves of a run folder: (order, place, domain) -> a curve per method and seed.
+def read_curves(folder: Path, rows: Sequence[Row] = ()) -> dict[tuple[str, int, str], list[Curve]]:
+    """The learning curves of a run folder: (order, place, domain) -> a curve per method and seed, in the order of the rows.
 
     A line cut short by a kill, or with a loss that is no finite number, is left out; so is a file without the columns
     ``step`` and ``loss``.
     """
     found: dict[tuple[str, int, str], list[Curve]] = {}
-    for file, method, order, seed, place, domain in _places(folder, "curve.csv"):
+    for file, method, order, seed, place, domain in _places(folder, "curve.csv", rows):
         curve = _curve(file, method, seed)
         if curve.steps:
             found.setdefault((order, place, domain), []).append(curve)
@@ -225,16 +225,16 @@ def read_curves(folder: Path) -> dict[tuple[str, int, str], list[Curve]]:
     return found
 
 
-def read_rooms(folder: Path) -> list[Room]:
-    """What each domain left of the plug-ins' room, by sequence and place; a file that is broken is left out."""
+def read_rooms(folder: Path, rows: Sequence[Row] = ()) -> list[Room]:
+    """What each domain left of the plug-ins' room, in the order of the rows; a file that is broken is left out."""
     found = []
-    for file, method, order, seed, place, domain in _places(folder, "capacity.json"):
+    for file, method, order, seed, place, domain in _places(folder, "capacity.json", rows):
         masks: Any = None
         with suppress(OSError, ValueError):
             masks = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(masks, list) and masks and all(map(_is_mask, masks)):
             found.append(Room(method, order, seed, place, domain, [_printable_mask(mask) for mask in masks]))
-    return sorted(found, key=lambda room: (room.method, room.order, room.seed, room.place))
+    return found
 
 
 def _is_mask(mask: Any) -> bool:
@@ -254,14 +254,27 @@ def _printable_mask(mask: dict[str, Any]) -> dict[str, Any]:
     return {**mask, **{key: clean(mask[key]) for key in ("layer", "part", "units")}, **by_domain}
 
 
-def _places(folder: Path, name: str) -> Iterator[tuple[Path, str, str, int, int, str]]:
-    """Each file of that name in the folder of a learnt domain: with method, order, seed, place and domain."""
+def _places(folder: Path, name: str, rows: Sequence[Row]) -> list[tuple[Path, str, str, int, int, str]]:
+    """Each file of that name in the folder of a learnt domain: with method, order, seed, place and domain.
+
+    Methods and orders come as in the rows, those without rows last; then seeds and places.
+    """
+    learnt = [row for row in rows if row.learnt]
+    methods, orders = (
+        [*dict.fromkeys(names)] for names in ([row.method for row in learnt], [row.order for row in learnt])
+    )
+
+    def rank(names: list[str], name: str) -> tuple[int, str]:
+        return names.index(name) if name in names else len(names), name
+
+    found = []
     for file in sorted(folder.glob(f"sequences/*/domains/*/{name}")):
         method, _, rest = file.parents[2].name.partition(".")
         order, _, seed = rest.rpartition(".seed")
         place, _, domain = file.parent.name.partition("-")
         if seed.lstrip("-").isdigit() and place.isdigit():
-            yield file, clean(method), clean(order), int(seed), int(place), clean(domain)
+            found.append((file, clean(method), clean(order), int(seed), int(place), clean(domain)))
+    return sorted(found, key=lambda of: (rank(methods, of[1]), rank(orders, of[2]), of[3:]))
 
 
 def _curve(file: Path, label: str, seed: int) -> Curve:

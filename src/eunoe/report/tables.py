@@ -305,6 +305,12 @@ class General:
     after: Estimate | None
     change: Estimate | None
 
+    @property
+    def n(self) -> int:
+        """Finished sequences; of a model that was scored on its own, how often it was."""
+        told = self.after or self.before
+        return len(told.values) if told else 0
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -499,16 +505,16 @@ def _answer(rows: Sequence[Row], lines: Sequence[Line], found: Sequence[Scores],
     score = first[0].title.lower() if first and first[0].name != "macro_f1" else "macro-F1"
     parts = []
     for i, (label, nats, points) in enumerate(told):
-        head = f"{label} forgot" if i == 0 else label
-        said_points = _said(points, end[label].metric, score if i == 0 else "") if points else ""
+        full = i == 0  # the first says of what; the others are read like it
+        said = []
         if nats:
-            of = " of its domains' language" if i == 0 else ""
-            tasks = " on their end tasks" if i == 0 else ""
-            parts.append(f"{head} {_said(nats, LM_LOSS)}{of}" + (f" ({said_points}{tasks})" if points else ""))
-        else:
-            parts.append(f"{head} {said_points}" + (" on its domains' end tasks" if i == 0 else ""))
-    below = any(e.mean < 0 for _, nats, points in told for e in (nats, points) if e and not e.exact)
-    tail = " Below 0 means that later domains helped." if below else ""
+            said.append(_said(nats, LM_LOSS, "nats of its domains' language" if full else "nats"))
+        if points:
+            whose = "their" if nats else "its domains'"
+            said.append(_said(points, end[label].metric, f"{score} points on {whose} end tasks" if full else "points"))
+        parts.append(f"{label} {'forgot ' if full else ''}{said[0]}" + "".join(f" ({more})" for more in said[1:]))
+    doubts = {_doubt(estimate) for _, *both in told for estimate in both if estimate}
+    tail = "".join(f" {means}" for doubt, means in DOUBTS.items() if doubt in doubts)
     if unfinished:
         one = len(unfinished) == 1
         tail += f" Unfinished: {len(unfinished)} sequence{'' if one else 's'} still lack{'s' if one else ''} scores."
@@ -519,16 +525,46 @@ def _rank(estimate: Estimate | None) -> float:
     return estimate.mean if estimate else float("inf")
 
 
-def _said(estimate: Estimate, of: Metric, kind: str = "") -> str:
-    value = "exactly 0" if estimate.exact else number(estimate.mean, of)
-    return f"{value} {kind + ' ' if kind else ''}{of.unit}"
+DOUBTS = {
+    "below": "Clearly below 0: later domains helped.",
+    "unclear": "Unclear: cannot be told from 0.",
+    "alone": "Without ±: one sequence.",
+    "equal": "Without ±: equal in all sequences.",
+}
+"""What may have to be said of forgotten figures, and the sentence that says it."""
+
+
+def _doubt(estimate: Estimate) -> str:
+    """Which of ``DOUBTS`` holds, if any.
+
+    >>> _doubt(Estimate((-0.1, -0.11))), _doubt(Estimate((0.02, -0.01))), _doubt(Estimate((-0.1,))), _doubt(Estimate((0.1, 0.11)))
+    ('below', 'unclear', 'alone', '')
+    """
+    if estimate.exact:
+        return ""
+    if estimate.interval is None:
+        return "alone"
+    low, high = estimate.interval
+    if low == high:
+        return "equal"
+    return "below" if high < 0 else "unclear" if low <= 0 else ""
+
+
+def _said(estimate: Estimate, of: Metric, what: str) -> str:
+    """
+    >>> _said(Estimate((0.02, -0.01)), metric("accuracy"), "points")
+    '0.5 ± 19.1 points, unclear'
+    """
+    value = "exactly 0" if estimate.exact else shown(estimate, of)
+    return f"{value} {what}" + (", unclear" if _doubt(estimate) == "unclear" else "")
 
 
 def answer(rows: Sequence[Row]) -> str:
     """What was forgotten, in one sentence, the method that forgot least first.
 
-    For example "cpt forgot exactly 0 nats of its domains' language (0.2 accuracy points on their end tasks), ncl 0.214
-    nats (6.3 points)." Runs that are unfinished, have one domain or no end tasks get a sentence that says so.
+    For example "cpt forgot exactly 0 nats of its domains' language (exactly 0 accuracy points on their end tasks), ncl
+    0.214 ± 0.031 nats (6.3 ± 2.5 points)." What follows says which figures are unclear or of one sequence. Runs that are
+    unfinished, have one domain or no end tasks get a sentence that says so.
     """
     return summarize(rows).answer
 

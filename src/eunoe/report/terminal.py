@@ -33,7 +33,7 @@ def print_summary(rows: Sequence[Row], console: Console) -> None:
     summary = summarize(rows)
     console.print(Text(summary.answer, style="bold"))
     for title, lines in summary.sections():
-        table = _table("method", "at the end", "forgotten", "backward", "over base", "n")
+        table = _table("method", "at the end", "forgotten", "backward", "forward transfer", "n")
         for line in lines:
             of = line.metric
             backward = "-" if line.backward is None else "0" if line.backward.exact else number(line.backward.mean, of)
@@ -41,9 +41,9 @@ def print_summary(rows: Sequence[Row], console: Console) -> None:
             table.add_row(Text(line.label), *map(Text, cells))
         console.print("", Text(title), table, sep="\n")
     if summary.general:
-        table = _table("method", "before", "after", "change")
+        table = _table("method", "before", "after", "change", "n")
         for g in summary.general:
-            table.add_row(Text(g.label), *(Text(shown(e, LM_LOSS)) for e in (g.before, g.after, g.change)))
+            table.add_row(Text(g.label), *(Text(shown(e, LM_LOSS)) for e in (g.before, g.after, g.change)), str(g.n))
         console.print("", Text("LM loss on general text, nats (lower is better)"), table, sep="\n")
     _print_kept(kept_by_domains(rows, labels(rows)), console)
     console.print()
