@@ -3,9 +3,9 @@ pile up.
 
 RoBERTa-base's shape (12 layers, width 768, vocabulary 50,265; random weights, dropout 0.1), plug-ins of 512 and 768 inner units,
 4 x 164 tokens a step, float32, two threads, AdamW, each tensor clipped by itself. Ours is ``eunoe.train.train`` as users run
-it: masking, blocking, clipping, the optimizer's step and records included. After four of its steps the others take
-their turn: products of two 2048 x 2048 matrices (the peak), and four steps the released way, each in a process of its own, as
-trainings are. The first of four is not counted: it finds its caches filled by the others.
+it: masking, blocking, clipping, the optimizer's step and records included. After six of its steps the others take
+their turn: products of two 2048 x 2048 matrices (the peak), and six steps the released way. The first three of six are not
+counted: they ask the system again for memory that the other gave back, which a training by itself does in its first steps alone.
 
 The released way (https://github.com/UIC-Liu-Lab/CPT) is done by plain transformers with the same plug-ins and masks: labels
 given, so every position passes the vocabulary product; LayerNorms and the LM head's dense layer train too. It gets ready-made
@@ -18,7 +18,6 @@ one thread, which a busy machine moves less than the clock on the wall.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -30,18 +29,17 @@ from torch import nn
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from benchmarks.arithmetic import Shape, as_released, plugins_alone
-from benchmarks.measure import Worker, peak_flops, quartiles, ratio, serve, serve_calls, side_by_side
+from benchmarks.measure import peak_flops, quartiles, ratio, side_by_side, taking_turns
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.methods.base import Method
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
-from eunoe.progress import console
 from eunoe.recipe import LoopSettings
 from eunoe.train import Job, make_optimizer
 
-ROWS, ATTENTION, FFN, TURNS, EACH, AGAINST = 4, 512, 768, 4, 4, 15
+ROWS, ATTENTION, FFN, TURNS, EACH, SETTLE, AGAINST = 4, 512, 768, 3, 6, 3, 15
 SHAPE = Shape(layers=12, width=768, inner=3072, vocabulary=50265, block=164)
 FINISHED = (1, 10, 100)
 
@@ -112,30 +110,21 @@ def released(lm: nn.Module, method: Method, domain: str, ready: LMBatches, half:
     return step
 
 
-def worker(which: str) -> None:
-    """What the processes of ``speed`` do: our step, or the released way's."""
-    console.quiet = True
-    steps = TURNS * EACH
-    if which == "ours":
-        serve(job(*model(1), "0", steps), EACH)
-    else:
-        serve_calls(released(*model(1), "0", batches(steps)), EACH)
-
-
 def speed() -> None:
-    """Our step, the released way and the machine's peak in turn, each in a process of its own."""
-    us, them = (Worker("benchmarks.cpt", which) for which in ("ours", "released"))
-    peaks, ours, theirs, steps = [peak_flops(seconds=0.6)], [], [], TURNS * EACH
-    for _ in range(TURNS):
-        ours += us.turn()[1:]
-        peaks.append(peak_flops(seconds=0.6))
-        theirs += them.turn()[1:]
-    us.close()
-    them.close()
+    """Our step, the released way and the machine's peak in turn."""
+    peaks: list[float] = []
+    steps = TURNS * EACH
+    ours, theirs = taking_turns(
+        job(*model(1), "0", steps),
+        released(*model(1), "0", batches(steps)),
+        each=EACH,
+        settle=SETTLE,
+        before=lambda: peaks.append(peak_flops(seconds=0.6)),
+    )
     asked = sum(len(batches(steps)[step][0]["labels"]) for step in range(steps)) / (steps * ROWS * SHAPE.block)
     need, tokens = plugins_alone(SHAPE, ATTENTION, FFN, asked), ROWS * SHAPE.block
-    around = [max(pair) for pair in pairwise(peaks)]  # the better of the peaks before and after a turn of ours
-    beside = [peak for peak in around for _ in range(EACH - 1)]
+    around = [max(pair) for pair in pairwise(peaks)]  # the better of the peaks before and after a turn
+    beside = [peak for peak in around for _ in range(EACH - SETTLE)]
     shares = sorted(need * tokens / seconds / peak for seconds, peak in zip(ours, beside, strict=True))
     print(
         f"{ratio(theirs, ours)} the released way's tokens/s ({tokens / median(ours):.0f} against {tokens / median(theirs):.0f}; "
@@ -171,7 +160,3 @@ def growth() -> None:
 def main() -> None:
     speed()
     growth()
-
-
-if __name__ == "__main__":
-    worker(sys.argv[1])

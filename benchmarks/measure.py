@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from statistics import median, quantiles
-from subprocess import PIPE, Popen
 
 import torch
 
@@ -48,50 +45,34 @@ def ratio(a: list[float], b: list[float]) -> str:
     return f"{median(each):.2f} x ({each[0]:.2f} to {each[-1]:.2f})"
 
 
-class Worker:
-    """A process of its own that makes some steps when it is its turn, so that no other's memory or caches are in its way.
+def taking_turns(
+    job: Job, *others: Callable[[], float], each: int = 6, settle: int = 3, before: Callable[[], object] = lambda: None
+) -> list[list[float]]:
+    """Seconds of the steps of ``train(job)``, and what each other function returns, in turns of ``each`` steps or calls.
 
-    ``python -m MODULE ARGS`` must call ``serve`` or ``serve_calls``.
+    The first ``settle`` of each turn are not counted: they ask the system again for memory that the others gave back, which a
+    training by itself does in its first steps alone. ``before`` is called before each of our turns and after the last, outside the
+    clock.
     """
-
-    def __init__(self, module: str, *args: str) -> None:
-        self._process = Popen([sys.executable, "-m", module, *args], stdin=PIPE, stdout=PIPE, text=True)
-
-    def turn(self) -> list[float]:
-        """Let it make its steps; returns the seconds of each."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        seconds: list[float] = json.loads(self._process.stdout.readline())
-        return seconds
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-
-
-def serve(job: Job, each: int) -> None:
-    """Carry out a job, ``each`` steps a turn: a line of input begins a turn, a line of output tells its seconds."""
-    clock, seconds = _Clock(job), list[float]()
+    if not 1 <= settle < each or len(job.batches) % each:
+        raise ValueError(f"{len(job.batches)} steps are no whole turns of {each} steps, of which {settle} settle")
+    clock = _Clock(job)
+    columns: list[list[float]] = [[] for _ in range(1 + len(others))]
 
     def turn(step: int) -> dict[str, float]:
-        seconds.append(clock.read())
-        if step % each == 0:
-            print(json.dumps(seconds), flush=True)
-            seconds.clear()
-            sys.stdin.readline()
+        place = (step - 1) % each
+        if place >= settle:
+            columns[0].append(clock.read())
+        if place == each - 1:
+            for column, other in zip(columns[1:], others, strict=True):
+                column += [other() for _ in range(each)][settle:]
+            before()
         clock.start()
         return {}
 
-    sys.stdin.readline()
+    before()
     train(replace(job, batches=clock, observe=turn))
-
-
-def serve_calls(step: Callable[[], float], each: int) -> None:
-    """The same for a function that makes a step and returns its seconds."""
-    while sys.stdin.readline():
-        print(json.dumps([step() for _ in range(each)]), flush=True)
+    return columns
 
 
 def side_by_side(jobs: list[Job]) -> list[list[float]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +12,8 @@ import pytest
 import torch
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.arithmetic import Shape, all_weights, as_released, plugins_alone
-from benchmarks.cpt import ATTENTION, EACH, FFN, SHAPE, finish, released, speed
-from benchmarks.measure import ratio, serve, serve_calls, side_by_side
+from benchmarks.cpt import ATTENTION, FFN, SHAPE, finish, released, speed
+from benchmarks.measure import ratio, side_by_side, taking_turns
 from benchmarks.protocol import REST, STAGES, Stages, ours, pad, table, theirs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,22 +100,20 @@ def test_the_released_step_does_what_is_counted() -> None:
     assert counted.get_total_flops() == round(as_released(SMALL, 2, 3) * ROWS * SMALL.block)
 
 
-def test_a_worker_answers_each_turn_with_the_seconds_of_its_steps(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("eunoe.progress.console.quiet", True)
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n\n\n"))
-    work = job(4)
-    serve(work, 2)
-    alone = job(4)
-    train(alone)
-    turns = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [len(seconds) for seconds in turns] == [2, 2]
-    assert all(one > 0 for seconds in turns for one in seconds)
-    assert all(torch.equal(a, b) for a, b in zip(work.model.parameters(), alone.model.parameters(), strict=True))
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n\n"))
-    serve_calls(lambda: 2.0, 3)
-    assert capsys.readouterr().out == "[2.0, 2.0, 2.0]\n" * 2
+def test_turns_are_taken_after_so_many_steps_and_the_first_of_each_are_not_counted() -> None:
+    told: list[str] = []
+
+    def other() -> float:
+        told.append("other")
+        return float(len(told))
+
+    ours, theirs = taking_turns(job(4), other, each=2, settle=1, before=lambda: told.append("before"))
+    assert told == ["before", *["other", "other", "before"] * 2]
+    assert len(ours) == 2
+    assert theirs == [3.0, 6.0], "the second call of each turn"
+    assert all(seconds > 0 for seconds in ours)
+    with pytest.raises(ValueError, match="4 steps are no whole turns of 3"):
+        taking_turns(job(4), each=3, settle=1)
 
 
 def test_trainings_side_by_side_end_as_they_do_alone() -> None:
@@ -134,22 +130,12 @@ def test_the_speed_of_the_step_is_told_beside_the_released_way_and_the_peak(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("eunoe.progress.console.quiet", True)
-
-    class Told:
-        def __init__(self, module: str, which: str) -> None:
-            self.seconds = {"ours": 0.5, "released": 1.0}[which]
-
-        def turn(self) -> list[float]:
-            return [9.0, *[self.seconds] * (EACH - 1)]
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr("benchmarks.cpt.Worker", Told)
-    monkeypatch.setattr("benchmarks.cpt.peak_flops", lambda seconds: 1e12)
+    for name, value in (("model", lambda n: tiny()), ("job", lambda lm, method, domain, steps: job(steps)), ("batches", batches),
+                        ("released", lambda *a: lambda: 1.0), ("peak_flops", lambda seconds: 1e9)):  # fmt: skip
+        monkeypatch.setattr(f"benchmarks.cpt.{name}", value)
     speed()
-    assert re.match(
-        r"2\.00 x \(2\.00 to 2\.00\) the released way's tokens/s \(1312 against 656;.* 68% \(68% to 68%\) of",
+    assert re.fullmatch(
+        r"[\d.]+ x \(.*tokens/s.*% \(\d+% to \d+%\) of the matrix-product peak \(1 GFLOP/s.*\)\n",
         capsys.readouterr().out,
     )
 
