@@ -314,9 +314,13 @@ def test_without_a_folder_a_stopped_job_says_that_it_starts_over() -> None:
 @pytest.mark.usefixtures("handlers")
 def test_a_signal_after_the_last_look_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes while the bar is taken down, when no step is left to notice it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     monkeypatch.setattr("eunoe.progress.Bar.__exit__", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        train(job(tiny_bert()))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(job(tiny_bert()))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_training_works_outside_the_main_thread() -> None:
