@@ -219,8 +219,9 @@ def main() -> None:
     torch.manual_seed(recipe.seeds[0])
     material = read_material(plan, load_lm(recipe.model))
     rows = [len(parts[1]) for samples in material.tasks.values() for _, parts in samples.values()]
+    split = ", ".join(f"{stage} {mine[stage]:,.0f} s" for stage in [*STAGES, REST])
     print(
-        f"test sets of {', '.join(f'{n:,}' for n in rows)} rows; ours took {mine.total:,.0f} s; now the released way",
+        f"test sets of {', '.join(f'{n:,}' for n in rows)} rows; ours took {mine.total:,.0f} s ({split}); now the released way",
         flush=True,
     )
     released_way, found = theirs(plan, material)
