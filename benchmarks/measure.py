@@ -46,7 +46,7 @@ def ratio(a: list[float], b: list[float]) -> str:
 
 
 def taking_turns(
-    job: Job, *others: Callable[[], float], each: int = 6, settle: int = 3, before: Callable[[], object] = lambda: None
+    job: Job, *others: Callable[[], float], each: int, settle: int, before: Callable[[], object] = lambda: None
 ) -> list[list[float]]:
     """Seconds of the steps of ``train(job)``, and what each other function returns, in turns of ``each`` steps or calls.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import math
 import os
 import shlex
 import sys
@@ -324,8 +323,10 @@ def _route(args: argparse.Namespace, _rest: list[str]) -> int:
 def _import(args: argparse.Namespace, _rest: list[str]) -> int:
     if args.what != "cpt":
         raise unknown(args.what, ("cpt",), "kind of checkpoint")
-    if not 1 < args.s_max < math.inf:
-        raise EunoeError(f"--s-max is {args.s_max}; give a finite number above 1 (published: 400).")
+
+    from eunoe.plugins.task_mask import refuse_s_max
+
+    refuse_s_max(args.s_max, "--s-max")
     if args.file.is_dir():
         inside = sorted(map(str, (*args.file.glob("pytorch_model*.bin"), *args.file.glob("*.safetensors"))))
         give = " or ".join(inside) or "their pytorch_model.bin or .safetensors, of which none lies in it"

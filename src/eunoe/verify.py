@@ -70,6 +70,18 @@ def verify(out: Path) -> list[Finding]:
     return findings
 
 
+@dataclass(frozen=True)
+class _Before:
+    """A domain as it was before the last one was learnt: what its probe gave here, and the hash of the weights it read."""
+
+    domain: str
+    input_ids: Tensor
+    states: Tensor
+    reads: str | None
+    recorded: Tensor | None = None
+    """The states that the run recorded; None: it was learnt before the run."""
+
+
 def _verify_sequence(sequence: Sequence, model: ModelSettings, out: Path, same_machine: bool) -> list[Finding]:
     places = {i: domain_folder(out, sequence, i) / "final" for i in range(len(sequence.order))}
     done = [i for i, folder in places.items() if checkpoint.whole(folder)]
@@ -92,7 +104,7 @@ def _verify_sequence(sequence: Sequence, model: ModelSettings, out: Path, same_m
             findings.append(Finding(sequence.folder, sequence.order[i], True, False, str(error)))
     if findings:
         return findings
-    last, base = held[done[-1]], anatomy(lm.model).base
+    base = anatomy(lm.model).base
 
     def take(state: checkpoint.Checkpoint) -> None:
         restore(lm.model, state.groups["weights"], str(state.folder))
@@ -103,37 +115,30 @@ def _verify_sequence(sequence: Sequence, model: ModelSettings, out: Path, same_m
         method.activate(domain)
         return hidden_states(lm.model, base, input_ids)
 
-    def states_of(state: checkpoint.Checkpoint, i: int) -> Tensor:
+    # as each domain was when it ended; domains learnt before: as they are in what the method started from
+    ids = held[done[-1]].groups["probe"]["input_ids"]
+    before = [_Before(domain, ids, read(domain, ids), reads_hash(lm, method, domain)) for domain in method.earlier]
+    for i, state in held.items():
+        domain, probe = sequence.order[i], state.groups["probe"]
         take(state)
-        return read(sequence.order[i], held[i].groups["probe"]["input_ids"])
-
-    # domains that were learnt before: as they are in what the method started from, and in the last state
-    ids = last.groups["probe"]["input_ids"]
-    start = {domain: (read(domain, ids), reads_hash(lm, method, domain)) for domain in method.earlier}
-    take(last)
-    for domain, (then, reads) in start.items():
-        now = read(domain, ids)
-        same, same_reads = _same_bits(then, now), reads == reads_hash(lm, method, domain)
-        text = f"learnt before this run; {_told(same, then, now)}, {_told_reads(same_reads)}"
-        findings.append(Finding(sequence.folder, domain, promised, same and same_reads, text))
-    for i in done:
-        domain, probe = sequence.order[i], held[i].groups["probe"]
-        then, now = states_of(held[i], i), states_of(last, i)
-        same, same_reads = _same_bits(then, now), probe["reads"] == reads_hash(lm, method, domain)
-        text = _told(same, then, now) + (f", {_told_reads(same_reads)}" if promised else "")
-        if not _same_bits(then, probe["states"]):
+        before.append(
+            _Before(domain, probe["input_ids"], read(domain, probe["input_ids"]), probe["reads"], probe["states"])
+        )
+    take(held[done[-1]])
+    for was in before:
+        now = read(was.domain, was.input_ids)
+        same, same_reads = _same_bits(was.states, now), was.reads == reads_hash(lm, method, was.domain)
+        far = f"outputs changed (by up to {float((now - was.states).abs().max()):.3g})"
+        text = ("learnt before this run; " if was.recorded is None else "") + (
+            "outputs equal to the bit" if same else far
+        )
+        if promised:
+            text += f", weights it reads {'equal to the bit' if same_reads else 'CHANGED'}"
+        if was.recorded is not None and not _same_bits(was.states, was.recorded):
             text += ", but this machine computes other bits from its own checkpoint than were recorded"
             same = same and not same_machine
-        findings.append(Finding(sequence.folder, domain, promised, same and same_reads, text))
+        findings.append(Finding(sequence.folder, was.domain, promised, same and same_reads, text))
     return findings + (_verify_published(sequence, method, out) if len(done) == len(places) else [])
-
-
-def _told(same: bool, then: Tensor, now: Tensor) -> str:
-    return "outputs equal to the bit" if same else f"outputs changed (by up to {float((now - then).abs().max()):.3g})"
-
-
-def _told_reads(same: bool) -> str:
-    return f"weights it reads {'equal to the bit' if same else 'CHANGED'}"
 
 
 def _verify_published(sequence: Sequence, method: Method, out: Path) -> list[Finding]:
@@ -157,11 +162,9 @@ def _content(file: Path) -> Any:
         held = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return (
-        {key: value for key, value in held.items() if key != "base_model_name_or_path"}
-        if isinstance(held, dict)
-        else held
-    )
+    if isinstance(held, dict):
+        held.pop("base_model_name_or_path", None)
+    return held
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -57,7 +57,17 @@ from eunoe.plugins.inject import (
     save_plugins,
     saved_files,
 )
-from eunoe.plugins.task_mask import Active, TaskMask, anneal, clamp, compensate, gate, sparsity, within_epoch
+from eunoe.plugins.task_mask import (
+    Active,
+    TaskMask,
+    anneal,
+    clamp,
+    compensate,
+    gate,
+    refuse_s_max,
+    sparsity,
+    within_epoch,
+)
 from eunoe.recipe import expand
 
 END_TASK_LR = 3e-5 / 5e-5
@@ -110,8 +120,7 @@ class CptSettings:
                 raise EunoeError(
                     f"cpt: {name} is {value!r}; give a whole number of 1 or more, or leave it out for the published ratio."
                 )
-        if not 1 < self.s_max < math.inf:  # at 1 a mask is always hard, and no embedding learns
-            raise EunoeError(f"cpt: s_max is {self.s_max}; give a finite number above 1 (published: 400).")
+        refuse_s_max(self.s_max, "cpt: s_max")
         if not 0 < self.cosh_clip <= 80:  # float32's cosh overflows at 89
             raise EunoeError(f"cpt: cosh_clip is {self.cosh_clip}; give a number above 0, at most 80 (published: 50).")
         if not 0 < self.embedding_clip < math.inf:

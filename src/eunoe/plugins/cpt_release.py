@@ -12,7 +12,6 @@ weights that the file has and that differ from the model's are named, as a file 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from eunoe.errors import EunoeError
 from eunoe.models.anatomy import anatomy
 from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.inject import PARTS, Site, adapters, detach, inject
-from eunoe.plugins.task_mask import Active, hard, pack
+from eunoe.plugins.task_mask import Active, hard, pack, refuse_s_max
 
 _PLUGIN = re.compile(
     r"(?P<prefix>.*?)encoder\.layer\.(?P<layer>\d+)\.(?P<part>attention\.self|attention\.output|output)"
@@ -58,8 +57,7 @@ def import_cpt(model: nn.Module, tensors: Mapping[str, Tensor], domains: list[st
 
     >>> import_cpt(model, read_weights(Path("pytorch_model.bin")), ["restaurant", "ai", "acl", "news"])  # doctest: +SKIP
     """
-    if not 1 < s_max < math.inf:
-        raise EunoeError(f"s_max is {s_max}; give a finite number above 1 (published: 400).")
+    refuse_s_max(s_max, "s_max")
     found: dict[str, Tensor] = {}
     prefixes: set[str] = set()
     attention: set[str] = set()

@@ -10,6 +10,11 @@ from typing import Any
 
 SCARCE = 0.1
 """Below this share of free inner units of attention or feed-forward plug-ins there is a warning."""
+ADVICE = (
+    "The next domain can still read what was learnt but has little to write to. Give the plug-ins more inner units (grow), "
+    "or learn the sequence again with sparsity (HAT: 0.75) or larger attention_size and ffn_size."
+)
+"""How a warning ends."""
 _COUNTS = ("size", "used", "shared", "free")
 BY_DOMAIN = ("domains", "new", "shared_with")
 
@@ -65,11 +70,7 @@ def _warning(kinds: Sequence[dict[str, Any]], domains: Sequence[str]) -> str | N
         for k in low
     )
     after = f"{len(domains)} domain{'s' * (len(domains) > 1)} ({last})"
-    return (
-        f"room runs out after {after}. Free units: {listed}. The next domain can still read what was "
-        "learnt but has little to write to. Give the plug-ins more inner units (grow), or learn the sequence again with "
-        "sparsity (HAT: 0.75) or larger attention_size and ffn_size."
-    )
+    return f"room runs out after {after}. Free units: {listed}. {ADVICE}"
 
 
-__all__ = ["BY_DOMAIN", "SCARCE", "capacity_report"]
+__all__ = ["ADVICE", "BY_DOMAIN", "SCARCE", "capacity_report"]

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from eunoe.errors import EunoeError
+
 
 def gate(embedding: Tensor, s: float) -> Tensor:
     """The soft mask ``sigmoid(s * e)``, same shape."""
@@ -46,6 +48,12 @@ def anneal(progress: float, s_max: float) -> float:
     (0.0025, 400.0)
     """
     return 1 / s_max + (s_max - 1 / s_max) * progress
+
+
+def refuse_s_max(s_max: float, name: str) -> None:
+    """Raises ``EunoeError`` for a largest temperature (called ``name``) that is not above 1: masks would be hard from the start."""
+    if not 1 < s_max < math.inf:
+        raise EunoeError(f"{name} is {s_max}; give a finite number above 1 (published: 400).")
 
 
 def within_epoch(progress: float, epochs: float) -> float:
@@ -218,6 +226,7 @@ __all__ = [
     "gate",
     "hard",
     "pack",
+    "refuse_s_max",
     "sparsity",
     "unpack",
     "within_epoch",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
-from eunoe.plugins.room import capacity_report
+from eunoe.plugins.room import ADVICE, capacity_report
 from eunoe.report import draw, html
 from eunoe.report.draw import RULE
 from eunoe.report.lines import layer_name
@@ -73,8 +73,7 @@ def warning(rooms: Sequence[Room], label: str) -> tuple[str, str]:
         if kind["units"] == "inner"
     )
     also = f" ({', '.join(map(str, sorted(others)))} too)" if others else ""
-    advice = "The next domain" + reports[first]["warning"].rpartition("The next domain")[2]
-    return f"{label} · seed {first}{also}: {inner}", advice
+    return f"{label} · seed {first}{also}: {inner}", ADVICE
 
 
 def _percent(share: float) -> str:
