@@ -1,0 +1,295 @@
+"""A whole run, and a fine-tuning study, as typed dataclasses: every key of a recipe, its type and its default.
+
+Options of methods, transfers and optimizers are typed by their owners; here they stand as plain mappings until ``plan.py``
+hands them over (``build``), so no key can go unread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(kw_only=True)
+class CorpusSettings:
+    """Unlabelled text: where it lies and which part of it is held out."""
+
+    source: str
+    """A .txt/.jsonl/.csv/.tsv/.parquet file (plain or .gz), a folder of them, ``package:NAME/folder`` (files that an
+    installed Python package carries) or ``hub:OWNER/NAME`` (a Hugging Face dataset)."""
+    column: str | None = None
+    """Column that holds the text (default ``text``); a .txt file has none."""
+    documents: Literal["paragraphs", "lines", "file"] | None = None
+    """What one document of a .txt file is (default ``paragraphs``: blank lines part them)."""
+    fallback_encoding: str | None = None
+    """Lines of text files that are not UTF-8 are read in this encoding, as in ``latin-1``; default: they are refused."""
+    config: str | None = None
+    """Configuration of a hub dataset."""
+    split: str | None = None
+    """Split of a hub dataset (default ``train``; of ``valid`` it is ``validation`` unless it ends in ``#SPLIT``)."""
+    valid: str | None = None
+    """A source of its own for the held-out text; else a share of the documents is held out."""
+    valid_share: float | None = None
+    """Share of the documents held out, chosen by a hash of their text (default 0.05)."""
+    reserve: int = 0
+    """This many documents, chosen by hash, are read by neither part: an end task is made from them."""
+    tokens: int | None = None
+    """At most this many tokens are trained on, spread evenly over the corpus."""
+
+
+@dataclass(kw_only=True)
+class TaskSettings:
+    """A labelled end task, or one made from the text of the domain itself."""
+
+    made: Literal["headlines"] | None = None
+    """``headlines``: does this first line belong to this article? Made from the domain's reserved documents."""
+    train: str | None = None
+    """Labelled rows to fine-tune on: a file as for a corpus, or ``hub:OWNER/NAME``, of which the splits train,
+    validation (``dev``) and test are read unless ``#SPLIT`` at the end names another."""
+    test: str | None = None
+    """Labelled rows to score on; without it ``test_share`` of ``train`` is split off."""
+    dev: str | None = None
+    """More labelled rows; read only where ``resplit`` joins them to the test rows."""
+    config: str | None = None
+    """Configuration of a hub dataset."""
+    text: str | None = None
+    """Column of the text (default ``text``)."""
+    pair: str | None = None
+    """Column of a second text, for tasks over pairs; it is given to the model first if ``pair_first``."""
+    pair_first: bool = False
+    """Put the second column before the first (CPT's aspect task reads ``term SEP sentence``)."""
+    label: str | None = None
+    """Column of the label (default ``label``)."""
+    kind: Literal["classification", "regression"] = "classification"
+    """``regression`` reads numbers as labels and scores Pearson and Spearman correlation."""
+    shots: Literal["cpt", "all"] | int = "all"
+    """``cpt``: the paper's rule (32 in all, or 8 a class from 5 classes on); a number: that many a class; ``all``."""
+    shots_seed: int | list[int] = 2022
+    """Seed of the few-shot draw (CPT: 2022); several, ``[2022, 2023]``: the end task is fine-tuned on each draw, and a
+    score is the mean over them (a domain's end task only)."""
+    resplit: float | None = None
+    """CPT's resplit rule with this r: dev joins test, then floor(N(1-r)/C) of each class move from train to test."""
+    test_share: float | None = None
+    """Share of ``train`` that becomes the test set where no ``test`` is given (CPT's AG News: 0.1, seed 2021)."""
+    test_rows: int | None = None
+    """Score on at most this many test rows, spread evenly."""
+
+
+@dataclass(kw_only=True)
+class DomainSettings:
+    """One domain: its name, its unlabelled text, its end task."""
+
+    name: str
+    """Letters, digits, ``-`` and ``_``."""
+    corpus: CorpusSettings
+    """The text to post-train on."""
+    task: TaskSettings | None = None
+    """The end task to score after fine-tuning a copy."""
+
+
+@dataclass(kw_only=True)
+class HeadSettings:
+    """How an LM head (and a low-rank change of the encoder) is trained for an encoder that has none."""
+
+    corpora: list[CorpusSettings]
+    """General text to train it on."""
+    rank: int = 16
+    """Rank of the change beside every linear layer of the encoder; 0 trains the head alone."""
+    block: int = 128
+    """Tokens in a block."""
+    batch: int = 16
+    """Blocks in a step."""
+    steps: int = 600
+    """Optimizer steps."""
+    mask_rate: float = 0.15
+    """Share of the tokens that a masked LM is asked for."""
+    lr: float = 2e-3
+    """Highest rate."""
+    warmup: float = 0.05
+    """Share of the steps over which the rate rises; then it falls linearly to 0."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """The pretrained language model."""
+
+    name: str = "minilm"
+    """``minilm`` (embedded, needs eunoe[demo]), a folder, or a Hugging Face name."""
+    objective: Literal["auto", "masked", "causal"] = "auto"
+    """Masked or causal language model; ``auto`` asks the model's configuration."""
+    head: Literal["pretrained", "train"] = "pretrained"
+    """``train``: the encoder has no LM head, train one first (section ``head``)."""
+    patch: str | None = None
+    """Folder with an LM head and low-rank change that ``head: train`` made earlier."""
+    dropout: float | None = None
+    """Overrides every dropout rate of the model's configuration."""
+
+
+@dataclass(kw_only=True)
+class LoopSettings:
+    """What the training loop reads. Defaults are CPT's post-training (batch 48, 1e-4, one epoch, linear, 10%)."""
+
+    batch: int = 48
+    """Blocks (or labelled rows) in one optimizer step."""
+    micro_batch: int | None = None
+    """Blocks that pass the model at once; a step accumulates batch / micro_batch of them. Default: all."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimizer steps, instead of ``epochs``."""
+    lr: float = 1e-4
+    """Highest rate."""
+    schedule: str = "linear"
+    """linear | cosine | constant, after the warm-up."""
+    warmup: float = 0.1
+    """Share of the steps over which the rate rises from 0."""
+    clip: float | None = 1.0
+    """Largest gradient norm; null: no clipping."""
+    clip_by: Literal["global", "tensor"] = "global"
+    """``global``: one norm over all weights; ``tensor``: each weight by itself, as CPT's optimizer does."""
+    optimizer: Any = "adamw"
+    """A name of the optimizer table, or a mapping ``{name: recadam, gamma: 5000, ...}``."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """``auto``: bf16 where the accelerator has it, else float32."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+
+
+@dataclass(kw_only=True)
+class TrainingSettings(LoopSettings):
+    """Post-training on unlabelled text."""
+
+    block: int = 164
+    """Tokens in a block (CPT: 164)."""
+    mask_rate: float = 0.15
+    """Share of the tokens that a masked LM is asked for (80/10/10 rule)."""
+
+
+@dataclass(kw_only=True)
+class EvaluationSettings:
+    """What is scored after each domain."""
+
+    blocks: int | None = 256
+    """Held-out blocks a domain, spread evenly; null: all."""
+    batch: int = 32
+    """Blocks, or labelled rows, that pass the model at once."""
+    matrix: Literal["full", "ends"] = "full"
+    """``full``: after each domain the end tasks of all domains so far; ``ends``: the diagonal and the last row."""
+    retention: bool = False
+    """After each end task's fine-tuning, measure on the general text what it left of the pretrained model."""
+    base: bool = True
+    """Also score the end tasks from the pretrained model, before any domain."""
+    prompts: list[str] = field(default_factory=list)
+    """Put to a causal LM before the first domain and after the last; its greedy answers go to ``samples.jsonl``."""
+    answer_tokens: int = 48
+    """Tokens of an answer at most."""
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """One run: each method learns the domains in each order with each seed; scores become rows."""
+
+    name: str
+    """Name of the run: letters, digits, ``-`` and ``_``."""
+    about: str = ""
+    """What this run is for; printed on the report."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    """The pretrained language model."""
+    head: HeadSettings | None = None
+    """How to train an LM head; read with ``model.head: train``."""
+    domains: list[DomainSettings] = field(default_factory=list)
+    """The domains, in their first order."""
+    general: CorpusSettings | None = None
+    """General text to measure forgetting on; never trained on."""
+    methods: list[Any] = field(default_factory=list)
+    """Names of methods, or mappings ``{name: cpt, ffn_size: 256, training: {lr: 1e-3}}``."""
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    """Post-training of each domain."""
+    transfer: Any = "finetune"
+    """A name of the transfer table, or a mapping with its options."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """What is scored after each domain."""
+    orders: dict[str, list[str]] = field(default_factory=dict)
+    """Named orders of the domains; default: one, ``given``."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds of masking, dropout, plug-ins and classifiers."""
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Named sets of overrides, ``{full: {training.block: 164}}``, chosen by ``--scale``."""
+
+
+# -- fine-tuning studies ---------------------------------------------------------------------------------------
+@dataclass(kw_only=True)
+class StudyTask(TaskSettings):
+    """One labelled task of a study: a GLUE task, or rows of your own as in a domain's ``task``."""
+
+    name: str
+    """Letters, digits, ``-`` and ``_``."""
+    glue: str | None = None
+    """A GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli; scored on its development set."""
+    folder: str | None = None
+    """Folder of the official GLUE layout (``folder/CoLA/train.tsv``), or ``hub``; read with ``glue``."""
+    train_rows: int | None = None
+    """Fine-tune on at most this many rows, spread evenly; read with ``glue``."""
+    seeds: list[int] | None = None
+    """Seeds of this task instead of the study's."""
+    transfer: dict[str, Any] = field(default_factory=dict)
+    """Settings of the transfer for this task alone, over those of every system."""
+
+
+@dataclass(kw_only=True)
+class SearchSettings:
+    """How a system with a grid is set: every point with one seed; the best goes on with the study's seeds."""
+
+    seed: int
+    """Seed of the search; it may not be among the study's seeds."""
+    by: Literal["last", "best"] = "last"
+    """Compare the scores after the last step, or the best of all evaluations."""
+
+
+@dataclass(kw_only=True)
+class StudyEvaluation:
+    """How a study scores."""
+
+    batch: int = 64
+    """Labelled rows, or blocks, that pass the model at once."""
+    block: int = 128
+    """Tokens in a block of retention text."""
+    blocks: int | None = 64
+    """Blocks a retention text, spread evenly; null: all."""
+    mask_rate: float = 0.15
+    """Share of the tokens that a masked LM is asked for."""
+    predict_test: bool = False
+    """Also answer the unlabelled test rows of GLUE tasks, for a submission."""
+
+
+@dataclass(kw_only=True)
+class Study:
+    """A fine-tuning study: one pretrained model, labelled tasks, systems that fine-tune it, seeds."""
+
+    name: str
+    """Name of the study: letters, digits, ``-`` and ``_``."""
+    about: str = ""
+    """What this study is for; printed on the report."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    """The pretrained language model."""
+    tasks: list[StudyTask]
+    """The labelled tasks."""
+    systems: dict[str, Any]
+    """Label -> a transfer with its options; ``grid: {lr: [1e-4, 2e-4]}`` makes one point of each combination."""
+    search: SearchSettings | None = None
+    """How the points of grids are chosen from; without it every point gets every seed."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds of classifiers, row order and dropout."""
+    retention: dict[str, CorpusSettings] = field(default_factory=dict)
+    """Name -> general text: what is left of the pretrained model after each fine-tuning is measured on it."""
+    evaluation: StudyEvaluation = field(default_factory=StudyEvaluation)
+    """How scores are made."""
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    """System, or one point of its grid as rows call it (``recadam[k=0]``) -> task -> the published score, in points, printed
+    beside ours; ``anchor_distance@TASK`` and ``loss@TASK``: the distance and the training loss at the end of the run."""
+    published_note: str | None = None
+    """Where the published numbers come from and of what model they are; printed below them."""
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Named sets of overrides, chosen by ``--scale``."""
