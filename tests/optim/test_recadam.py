@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from eunoe.errors import EunoeError
 from eunoe.optim import RecAdam, make_scheduler
-from eunoe.optim.recadam import numbers
+from eunoe.optim.step import numbers
 
 WAYS = (False, True)
 SHAPES = ((33, 7), (5,), (), (2, 3, 4))
@@ -95,8 +95,8 @@ def test_the_released_form_without_a_pull_is_fused_adamw_bit_for_bit_where_eps_i
 def test_the_released_form_adds_eps_to_the_uncorrected_root() -> None:
     p, q = nn.Parameter(torch.zeros(1, dtype=torch.float64)), nn.Parameter(torch.zeros(1, dtype=torch.float64))
     p.grad = q.grad = torch.full((1,), 1e-3, dtype=torch.float64)
-    RecAdam([p], 1.0, eps=1e-3, form="released").step()
-    RecAdam([q], 1.0, eps=1e-3, form="paper").step()
+    RecAdam([p], 1.0, eps=1e-3, form="released", anchor=None).step()
+    RecAdam([q], 1.0, eps=1e-3, form="paper", anchor=None).step()
     root = 0.001**0.5  # of 1 - beta2
     assert p.item() == pytest.approx(-1e-3 * root / (1e-3 * root + 1e-3))
     assert q.item() == pytest.approx(-1e-3 / (1e-3 + 1e-3))
@@ -110,7 +110,7 @@ def test_k_0_halves_lambda_at_every_step() -> None:
 def test_weight_0_and_no_anchor_are_plain_adam_at_the_full_rate() -> None:
     ps, qs = weights(), weights()
     train(pulled(ps, weight=0.0), ps, 5)
-    train(RecAdam(qs, 1e-4), qs, 5)
+    train(RecAdam(qs, 1e-4, anchor=None), qs, 5)
     assert same(ps, qs)
     assert distance(ps, weights()) > 0
 
@@ -191,13 +191,11 @@ def test_while_lambda_is_0_any_start_converges_to_the_anchor(lr: float, fused: b
 
 
 @pytest.mark.parametrize("form", ["released", "paper"])
-def test_the_two_ways_agree_to_rounding_when_tensors_are_cut_and_joined(
-    form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eunoe.optim.recadam.CHUNK", 20)
+@pytest.mark.parametrize("way", [{"fused": True}, {"compiled": False}])
+def test_the_ways_agree_to_rounding(form: str, way: dict[str, bool]) -> None:
     named: dict[str, Any] = {"form": form, "gamma": 5000.0 if form == "released" else 0.5, "weight_decay": 0.1}
     ps, qs = weights(), weights()
-    train(pulled(ps, fused=True, **named), ps, 10)
+    train(pulled(ps, **way, **named), ps, 10)
     train(pulled(qs, fused=False, **named), qs, 10)
     assert distance(ps, qs) < 1e-13
 
@@ -205,7 +203,7 @@ def test_the_two_ways_agree_to_rounding_when_tensors_are_cut_and_joined(
 # -- a good torch optimizer --------------------------------------------------------------------------------------------
 def test_a_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
     p = nn.Parameter(torch.ones(2))
-    optimizer = RecAdam([p], 0.1)
+    optimizer = RecAdam([p], 0.1, anchor=None)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -271,7 +269,9 @@ def test_frozen_weights_are_left_alone() -> None:
 def test_a_tied_weight_listed_twice_moves_once() -> None:
     ps, qs = weights()[:2], weights()[:2]
     a = anchors_of(ps)
-    twice = RecAdam([{"params": [ps[0], ps[1], ps[0]], "anchor": [a[0], a[1], a[0]]}], 1e-4)
+    with pytest.warns(UserWarning, match=r"more than once \(repeats: 1\)") as told:
+        twice = RecAdam([{"params": [ps[0], ps[1], ps[0]], "anchor": [a[0], a[1], a[0]]}], 1e-4)
+    assert told[0].filename == __file__
     once = RecAdam([{"params": qs, "anchor": a}], 1e-4)
     train(twice, ps, 3)
     train(once, qs, 3)
@@ -285,7 +285,7 @@ def test_only_the_old_rows_of_a_longer_embedding_are_pulled() -> None:
     new = nn.Parameter(torch.ones(2, 3))
     for fused in WAYS:
         one = RecAdam([{"params": [whole], "anchor": [anchor]}], 1e-4, fused=fused)
-        other = RecAdam([{"params": [old], "anchor": [anchor]}, {"params": [new]}], 1e-4, fused=fused)
+        other = RecAdam([{"params": [old], "anchor": [anchor]}, {"params": [new], "anchor": None}], 1e-4, fused=fused)
         for _ in range(3):
             whole.grad, old.grad, new.grad = torch.ones(6, 3), torch.ones(4, 3), torch.ones(2, 3)
             one.step()
@@ -338,7 +338,7 @@ def test_lower_precisions_follow_float64(dtype: torch.dtype, off: float) -> None
 
 def test_tiny_float16_gradients_do_not_blow_up() -> None:
     p = nn.Parameter(torch.zeros(3, dtype=torch.float16))
-    optimizer = RecAdam([p], 1e-2, eps=1e-12)
+    optimizer = RecAdam([p], 1e-2, eps=1e-12, anchor=None)
     for _ in range(3):
         p.grad = torch.full_like(p, 1e-5)  # its square is 0 in float16
         optimizer.step()
@@ -359,7 +359,7 @@ def test_an_anchor_of_another_dtype_pulls_to_its_values(anchor_dtype: torch.dtyp
 
 def test_a_gradient_scaler_skips_the_step_of_an_infinite_gradient() -> None:
     p = nn.Parameter(torch.ones(2))
-    optimizer = RecAdam([p], 0.1)
+    optimizer = RecAdam([p], 0.1, anchor=None)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for value, moved in ((inf, False), (1.0, True)):
         optimizer.zero_grad()
@@ -404,14 +404,15 @@ def test_the_state_is_two_moments_and_plain_values_and_no_anchor() -> None:
     sizes = [v.numel() for s in state["state"].values() for v in s.values()]
     assert sum(sizes) == 2 * sum(p.numel() for p in ps) + len(ps)
     for group in state["param_groups"]:
-        assert "anchor" not in group
         for value in group.values():
             assert isinstance(value, str | int | float | tuple | list | None)
 
 
 def test_a_state_of_another_anchor_is_refused_and_changes_nothing() -> None:
     ps, qs = weights(), weights()
-    state = pulled(ps).state_dict()
+    saved = pulled(ps)
+    train(saved, ps, 1)
+    state = saved.state_dict()
     other = RecAdam([{"params": qs, "anchor": anchors_of(qs, seed=77)}], 3e-4)
     with pytest.raises(
         EunoeError, match=r"another anchor: group 0 has anchor [0-9a-f]{12} here and anchor [0-9a-f]{12}"
@@ -419,7 +420,7 @@ def test_a_state_of_another_anchor_is_refused_and_changes_nothing() -> None:
         other.load_state_dict(state)
     assert other.param_groups[0]["lr"] == 3e-4
     with pytest.raises(EunoeError, match="no anchor here"):
-        RecAdam(qs, 1e-4).load_state_dict(state)
+        RecAdam(qs, 1e-4, anchor=None).load_state_dict(state)
 
 
 def test_a_copy_goes_on_by_itself() -> None:
@@ -515,7 +516,7 @@ def test_a_gradient_that_is_refused_leaves_all_weights_where_they_were() -> None
     table(torch.tensor([1])).sum().backward()
     first.grad, half.grad = torch.ones(2), torch.ones(2, dtype=torch.bfloat16)
     for other, told in ((table.weight, "sparse=False"), (half, "no fused kernel")):
-        optimizer = RecAdam([{"params": [first]}, {"params": [other]}], 1e-2, fused=True)
+        optimizer = RecAdam([{"params": [first]}, {"params": [other]}], 1e-2, fused=True, anchor=None)
         with pytest.raises(EunoeError, match=told):
             optimizer.step()
         assert first.tolist() == [1, 1]
@@ -541,7 +542,7 @@ def test_a_high_rate_is_fine_where_nothing_is_pulled() -> None:
     ps = weights()
     train(pulled(ps, 0.1, anneal="constant"), ps, 1)
     train(pulled(ps, 0.1, weight=0.0), ps, 1)
-    train(RecAdam(ps, 0.1), ps, 1)
+    train(RecAdam(ps, 0.1, anchor=None), ps, 1)
 
 
 def test_the_weight_itself_is_refused_as_its_anchor() -> None:
@@ -554,11 +555,11 @@ def test_fused_is_refused_where_there_is_no_kernel() -> None:
     p = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     p.grad = torch.ones_like(p)
     with pytest.raises(EunoeError, match=r"bfloat16.*fused=None"):
-        RecAdam([p], 1e-5, fused=True).step()
+        RecAdam([p], 1e-5, fused=True, anchor=None).step()
 
 
 def test_sparse_gradients_are_refused() -> None:
     table = nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(EunoeError, match="sparse=False"):
-        RecAdam(table.parameters(), 1e-5).step()
+        RecAdam(table.parameters(), 1e-5, anchor=None).step()

@@ -3,7 +3,7 @@
 RecAdam (https://arxiv.org/abs/2004.12651) has three knobs, k, t0 and gamma, that act together with the rate, its schedule
 and the length of the run. A wrong choice is silent: with the defaults of the released script a run of 200 steps learns
 nothing, and with a small rate nothing is pulled. Both follow from the settings alone. Here the numbers of each step are
-those that the optimizer itself takes (``recadam.numbers``).
+those that the optimizer itself takes (``step.numbers``).
 
 Pure functions of plain numbers.
 """
@@ -14,8 +14,9 @@ from dataclasses import asdict
 from math import ceil, log, prod
 from typing import Literal, NamedTuple
 
-from eunoe.optim.recadam import numbers, refuse_settings
+from eunoe.optim.refuse import refuse_settings
 from eunoe.optim.schedules import multiplier
+from eunoe.optim.step import numbers
 from eunoe.optim.table import RecAdamSettings
 
 NEVER_PULLED = 0.99

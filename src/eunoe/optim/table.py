@@ -140,7 +140,7 @@ def _bert_adam(
     free: Collection[str],
 ) -> Optimizer:  # fmt: skip
     groups = param_groups(model, settings.weight_decay)
-    return RecAdam(groups, lr, betas=settings.betas, eps=settings.eps, correct_bias=False)
+    return RecAdam(groups, lr, betas=settings.betas, eps=settings.eps, correct_bias=False, anchor=None)
 
 
 def _recadam(
