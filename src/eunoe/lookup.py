@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import TypeVar
 
 from eunoe.errors import EunoeError
+from eunoe.foreign import visible
 
 Entry = TypeVar("Entry")
 
@@ -26,11 +27,20 @@ def lookup(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
     raise unknown(name, table, kind)
 
 
+SHOWN = 20
+"""Names of what is allowed that a message lists; a file can have 200,000 columns."""
+_COMPARED = 2_000
+
+
 def unknown(name: str, known: Iterable[str], kind: str) -> EunoeError:
-    """The error for a name that is not among ``known``: what was given, the close matches, all that is allowed."""
-    names = sorted(str(entry) for entry in known)
+    """The error for a name that is not among ``known``: what was given, the close matches, what is allowed (20 of them at most)."""
+    names = sorted(visible(entry, 80) for entry in known)
     folded = {known.lower(): known for known in names}
+    if len(folded) > _COMPARED:  # comparing letter by letter takes minutes: those that begin alike are near enough
+        start = str(name)[:2].lower()
+        folded = dict([(low, known) for low, known in folded.items() if low.startswith(start)][:_COMPARED])
     close = [folded[match] for match in get_close_matches(str(name).lower(), folded, n=3, cutoff=0.6)]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    allowed = ", ".join(names) if names else "none"
-    return EunoeError(f"unknown {kind} {name!r}.{hint} Allowed: {allowed}.")
+    allowed = ", ".join(names[:SHOWN]) if names else "none"
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return EunoeError(f"unknown {kind} {visible(repr(name), 80)}.{hint} Allowed: {allowed}{more}.")

@@ -135,13 +135,13 @@ def _refuse_ranks(plan: Plan) -> None:
                              f"{micro}). Give training.batch and training.micro_batch at least {world}, or start fewer.")  # fmt: skip
 
 
-def _sources(recipe: Recipe) -> list[str]:
-    """Every file or folder that a run will read, in the order of the recipe."""
+def _sources(recipe: Recipe) -> list[tuple[str, str | None, bool]]:
+    """Every file or folder that a run will read, in the order of the recipe, as ``refuse_missing`` takes them."""
     corpora = [domain.corpus for domain in recipe.domains] + (recipe.head.corpora if recipe.head else [])
     corpora += [recipe.general] if recipe.general else []
     tasks = [domain.task for domain in recipe.domains if domain.task is not None]
-    found = [s for corpus in corpora for s in (corpus.source, corpus.valid)]
-    return [s for s in found + [s for task in tasks for s in (task.train, task.dev, task.test)] if s is not None]
+    found = [(s, corpus.files, False) for corpus in corpora for s in (corpus.source, corpus.valid) if s is not None]
+    return found + [(s, None, True) for task in tasks for s in (task.train, task.dev, task.test) if s is not None]
 
 
 def read_material(plan: Plan, lm: LanguageModel) -> Material:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eunoe.data import corpus, files
+from eunoe.data import corpus, records
 from eunoe.data.corpus import Blocks, cache_folder, check, load_blocks, part_of, place, texts
 from eunoe.errors import EunoeError
 from eunoe.recipe import CorpusSettings
@@ -119,6 +119,9 @@ def test_every_setting_of_a_corpus_has_its_place_in_the_key() -> None:
     """A new key of CorpusSettings must go into ``_digest`` (or be applied after the cache, as tokens is)."""
     known = {
         "source",
+        "files",
+        "encoding",
+        "line_limit",
         "column",
         "documents",
         "fallback_encoding",
@@ -145,7 +148,7 @@ def test_the_column_of_a_table_is_read(tmp_path: Path) -> None:
     settings = CorpusSettings(source=str(tmp_path / "a.jsonl"), column="body")
     assert list(texts(settings)) == sentences(50)
     settings.column = "boby"
-    assert "a.jsonl, row 1: unknown column 'boby'. Did you mean body?" in refusal(settings)
+    assert "a.jsonl, line 1: unknown column 'boby'. Did you mean body?" in refusal(settings)
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
@@ -223,13 +226,13 @@ def test_take_spreads_blocks_over_the_corpus(n: int, count: int) -> None:
 def test_a_hub_corpus_is_read_no_further_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     read = [0]
 
-    def endless(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+    def endless(name: str, config: str | None, split: str, *_: object) -> Iterator[dict[str, Any]]:
         assert (name, config, split) == ("owner/name", None, "train")
         while True:
             read[0] += 1
             yield {"text": f"the market {read[0]}"}
 
-    monkeypatch.setattr(files, "read_hub", endless)
+    monkeypatch.setattr(records, "read_hub", endless)
     blocks = load_blocks(CorpusSettings(source="hub:owner/name", tokens=320, valid_share=0.0), TOKENIZER, 32)
     assert len(blocks) == 10
     assert read[0] <= 512
@@ -238,11 +241,11 @@ def test_a_hub_corpus_is_read_no_further_than_needed(monkeypatch: pytest.MonkeyP
 def test_held_out_text_of_a_hub_corpus_is_its_validation_split(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def hub(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+    def hub(name: str, config: str | None, split: str, *_: object) -> Iterator[dict[str, Any]]:
         asked.append(split)
         yield {"text": "x"}
 
-    monkeypatch.setattr(files, "read_hub", hub)
+    monkeypatch.setattr(records, "read_hub", hub)
     settings = CorpusSettings(source="hub:o/n", valid="hub:o/n", config="c")
     for part in ("train", "valid"):
         list(part_of(settings, part))
@@ -287,7 +290,7 @@ def test_dots_in_a_file_name_do_not_hide_its_kind(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(EunoeError, match="column is read only"):
         check(CorpusSettings(source=str(tmp_path / "news.2004.txt"), column="text"))
-    with pytest.raises(EunoeError, match=r"documents is read only for \.txt files"):
+    with pytest.raises(EunoeError, match=r"documents is read only for plain text"):
         check(CorpusSettings(source=str(tmp_path / "a.jsonl"), documents="file"))
     check(CorpusSettings(source=str(tmp_path / "news.2004.txt"), valid=str(tmp_path / "a.jsonl"), column="text"))
     with pytest.raises(EunoeError, match="split is read only for a hub: source without #SPLIT"):

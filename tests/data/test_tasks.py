@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eunoe.data import files, tasks
+from eunoe.data import records, tasks
 from eunoe.data.corpus import part_of
 from eunoe.data.shots import cpt_rule
 from eunoe.data.tasks import Example, headline_pairs, load_task, split_headline
@@ -98,14 +98,14 @@ def test_regression_reads_numbers_and_has_no_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", ["high", "nan", "inf", True, None, [1]])
 def test_regression_refuses_what_is_no_finite_number(tmp_path: Path, label: object) -> None:
     source = jsonl(tmp_path / "rows.jsonl", [{"text": "x", "label": 1}, {"text": "y", "label": label}])
-    refused(TaskSettings(train=source, test=source, kind="regression"), f"{source}, row 2", "'label'")
+    refused(TaskSettings(train=source, test=source, kind="regression"), f"{source}, line 2", "'label'")
 
 
 def test_whole_numbers_and_truth_values_are_classes_but_fractions_are_not(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "rows.jsonl", [{"text": "x", "label": 0}, {"text": "y", "label": True}])
     assert load_task("news", TaskSettings(train=source, test=source), UNREAD).labels == ("0", "true")
     source = jsonl(tmp_path / "more.jsonl", [{"text": "x", "label": 0.5}])
-    refused(TaskSettings(train=source, test=source), "row 1", "0.5", "kind: regression")
+    refused(TaskSettings(train=source, test=source), "line 1", "0.5", "kind: regression")
 
 
 def test_real_files_are_read_under_their_own_columns() -> None:
@@ -166,20 +166,20 @@ def test_test_rows_are_spread_evenly(two: dict[str, str]) -> None:
 def test_a_missing_column_is_named_with_file_row_and_close_matches(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "rows.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "Label": "b"}])
     refused(
-        TaskSettings(train=source, test=source), f"{source}, row 2", "unknown column 'label'", "Did you mean Label?"
+        TaskSettings(train=source, test=source), f"{source}, line 2", "unknown column 'label'", "Did you mean Label?"
     )
 
 
 def test_a_null_or_empty_label_is_named(tmp_path: Path) -> None:
     for label, word in ((None, "null"), ("", "empty")):
         source = jsonl(tmp_path / "rows.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": label}])
-        refused(TaskSettings(train=source, test=source), f"{source}, row 2", word)
+        refused(TaskSettings(train=source, test=source), f"{source}, line 2", word)
 
 
 def test_a_label_unseen_in_training_is_named_with_the_classes(two: dict[str, str], tmp_path: Path) -> None:
     strange = jsonl(tmp_path / "strange.jsonl", [*labelled(3), {"text": "y", "label": "c"}])
-    refused(TaskSettings(train=two["train"], test=strange), f"{strange}, row 4", "'c'", "2 classes are 'a', 'b'")
-    refused(TaskSettings(**two, dev=strange, resplit=0.9), f"{strange}, row 4", "'c'")
+    refused(TaskSettings(train=two["train"], test=strange), f"{strange}, line 4", "'c'", "2 classes are 'a', 'b'")
+    refused(TaskSettings(**two, dev=strange, resplit=0.9), f"{strange}, line 4", "'c'")
 
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
 def test_half_a_character_is_named(tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"text": "x \\ud83d y", "label": "a"}\n', encoding="utf-8")
-    refused(TaskSettings(train=str(source), test=str(source)), f"{source}, row 1", "lone surrogate", "place 3")
+    refused(TaskSettings(train=str(source), test=str(source)), f"{source}, line 1", "lone surrogate", "place 3")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_made_task_refuses_the_keys_of_labelled_files(tmp_path: Path, change: 
 
 def test_every_setting_is_either_read_or_refused() -> None:
     """A new key of TaskSettings must get its place in check_task; this list is what it knows."""
-    known = {"made", "train", "test", "dev", "config", "text", "pair", "pair_first", "label", "kind", "shots", "shots_seed",
+    known = {"made", "train", "test", "dev", "config", "text", "pair", "pair_first", "label", "encoding", "line_limit", "kind", "shots",
              "resplit", "test_share", "test_rows"}  # fmt: skip
     assert set(TaskSettings.__dataclass_fields__) == known
 
@@ -252,11 +252,11 @@ def test_a_task_without_rows_or_without_a_test_says_what_to_give(two: dict[str, 
 def test_hub_sources_read_the_split_of_their_role_or_the_one_named(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def hub(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+    def hub(name: str, config: str | None, split: str, *_: object) -> Iterator[dict[str, Any]]:
         asked.append((name, config, split))
         yield from labelled(20)
 
-    monkeypatch.setattr(files, "read_hub", hub)
+    monkeypatch.setattr(records, "read_hub", hub)
     settings = TaskSettings(
         train="hub:o/glue", dev="hub:o/glue", test="hub:o/glue#test_matched", config="mnli", resplit=0.9
     )
@@ -266,7 +266,7 @@ def test_hub_sources_read_the_split_of_their_role_or_the_one_named(monkeypatch: 
 
 
 def test_a_fault_in_hub_rows_names_the_split_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "read_hub", lambda *_: iter([{"text": "x", "label": "a"}, {"sentence": "x"}]))
+    monkeypatch.setattr(records, "read_hub", lambda *_: iter([{"text": "x", "label": "a"}, {"sentence": "x"}]))
     refused(
         TaskSettings(train="hub:o/n", test_share=0.5), "hub:o/n (train), row 2", "unknown column 'text'", "sentence"
     )

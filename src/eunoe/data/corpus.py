@@ -22,14 +22,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eunoe.data.files import content_hash, kind, read_rows, resolve, text_cell
+from eunoe.data.files import content_hash, is_folder, kind, resolve
+from eunoe.data.records import read_rows, text_cell
 from eunoe.data.shots import evenly
 from eunoe.errors import EunoeError
 from eunoe.recipe import CorpusSettings
 
 Part = Literal["train", "valid", "reserved", "all"]
 VALID_SHARE = 0.05
-_VERSION = 2  # of the cached format
+_VERSION = 3  # of the cached format
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ def texts(settings: CorpusSettings, source: str | None = None) -> Iterator[str]:
     rows = read_rows(
         source or settings.source,
         documents=settings.documents or "paragraphs",
+        encoding=settings.encoding,
         fallback_encoding=settings.fallback_encoding,
+        line_limit=settings.line_limit,
+        files=settings.files,
         config=settings.config,
         split="validation" if held_out else settings.split or "train",
     )
@@ -80,12 +84,15 @@ def check(settings: CorpusSettings) -> None:
     """Refuse settings that nothing would read and numbers out of range; raises ``EunoeError`` naming the key."""
     sources = [s for s in (settings.source, settings.valid) if s is not None]
     hub = [s for s in sources if s.startswith("hub:")]
-    kinds = {kind(path) for s in sources if s not in hub for path in resolve(s)}
+    folders = [s for s in sources if s not in hub and is_folder(s)]
+    kinds = {kind(path) for s in sources if s not in hub for path in resolve(s, settings.files)}
     unread = {
         "config": None if hub else "for hub: sources",
         "split": None if settings.source in hub and "#" not in settings.source else "for a hub: source without #SPLIT",
-        "column": None if hub or kinds - {".txt"} else "where files have columns, and a .txt file has none",
-        "documents": None if ".txt" in kinds else "for .txt files",
+        "column": None if hub or kinds - {".txt"} else "where files have columns, and plain text has none",
+        "documents": None if ".txt" in kinds else "for plain text",
+        "files": None if folders else "for a folder",
+        "encoding": None if kinds - {".parquet"} else "for text files",
         "fallback_encoding": None if kinds - {".parquet"} else "for text files",
         "valid_share": None if settings.valid is None else "without valid",
     }
@@ -154,10 +161,10 @@ def _digest(settings: CorpusSettings, tokenizer: Any, block: int, part: Part) ->
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     source = settings.valid if part == "valid" and settings.valid is not None else settings.source
-    content = source if source.startswith("hub:") else content_hash(source)
+    content = source if source.startswith("hub:") else content_hash(source, settings.files)
     own = settings.tokens if source.startswith("hub:") else None
-    parts = (_VERSION, content, settings.column, settings.documents, settings.fallback_encoding, settings.config, settings.split,
-             settings.reserve, settings.valid is not None, settings.valid_share, part, block, own, rules)  # fmt: skip
+    parts = (_VERSION, content, settings.column, settings.documents, settings.encoding, settings.fallback_encoding, settings.config,
+             settings.split, settings.reserve, settings.valid is not None, settings.valid_share, part, block, own, rules)  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -1,71 +1,84 @@
-"""Records from files: one reader for unlabelled text and labelled rows.
+"""Sources and their files: which files a source stands for, and what their content is.
 
-A file is .txt, .jsonl, .csv, .tsv or .parquet, plain or gzip; a folder is all of those below it, in sorted order;
-``hub:OWNER/NAME`` is a Hugging Face dataset (``hub:OWNER/NAME#SPLIT`` one split of it). Reading streams: a file larger
-than memory is never held whole (a single document is). Whatever is broken (missing, empty, binary, not UTF-8, not
-JSON) is an ``EunoeError`` that names the file and the line.
+A source is a file, a folder, ``package:NAME/path`` (files that an installed Python package carries) or ``hub:OWNER/NAME``.
+A folder stands for every file below it whose ending we know, links followed, each file once; names that begin with a dot are hidden
+copies and settings of other programs and are left out. What is read and what is not is said in one line. How a file is read is
+``records.py``'s.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import importlib.util
-import json
-import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 
+from eunoe import stop
 from eunoe.errors import EunoeError
-from eunoe.lookup import unknown
+from eunoe.foreign import first_line, reading, visible
+from eunoe.progress import say
 from eunoe.recipe import expand
 
-Record = dict[str, Any]
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
+"""Endings of files with columns."""
+_PLAIN = """
+.txt .text .md .markdown .mdx .qmd .rst .adoc .asciidoc .org .wiki .tex .latex .bib .html .htm .xhtml .xml .srt .vtt .log
+.py .pyi .ipy .c .h .cc .cpp .cxx .hh .hpp .cs .java .kt .scala .go .rs .swift .m .js .jsx .mjs .ts .tsx .vue .php .pl .pm
+.rb .lua .r .rmd .jl .hs .ml .clj .ex .exs .erl .el .lisp .f .f90 .f95 .pas .sql .sh .bash .zsh .fish .bat .ps1 .css .scss
+.yaml .yml .toml .ini .cfg .conf .proto .tf .cmake .mk .diff .patch .vhdl .v .sv .dart .groovy .gradle
+"""
+PLAIN = frozenset(_PLAIN.split())
+"""Endings of plain text, which is read as .txt is."""
+_ALLOWED = f"{', '.join(TABLES)}, .txt and other plain text (.md, .html, .py, ...), plain or .gz"
+_HASHED = 2**20
+_told: set[tuple[str, str | None, bool]] = set()
 
 
-def resolve(source: str) -> list[Path]:
-    """The files of a source (file, folder or ``package:NAME/path``), sorted; raises if there is none."""
-    if not source.strip():
-        raise EunoeError("a source is empty. Give a file, a folder, package:NAME/path or hub:OWNER/NAME.")
-    if source.startswith("package:"):
-        name, _, rest = source.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None
-        if spec is None or spec.origin is None:
-            raise EunoeError(
-                f"{source!r}: the Python package {name!r} is not installed. Try: pip install 'eunoe[demo]'"
-            )
-        root = Path(spec.origin).parent
-        path = (root / rest).resolve()
-        if not path.is_relative_to(root.resolve()):
-            raise EunoeError(f"{source!r} points outside the package {name!r}; name a folder inside it.")
-    else:
-        path = Path(expand(source))
+def resolve(source: str, files: str | None = None, labelled: bool = False) -> list[Path]:
+    """The files of a source, sorted, each once; raises ``EunoeError`` if there is none or one of them cannot be read.
+
+    ``files``: of a folder those whose path below it fits this pattern (``*.md``, ``**/*.md``: of every folder below), whatever
+    their ending. ``labelled``: of a folder the files with columns alone. What a folder's files are is said once a process.
+    """
+    path = _path_of(source)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and kind(p) in _READERS)
-        if not files:
-            raise EunoeError(f"{path} holds no text files; allowed endings: {_allowed()}, plain or .gz.")
-        return files
-    if not path.exists():
-        held = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, sorted(held), n=5)
-        hint = f" Near it: {', '.join(near)}." if near else ""
-        raise EunoeError(f"{path} does not exist.{hint} Give a file, a folder, package:NAME/path or hub:OWNER/NAME.")
-    if not path.is_file() or kind(path) not in _READERS:
-        raise EunoeError(f"{path} ends in {kind(path)!r}; allowed endings: {_allowed()}, plain or .gz.")
+        found, left_out = _below(path, files, labelled)
+        if not found:
+            raise _nothing(path, files, labelled, left_out)
+        if (source, files, labelled) not in _told:
+            _told.add((source, files, labelled))
+            others = f"; not read: {_counted(left_out)}" if left_out else ""
+            say(f"{visible(source)}: reads {_counted(_endings(found))} files{others}")
+        return found
+    if not os.path.lexists(path):
+        held = os.listdir(path.parent) if path.parent.is_dir() else []
+        near = get_close_matches(path.name, sorted(held)[:10_000], n=5)
+        hint = f" Near it: {', '.join(map(visible, near))}." if near else ""
+        raise EunoeError(
+            f"{visible(path)} does not exist.{hint} Give a file, a folder, package:NAME/path or hub:OWNER/NAME."
+        )
+    _refuse_unreadable(path)
+    if ending(path) not in TABLES and ending(path) not in PLAIN:
+        raise EunoeError(f"{visible(path)} ends in {visible(repr(ending(path)))}; allowed endings: {_ALLOWED}. "
+                         "If it is plain text, rename it.")  # fmt: skip
     return [path]
 
 
-def refuse_missing(sources: Iterable[str]) -> None:
-    """Raise one ``EunoeError`` that lists every source that is not there or cannot be read; hub datasets are not asked for."""
+def refuse_missing(sources: Iterable[tuple[str, str | None, bool]]) -> None:
+    """Raise one ``EunoeError`` that lists every source that is not there or cannot be read; hub datasets are not asked for.
+
+    ``sources``: what ``resolve`` takes, each a source, the pattern of its files, and whether its rows are labelled.
+    """
     told: list[str] = []
-    for source in dict.fromkeys(sources):
+    for source, files, labelled in dict.fromkeys(sources):
         if not source.startswith("hub:"):
             try:
-                resolve(source)
+                resolve(source, files, labelled)
             except EunoeError as error:
                 told.append(str(error))
     told = list(dict.fromkeys(told))
@@ -75,228 +88,160 @@ def refuse_missing(sources: Iterable[str]) -> None:
         raise EunoeError(f"{len(told)} sources are not there, or are no text:\n- " + "\n- ".join(told))
 
 
-def read_rows(
-    source: str,
-    *,
-    documents: str = "paragraphs",
-    fallback_encoding: str | None = None,
-    config: str | None = None,
-    split: str = "train",
-) -> Iterator[tuple[str, Record]]:
-    """Rows of a file, folder, package path or hub dataset, each with where it stands (``FILE, row 3``) for error messages.
-
-    A row is a dict; a document of a .txt file is ``{"text": ...}``. ``documents`` says what one document of a .txt file
-    is: ``paragraphs`` (blank lines part them), ``lines`` or ``file``. A line of a text file that
-    is not UTF-8 is read in ``fallback_encoding`` or, without one, refused. ``config`` and ``split`` are for hub datasets. Raises
-    ``EunoeError`` where nothing can be read.
-    """
-    codecs = _codecs(fallback_encoding)
-    if source.startswith("hub:"):
-        name, _, own = source.removeprefix("hub:").partition("#")
-        for number, record in enumerate(read_hub(name, config, own or split), 1):
-            yield f"{source} ({own or split}), row {number}", record
-        return
-    files = resolve(source)
-    empty = True
-    for path in files:
-        for number, record in enumerate(_READERS[kind(path)](path, documents, codecs), 1):
-            empty = False
-            yield f"{path}, row {number}", record
-    if empty:
-        raise EunoeError(
-            f"{source} is empty: no text in {len(files)} file{'s' * (len(files) != 1)}. Give text to learn from."
-        )
-
-
-def read_records(
-    source: str, *, documents: str = "paragraphs", fallback_encoding: str | None = None
-) -> Iterator[Record]:
-    """The rows of ``read_rows`` without their places."""
-    return (record for _, record in read_rows(source, documents=documents, fallback_encoding=fallback_encoding))
-
-
-def cell(record: Record, column: str, where: str) -> Any:
-    """What a row holds in a column; raises ``EunoeError`` naming the place and close matches if it has none or null."""
-    if column not in record:
-        raise EunoeError(f"{where}: {unknown(column, record, 'column')}")
-    if record[column] is None:
-        raise EunoeError(f"{where}: column {column!r} is null. Fill it in or leave the row out.")
-    return record[column]
-
-
-def text_cell(record: Record, column: str, where: str) -> str:
-    """The text in a column of a row; raises ``EunoeError`` where there is none."""
-    value = cell(record, column, where)
-    if not isinstance(value, str):
-        raise EunoeError(f"{where}: column {column!r} holds {value!r}, not text.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape half a character: no tokenizer reads it
-        raise EunoeError(f"{where}: column {column!r} holds half a character (a lone surrogate, "
-                         f"\\u{ord(value[error.start]):04x}) at place {error.start + 1}. Mend or drop it.") from None  # fmt: skip
-    return value
-
-
-def content_hash(source: str) -> str:
+def content_hash(source: str, files: str | None = None) -> str:
     """SHA-256 over the names and bytes of the source's files: the key under which tokenised text is cached."""
     total = hashlib.sha256()
-    for path in resolve(source):
-        try:
-            with open(path, "rb") as file:
-                total.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise EunoeError(f"{path} cannot be read: {error.strerror or error}.") from None
+    for path in resolve(source, files):
+        own = hashlib.sha256()
+        with reading(path), open(path, "rb") as file:
+            while chunk := file.read(_HASHED):
+                stop.check(f"reading {visible(path)}")
+                own.update(chunk)
+        total.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
+        total.update(own.digest())
     return total.hexdigest()
 
 
+def is_folder(source: str) -> bool:
+    """Is a source that is no hub dataset a folder?"""
+    return _path_of(source).is_dir()
+
+
 def kind(path: Path) -> str:
-    """What a file is, by its ending without ``.gz``: ``.txt``, ``.jsonl``, ..."""
-    suffixes = [s.lower() for s in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    """How a file is read: ``.jsonl``, ``.csv``, ``.tsv``, ``.parquet``, or ``.txt`` for all other text."""
+    return ending(path) if ending(path) in TABLES else ".txt"
 
 
-def _codecs(fallback: str | None) -> tuple[str, ...]:
-    """Codecs to try on each line, in order; a fallback is refused where unknown or where a line end is not the byte 0x0a."""
-    if fallback is None:
-        return ("utf-8",)
-    try:
-        fits = b"\r\n\t ,a".decode(fallback) == "\r\n\t ,a"
-    except (LookupError, UnicodeError):
-        fits = False
-    if not fits:
-        raise EunoeError(f"fallback_encoding {fallback!r} is unknown, or does not write plain ASCII as it is. Allowed: latin-1, "
-                         "cp1252 and other supersets of ASCII; convert UTF-16 with iconv -f utf-16 -t utf-8.")  # fmt: skip
-    return ("utf-8", fallback)
+def ending(path: PurePath) -> str:
+    """The ending of a file's name in small letters, without ``.gz``."""
+    name = path.name.lower().removesuffix(".gz")
+    return PurePath(name).suffix
 
 
-def _allowed() -> str:
-    return ", ".join(_READERS)
+def _path_of(source: str) -> Path:
+    if not source.strip():
+        raise EunoeError("a source is empty. Give a file, a folder, package:NAME/path or hub:OWNER/NAME.")
+    if "\0" in source:
+        raise EunoeError(f"the source {visible(repr(source))} holds a NUL character, which no path can. Take it out.")
+    if not source.startswith("package:"):
+        return Path(expand(source))
+    name, _, rest = source.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise EunoeError(f"{source!r}: the Python package {name!r} is not installed. Try: pip install 'eunoe[demo]'")
+    root = Path(spec.origin).parent
+    path = (root / rest).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise EunoeError(f"{source!r} points outside the package {name!r}; name a folder inside it.")
+    return path
 
 
-def lines_of(path: Path, codecs: tuple[str, ...] = ("utf-8",)) -> Iterator[tuple[int, str]]:
-    """Numbered lines without their ends; broken bytes, NUL bytes and broken gzip are named."""
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                if b"\0" in raw:
-                    raise EunoeError(f"{path}, line {number}: a NUL byte; this is a binary file, not text.")
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                yield number, _decode(raw, codecs, path, number).rstrip("\r\n")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise EunoeError(f"{path}, after line {number}: broken gzip ({error}). Compress it again.") from None
-    except OSError as error:
-        raise EunoeError(f"{path} cannot be read: {error.strerror or error}.") from None
-
-
-def _decode(raw: bytes, codecs: tuple[str, ...], path: Path, number: int) -> str:
-    fault: UnicodeDecodeError | None = None
-    for codec in codecs:
-        try:
-            return raw.decode(codec)
-        except UnicodeDecodeError as error:
-            fault = fault or error
-    assert fault is not None
-    raise EunoeError(f"{path}, line {number}: not {' nor '.join(c.upper() for c in codecs)} (byte {fault.start + 1} of the line is "
-                     f"0x{raw[fault.start]:02x}). Convert the file: iconv -f latin1 -t utf8; for a corpus you may set "
-                     "fallback_encoding: latin-1") from None  # fmt: skip
-
-
-def _read_txt(path: Path, documents: str, codecs: tuple[str, ...]) -> Iterator[Record]:
-    if documents == "lines":
-        for _, line in lines_of(path, codecs):
-            if line.strip():
-                yield {"text": line}
-        return
-    held: list[str] = []
-    for _, line in lines_of(path, codecs):
-        if documents == "paragraphs" and not line.strip():
-            if held:
-                yield {"text": "\n".join(held)}
-            held = []
-        else:
-            held.append(line)
-    if any(line.strip() for line in held):
-        yield {"text": "\n".join(held)}
-
-
-def _read_jsonl(path: Path, _documents: str, codecs: tuple[str, ...]) -> Iterator[Record]:
-    for number, line in lines_of(path, codecs):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise EunoeError(f"{path}, line {number}: not JSON ({error}). Each line holds one JSON object.") from None
-        if not isinstance(record, dict):
-            raise EunoeError(f"{path}, line {number}: {type(record).__name__}, not a JSON object with columns.")
-        yield record
-
-
-def _read_separated(path: Path, codecs: tuple[str, ...], separator: str) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)  # the library's 128 KiB is less than a long document
-    lines = (line + "\n" for _, line in lines_of(path, codecs))
-    rows = csv.reader(
-        lines,
-        delimiter=separator,
-        strict=separator == ",",
-        quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
-    )
-    try:
-        header = next(rows, None)
-        if header is None:
-            return
-        twice = sorted({name for name in header if header.count(name) > 1})
-        if twice:
-            raise EunoeError(
-                f"{path}, line 1: the column {twice[0]!r} stands twice. Give each column a name of its own."
+# -- folders ------------------------------------------------------------------------------------------------------------
+def _below(folder: Path, files: str | None, labelled: bool) -> tuple[list[Path], Counter[str]]:
+    """The files below a folder that are read, and the others counted by what they are."""
+    wanted = tuple(TABLES) if labelled else (*TABLES, *PLAIN)
+    found, left_out, seen = [], Counter[str](), set()
+    for path, why in sorted(_walk(folder)):
+        if not why and files is None and path.is_symlink():
+            _refuse_unreadable(path)  # a link to nothing may have been a whole folder of text
+        if not why:
+            fits = (
+                ending(path) in wanted
+                if files is None
+                else _matches(path.relative_to(folder).parts, tuple(files.split("/")))
             )
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise EunoeError(f"{path}, line {rows.line_num}: {len(row)} fields, but the header has {len(header)}.")
-            yield dict(zip(header, row, strict=True))
-    except csv.Error as error:
+            why = "" if fits else ending(path) or "without an ending"
+        if not why:
+            status = _refuse_unreadable(path)
+            key = (status.st_dev, status.st_ino)
+            why = "reached twice" if key in seen else ""
+            seen.add(key)
+        if why:
+            left_out[why] += 1
+        else:
+            found.append(path)
+    return found, left_out
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every file below a folder and, where it is not even looked at, why; a folder reached twice (a loop of links) is walked once."""
+
+    def unreadable(error: OSError) -> None:
+        raise EunoeError(f"the folder {visible(error.filename)} cannot be read: {first_line(error)} Its text would be left out without a "
+                         "word. Allow reading it, or move it out.")  # fmt: skip
+
+    walked = {_identity(folder)}
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        stop.check(f"listing {visible(folder)}")
+        kept = []
+        for name in sorted(folders):
+            path = Path(here, name)
+            if name.startswith("."):
+                yield path, "hidden"
+            elif (key := _identity(path)) in walked:
+                yield path, "reached twice"
+            else:
+                walked.add(key)
+                kept.append(name)
+        folders[:] = kept
+        for name in names:
+            yield Path(here, name), "hidden" if name.startswith(".") else ""
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    with reading(path):
+        status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Does a path fit a pattern, part by part? ``**`` stands for any number of folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[i:], pattern[1:] or ("*",)) for i in range(len(parts)))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _refuse_unreadable(path: Path) -> os.stat_result:
+    """The status of a file that can be read; raises ``EunoeError`` for a link to nothing, a pipe, and what may not be read."""
+    if path.is_symlink() and not path.exists():
+        raise EunoeError(f"{visible(path)} is a link to {visible(os.readlink(path))}, which does not exist. Fetch the file, or "
+                         "take the link out.")  # fmt: skip
+    with reading(path):
+        status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise EunoeError(
-            f"{path}, line {rows.line_num}: {error}. Quote fields that hold quotes or separators."
-        ) from None
+            f"{visible(path)} is a pipe or a device, not a file: text is read more than once. Write it to a file first."
+        )
+    if not os.access(path, os.R_OK):
+        raise EunoeError(f"{visible(path)} cannot be read: Permission denied. Allow reading it, or move it out.")
+    return status
 
 
-def _read_parquet(path: Path, _documents: str, _codecs: tuple[str, ...]) -> Iterator[Record]:
-    import pyarrow as pa  # a second of import that only parquet files need
-    import pyarrow.parquet as pq
-
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise EunoeError(f"{path} cannot be read as parquet: {error}") from None
-
-
-_READERS: dict[str, Callable[[Path, str, tuple[str, ...]], Iterator[Record]]] = {
-    ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".csv": lambda path, _, codecs: _read_separated(path, codecs, ","),
-    ".tsv": lambda path, _, codecs: _read_separated(path, codecs, "\t"),
-    ".parquet": _read_parquet,
-}
+def _nothing(path: Path, files: str | None, labelled: bool, left_out: Counter[str]) -> EunoeError:
+    holds = f"it holds {_counted(left_out)}" if left_out else "it is empty"
+    if files is not None:
+        return EunoeError(f"{visible(path)}: no file fits files: {visible(repr(files))}; {holds}. Patterns look like '*.md' (in the "
+                          "folder itself) or '**/*.md' (below it too).")  # fmt: skip
+    if labelled:
+        return EunoeError(
+            f"{visible(path)} holds no labelled rows: {holds}. Allowed endings: {', '.join(TABLES)}, plain or .gz."
+        )
+    return EunoeError(f"{visible(path)} holds no text files: {holds}. Allowed endings: {_ALLOWED}; "
+                      "files: '**/*.EXT' reads others.")  # fmt: skip
 
 
-def read_hub(name: str, config: str | None, split: str) -> Iterator[Record]:
-    """Rows of a Hugging Face dataset, streamed: nothing is held in memory and nothing beyond what is read is fetched."""
-    from datasets import load_dataset  # a second of import that only hub names need
+def _endings(paths: Iterable[Path]) -> Counter[str]:
+    return Counter(ending(path) or "without an ending" for path in paths)
 
-    try:
-        rows = load_dataset(name, config, split=split, streaming=True)
-        yield from rows
-    except EunoeError:
-        raise
-    except Exception as error:  # the library raises a dozen unrelated types for "not there" and "no network"
-        raise EunoeError(f"the Hugging Face dataset {name!r} (config {config}, split {split}) cannot be read: "
-                         f"{type(error).__name__}: {error}") from None  # fmt: skip
+
+def _counted(what: Counter[str], most: int = 8) -> str:
+    """``12 .md, 3 .txt``: the commonest first, the rest as one number."""
+    common = sorted(what.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} {visible(name, 20)}" for name, count in common[:most]]
+    rest = sum(count for _, count in common[most:])
+    return ", ".join(shown + ([f"{rest:,} others"] if rest else []))
+
+
+__all__ = ["PLAIN", "TABLES", "content_hash", "ending", "is_folder", "kind", "refuse_missing", "resolve"]

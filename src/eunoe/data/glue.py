@@ -19,10 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eunoe.data.files import lines_of, read_hub
+from eunoe import stop
+from eunoe.data.encoding import lines_of
+from eunoe.data.records import cell, read_hub, shown_value, text_cell
 from eunoe.data.shots import evenly
 from eunoe.data.tasks import Example, Task
 from eunoe.errors import EunoeError
+from eunoe.foreign import reading
 from eunoe.lookup import lookup, unknown
 from eunoe.progress import say
 from eunoe.recipe import expand
@@ -149,7 +152,8 @@ def _file(task: str, of: GlueTask, root: Path, split: str) -> Path:
     if not root.is_dir():
         raise EunoeError(f"{root} {'is no folder' if root.exists() else 'does not exist'}. Give the folder that holds {of.folder}, as the "
                          "official download makes it.")  # fmt: skip
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir()]
+    with reading(root):
+        folders = [p for p in sorted(root.iterdir()) if p.is_dir()]
     found = next((p for p in folders if _bare(p.name) in wanted), None)
     if found is None:
         of_one = next((name for name, o in GLUE.items() if _bare(root.resolve().name) in (_bare(o.folder), name)), None)
@@ -209,13 +213,13 @@ def _dev_ids(of: GlueTask, file: Path, split: str) -> set[tuple[str, ...]]:
         raise EunoeError(f"{file} holds the development rows too, and neither dev_ids.tsv nor dev.tsv is beside it to tell them from the "
                          "training rows. Fetch MRPC again, or put GLUE's dev_ids.tsv there.")  # fmt: skip
     found = {key for key, _ in _read(of, own, True, with_ids=True)} if own is not None else set()
-    for number, line in lines_of(ids) if ids is not None else ():
+    for number, line in _lines(ids) if ids is not None else ():
         cells = tuple(cell.strip() for cell in line.split("\t"))
         if not line.strip():
             continue
         if len(cells) != len(of.ids):
             raise EunoeError(
-                f"{ids}, line {number}: {line!r}, expected {' and '.join(of.ids)} parted by a tab. Fetch it again."
+                f"{ids}, line {number}: {shown_value(line)}, expected {' and '.join(of.ids)} parted by a tab. Fetch it again."
             )
         found.add(cells)
     if not found:
@@ -225,11 +229,18 @@ def _dev_ids(of: GlueTask, file: Path, split: str) -> set[tuple[str, ...]]:
     return found
 
 
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    for number, line in lines_of(file, advice="GLUE's files are UTF-8: fetch it again."):
+        if number % 1000 == 0:
+            stop.check(f"reading {file}")
+        yield number, line
+
+
 def _read(
     of: GlueTask, file: Path, labelled: bool, with_ids: bool = False
 ) -> Iterator[tuple[tuple[str, ...], Example]]:
     """Each row of a file with its ids (none unless asked for)."""
-    lines = lines_of(file)
+    lines = _lines(file)
     ids = of.ids if with_ids else ()
     if labelled and not of.header:
         columns, positions = 4, {of.text: 3, of.label: 1}  # CoLA: source, label, the author's mark, sentence
@@ -241,8 +252,8 @@ def _read(
             continue
         cells, where = line.split("\t"), f"{file}, line {number}"
         if labelled and not of.header and number == 1 and {"sentence", "label"} & {c.strip().lower() for c in cells}:
-            raise EunoeError(f"{where}: a header, {line!r}; {of.folder}'s labelled files have none, but rows of source, label, mark and "
-                             "sentence. Take the line out, or fetch the file again.")  # fmt: skip
+            raise EunoeError(f"{where}: a header, {shown_value(line)}; {of.folder}'s labelled files have none, but rows of source, label, "
+                             "mark and sentence. Take the line out, or fetch the file again.")  # fmt: skip
         if len(cells) != columns:
             if of.ragged and labelled:
                 left_out += 1
@@ -252,7 +263,7 @@ def _read(
                              "again.")  # fmt: skip
         if not labelled and "index" in positions and cells[positions["index"]].strip() != str(place):
             raise EunoeError(
-                f"{where}: index {cells[positions['index']]!r}, expected {place}: GLUE's server wants the rows in order."
+                f"{where}: index {shown_value(cells[positions['index']])}, expected {place}: GLUE's server wants the rows in order."
             )
         place += 1
         if labelled and cells[positions[of.label]] == "-":  # annotators did not agree, as SNLI writes it
@@ -285,14 +296,16 @@ def _example(of: GlueTask, cells: dict[str, str], labelled: bool, where: str) ->
     if labelled and of.labels:
         label = cells[of.label].strip()
         if label not in of.labels:
-            raise EunoeError(f"{where}: the label is {label!r}; GLUE's {of.folder} has {', '.join(of.labels)}.")
+            raise EunoeError(
+                f"{where}: the label is {shown_value(label)}; GLUE's {of.folder} has {', '.join(of.labels)}."
+            )
     elif labelled:
         try:
             label = float(cells[of.label])
         except ValueError:
             label = math.nan
         if not 0 <= label <= 5:  # nan neither
-            raise EunoeError(f"{where}: the score is {cells[of.label]!r}, expected a number from 0 to 5.")
+            raise EunoeError(f"{where}: the score is {shown_value(cells[of.label])}, expected a number from 0 to 5.")
     return Example(cells[of.text], cells[of.pair] if of.pair else None, label)
 
 
@@ -308,14 +321,19 @@ def _from_hub(task: str, of: GlueTask, split: str) -> Iterator[Example]:
         names = {"sentence1": "premise", "sentence2": "hypothesis"}
     labelled = not split.startswith("test")
     for i, record in enumerate(read_hub(HUB, task, part)):
-        cells = {of.text: record[names.get(of.text, of.text)]}
+        where = f"{HUB} ({task}, {part}), row {i + 1}"
+        cells = {of.text: text_cell(record, names.get(of.text, of.text), where)}
         if of.pair:
-            cells[of.pair] = record[names.get(of.pair, of.pair)]
-        given = record["label"]
+            cells[of.pair] = text_cell(record, names.get(of.pair, of.pair), where)
+        given = cell(record, "label", where)
+        if isinstance(given, bool) or not isinstance(given, int | float) or (of.labels and not isinstance(given, int)):
+            raise EunoeError(
+                f"{where}: the label is {shown_value(given)}, not a number. Is {HUB} the dataset that is meant?"
+            )
         if labelled and of.labels and not 0 <= given < len(of.labels):
             continue  # a row without agreement, as SNLI's
-        cells[of.label] = of.labels[given] if labelled and of.labels else str(given)
-        yield _example(of, cells, labelled, f"{HUB} ({task}, {part}), row {i + 1}")
+        cells[of.label] = of.labels[int(given)] if labelled and of.labels else str(given)
+        yield _example(of, cells, labelled, where)
 
 
 __all__ = ["GLUE", "HUB", "GlueTask", "has_split", "load_glue", "read_glue"]

@@ -12,13 +12,17 @@ next document on the same side, so no training article lends a test pair anythin
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from eunoe.data.corpus import part_of, place
-from eunoe.data.files import cell, read_rows, text_cell
+from eunoe.data.records import cell, read_rows, shown_value, text_cell
 from eunoe.data.shots import cpt_rule, evenly, per_class, random_split, resplit
 from eunoe.errors import EunoeError
+from eunoe.progress import say
 from eunoe.recipe import CorpusSettings, TaskSettings
 
 SPLIT_SEED = 2021
@@ -73,11 +77,14 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
     labels = _classes(settings, train, where)
     if settings.test is None:
         assert settings.test_share is not None
+        _refuse_alike(rows if labels else [])
         kept, scored = random_split(len(train), settings.test_share, SPLIT_SEED)
         every = train
     else:
-        dev = _known(_read(settings.dev, "validation", settings) if settings.dev is not None else [], labels)
-        test = _known(_read(settings.test, "test", settings), labels)
+        more = _read(settings.dev, "validation", settings) if settings.dev is not None else []
+        last = _read(settings.test, "test", settings)
+        _refuse_alike([*rows, *more, *last] if labels else [])
+        dev, test = _known(more, labels), _known(last, labels)
         every = [*train, *dev, *test]
         kept, scored = list(range(len(train))), list(range(len(train) + len(dev), len(every)))
         if settings.resplit is not None:
@@ -113,6 +120,7 @@ def check_task(settings: TaskSettings, where: str = "task") -> None:
         )
     elif settings.test is None and settings.test_share is None:
         raise EunoeError(f"{where}: nothing to score on. Give test, or test_share (0.1 splits off a tenth of train).")
+    sources = [s for s in (settings.train, settings.test, settings.dev) if s]
     unread = {
         "test_share": settings.test is not None and "where no test is given",
         "pair_first": settings.pair is None and "with pair",
@@ -120,7 +128,8 @@ def check_task(settings: TaskSettings, where: str = "task") -> None:
         "resplit": (settings.test is None and "with test") or (settings.kind == "regression" and "for classes"),
         "shots": settings.kind == "regression" and "for classes, and regression has none",
         "shots_seed": settings.shots == "all" and "where shots are drawn",
-        "config": not any(s.startswith("hub:") for s in (settings.train, settings.test, settings.dev) if s) and "for hub: sources",
+        "encoding": all(s.startswith("hub:") for s in sources) and "for files",
+        "config": not any(s.startswith("hub:") for s in sources) and "for hub: sources",
     }  # fmt: skip
     for key, only in unread.items():
         if only:
@@ -147,14 +156,27 @@ def _read(source: str, split: str, settings: TaskSettings) -> list[tuple[str, Ex
     """The examples of a source, each with where it stands."""
     text, pair, label = settings.text or "text", settings.pair, settings.label or "label"
     examples = []
-    for where, record in read_rows(source, config=settings.config, split=split):
+    empty, first_empty = 0, ""
+    rows = read_rows(
+        source,
+        encoding=settings.encoding,
+        line_limit=settings.line_limit,
+        labelled=True,
+        config=settings.config,
+        split=split,
+    )
+    for where, record in rows:
         first = text_cell(record, text, where)
         second = text_cell(record, pair, where) if pair is not None else None
+        if not first.strip() or (second is not None and not second.strip()):
+            empty, first_empty = empty + 1, first_empty or where
         if settings.pair_first and second is not None:
             first, second = second, first
         value = cell(record, label, where)
         given = _number(value, label, where) if settings.kind == "regression" else _class(value, label, where)
         examples.append((where, Example(first, second, given)))
+    if empty:
+        say(f"{empty:,} rows have an empty text and are read as they are; the first: {first_empty}")
     if not examples:
         raise EunoeError(f"{source} ({split}) has no rows. Give labelled rows.")
     return examples
@@ -169,20 +191,27 @@ def _number(value: Any, column: str, where: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise EunoeError(
-            f"{where}: column {column!r} holds {value!r}, not a finite number, which regression needs as a label."
+            f"{where}: column {column!r} holds {shown_value(value)}, not a finite number, which regression needs as a label."
         )
     return number
 
 
 def _class(value: Any, column: str, where: str) -> str:
-    """A class's name: text as it stands, whole numbers and truth values written out."""
+    """A class's name: text as it stands, whole numbers (1 and 1.0 alike) and truth values written out."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, float) and value.is_integer():  # pandas writes whole numbers so where a label is missing
+        return str(int(value))
     if not isinstance(value, str):
-        raise EunoeError(f"{where}: column {column!r} holds {value!r}, not a class (text or a whole number). If labels are numbers on "
-                         "a scale, set kind: regression.")  # fmt: skip
+        advice = "Write it as text or a whole number."
+        if isinstance(value, float):
+            missing = "The label is missing: fill it in, or leave the row out."
+            advice = "If labels are numbers on a scale, set kind: regression." if math.isfinite(value) else missing
+        raise EunoeError(
+            f"{where}: column {column!r} holds {shown_value(value)}, not a class (text or a whole number). {advice}"
+        )
     if not value.strip():
         raise EunoeError(f"{where}: column {column!r} is empty. Fill in the label or leave the row out.")
     return text_cell({column: value}, column, where)
@@ -193,18 +222,40 @@ def _classes(settings: TaskSettings, train: list[Example], where: str) -> tuple[
         return ()
     labels = tuple(sorted({str(example.label) for example in train}))
     if len(labels) < 2:
-        raise EunoeError(f"{where}: all {len(train)} rows of {settings.train} have the label {labels[0]!r}; "
+        raise EunoeError(f"{where}: all {len(train)} rows of {settings.train} have the label {shown_value(labels[0])}; "
                          "there is nothing to tell apart. Give rows of at least two classes.")  # fmt: skip
     return labels
+
+
+def _refuse_alike(rows: Iterable[tuple[str, Example]]) -> None:
+    """Refuse two labels that a person reads as one, which would be two classes; a difference in capitals alone is said."""
+    first: dict[str, str] = {}
+    for where, example in rows:
+        first.setdefault(str(example.label), where)
+    same: dict[str, str] = {}
+    folded: dict[str, str] = {}
+    for label, where in first.items():
+        plain = re.sub(r"^([+-]?\d+)\.0+$", r"\1", " ".join(unicodedata.normalize("NFC", label).split()))
+        other = same.setdefault(plain, label)
+        if other != label:
+            blank = "".join(other.split()) == "".join(label.split())
+            how = "white space" if blank else "how they are written (1 and 1.0, or composed and decomposed accents)"
+            raise EunoeError(f"{where}: the label {shown_value(label)} differs from {shown_value(other)} ({first[other]}) only in {how}. "
+                             "Two classes would be made of one: write them alike.")  # fmt: skip
+        near = folded.setdefault(unicodedata.normalize("NFKC", plain).casefold(), label)
+        if near != label:
+            say(
+                f"{where}: the labels {shown_value(label)} and {shown_value(near)} differ only in capitals; they are two classes"
+            )
 
 
 def _known(rows: list[tuple[str, Example]], labels: tuple[str, ...]) -> list[Example]:
     """The examples, after refusing a label that no training row has."""
     for where, example in rows:
         if labels and example.label not in labels:
-            shown = ", ".join(repr(label) for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
-            raise EunoeError(f"{where}: no training row has the label {example.label!r}. The {len(labels)} classes are {shown}. "
-                             "Mend the label, leave the row out, or give training rows of this class.")  # fmt: skip
+            shown = ", ".join(shown_value(label) for label in labels[:20]) + (", ..." if len(labels) > 20 else "")
+            raise EunoeError(f"{where}: no training row has the label {shown_value(example.label)}. The {len(labels)} classes are {shown}. "
+                             "Correct the label, leave the row out, or give training rows of this class.")  # fmt: skip
     return [example for _, example in rows]
 
 

@@ -15,14 +15,20 @@ class CorpusSettings:
     """Unlabelled text: where it lies and which part of it is held out."""
 
     source: str
-    """A .txt/.jsonl/.csv/.tsv/.parquet file (plain or .gz), a folder of them, ``package:NAME/folder`` (files that an
-    installed Python package carries) or ``hub:OWNER/NAME`` (a Hugging Face dataset)."""
+    """A file of plain text (.txt, .md, .html, ...) or .jsonl/.csv/.tsv/.parquet (plain or .gz), a folder of them,
+    ``package:NAME/folder`` (files that an installed Python package carries) or ``hub:OWNER/NAME`` (a Hugging Face dataset)."""
+    files: str | None = None
+    """Which files of a folder are read, as in ``"**/*.md"``; default: all whose ending is known. Hidden ones never are."""
     column: str | None = None
-    """Column that holds the text (default ``text``); a .txt file has none."""
+    """Column that holds the text (default ``text``); plain text has none."""
     documents: Literal["paragraphs", "lines", "file"] | None = None
-    """What one document of a .txt file is (default ``paragraphs``: blank lines part them)."""
+    """What one document of plain text is (default ``paragraphs``: blank lines part them)."""
+    encoding: str | None = None
+    """Encoding of the files, as in ``gb18030`` (default UTF-8); a byte-order mark in a file goes before it."""
     fallback_encoding: str | None = None
-    """Lines of text files that are not UTF-8 are read in this encoding, as in ``latin-1``; default: they are refused."""
+    """Encoding of each file that is not UTF-8, as in ``cp1252``; the whole file is read in it."""
+    line_limit: int | None = None
+    """Bytes that one line, row or document may have (default 16 MiB); a larger one is refused before it takes memory."""
     config: str | None = None
     """Configuration of a hub dataset."""
     split: str | None = None
@@ -60,6 +66,10 @@ class TaskSettings:
     """Put the second column before the first (CPT's aspect task reads ``term SEP sentence``)."""
     label: str | None = None
     """Column of the label (default ``label``)."""
+    encoding: str | None = None
+    """Encoding of the files, as in ``gb18030`` (default UTF-8); a byte-order mark in a file goes before it."""
+    line_limit: int | None = None
+    """Bytes that one line or row may have (default 16 MiB); a larger one is refused before it takes memory."""
     kind: Literal["classification", "regression"] = "classification"
     """``regression`` reads numbers as labels and scores Pearson and Spearman correlation."""
     shots: Literal["cpt", "all"] | int = "all"
