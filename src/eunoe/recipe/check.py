@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from eunoe.errors import EunoeError
+from eunoe.foreign import visible
 from eunoe.lookup import lookup, unknown
 from eunoe.recipe.settings import HeadSettings, LoopSettings, Recipe, Study, TrainingSettings
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
+def check_name(name: object) -> None:
+    """Raises ``EunoeError`` for a name that is not safe as a folder's name and in a row.
+
+    >>> check_name("../x")
+    Traceback (most recent call last):
+    eunoe.errors.EunoeError: the name '../x' is not allowed: use 1 to 64 letters, digits, - and _.
+    """
+    if not _SAFE.fullmatch(str(name)):
+        shown = visible(repr(name), 100)
+        raise EunoeError(f"the name {shown} is not allowed: use 1 to 64 letters, digits, - and _.")
+
+
+def check_domain_names(names: Sequence[object]) -> None:
+    """Raises ``EunoeError`` for a domain name that is not safe, that rows use for something else, or that is given twice.
+
+    The one rule for domains, whether a recipe, a script, ``eunoe import`` or a plug-in folder names them.
+    """
+    for name in names:
+        check_name(name)
+        if name in ("general", "base"):
+            raise EunoeError(f"a domain may not be called {name!r}: rows use that name.")
+    twice = sorted(str(name) for name, times in Counter(names).items() if times > 1)
+    if twice:
+        raise EunoeError(f"domain names stand twice: {', '.join(twice)}. Give each domain a name of its own.")
+
+
 def check_recipe(recipe: Recipe) -> None:
     """What types alone cannot say: names are safe, unique and known; numbers lie where they make sense."""
     names = [d.name for d in recipe.domains]
-    for name in [recipe.name, *names, *recipe.orders]:
-        if not _SAFE.fullmatch(name):
-            raise EunoeError(f"the name {name!r} is not allowed: use 1 to 64 letters, digits, - and _.")
-        if name in ("general", "base") and name in names:
-            raise EunoeError(f"a domain may not be called {name!r}: rows use that name.")
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise EunoeError(f"domain names stand twice: {', '.join(twice)}. Give each domain a name of its own.")
+    for name in [recipe.name, *recipe.orders]:
+        check_name(name)
+    check_domain_names(names)
     if len(set(recipe.seeds)) != len(recipe.seeds) or not recipe.seeds:
         raise EunoeError(f"recipe.seeds: give at least one seed, each once; received {recipe.seeds}.")
     for order, listed in recipe.orders.items():
@@ -63,8 +87,7 @@ def check_study(study: Study) -> None:
     """What types alone cannot say about a study."""
     names = [task.name for task in study.tasks]
     for name in [study.name, *names, *study.systems, *study.retention]:
-        if not _SAFE.fullmatch(str(name)):
-            raise EunoeError(f"the name {name!r} is not allowed: use 1 to 64 letters, digits, - and _.")
+        check_name(name)
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice or not names:
         raise EunoeError(f"recipe.tasks: name at least one task, each once; {', '.join(twice) or 'none'} given"
