@@ -13,7 +13,7 @@ _PUBLIC = {
     "EunoeError": "eunoe.errors:EunoeError",
     "RecAdam": "eunoe.optim.recadam:RecAdam",
     "anchored_groups": "eunoe.optim.groups:anchored_groups",
-    "load_plugins": "eunoe.plugins.inject:load_plugins",
+    "load_plugins": "eunoe.plugins.files:load_plugins",
     "load_recipe": "eunoe.recipe:load_recipe",
     "run_recipe": "eunoe.run:run",
     "set_domain": "eunoe.plugins.inject:set_domain",
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from eunoe.errors import EunoeError
     from eunoe.optim.groups import anchored_groups
     from eunoe.optim.recadam import RecAdam
-    from eunoe.plugins.inject import load_plugins, set_domain
+    from eunoe.plugins.files import load_plugins
+    from eunoe.plugins.inject import set_domain
     from eunoe.recipe import load_recipe
     from eunoe.report.page import write_report
     from eunoe.run import run as run_recipe

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from eunoe import ranks
 from eunoe.errors import EunoeError
+from eunoe.foreign import visible
 from eunoe.lookup import lookup, unknown
 
 if TYPE_CHECKING:
@@ -325,8 +326,10 @@ def _import(args: argparse.Namespace, _rest: list[str]) -> int:
         raise unknown(args.what, ("cpt",), "kind of checkpoint")
 
     from eunoe.plugins.task_mask import refuse_s_max
+    from eunoe.recipe import ModelSettings, check_domain_names
 
     refuse_s_max(args.s_max, "--s-max")
+    check_domain_names(args.domains)
     if args.file.is_dir():
         inside = sorted(map(str, (*args.file.glob("pytorch_model*.bin"), *args.file.glob("*.safetensors"))))
         give = " or ".join(inside) or "their pytorch_model.bin or .safetensors, of which none lies in it"
@@ -334,10 +337,15 @@ def _import(args: argparse.Namespace, _rest: list[str]) -> int:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise EunoeError(f"{args.out} exists and is not empty. Choose another --out, or empty it.")
 
+    source = Path(args.model)
+    if source.is_dir() and args.out.resolve().is_relative_to(source.resolve()):
+        raise EunoeError(
+            f"--out {args.out} lies in the model's folder {source}, which is only read. Choose another --out."
+        )
+
     from eunoe.models.load import load_lm, read_weights
     from eunoe.plugins.cpt_release import import_cpt
-    from eunoe.plugins.inject import save_plugins
-    from eunoe.recipe import ModelSettings
+    from eunoe.plugins.files import save_plugins
 
     tensors = read_weights(args.file)
     model = load_lm(ModelSettings(name=args.model)).model
@@ -346,11 +354,16 @@ def _import(args: argparse.Namespace, _rest: list[str]) -> int:
     print(f"{args.out}: plug-ins, placement {found.placement}, sizes {found.sizes['attention']} and {found.sizes['feed_forward']}, "
           f"domains {', '.join(args.domains)} ({len(args.domains)} of the file's {found.rows})")  # fmt: skip
     if found.unknown:
-        print(f"not read, as the model has no such weight ({len(found.unknown)}): {', '.join(found.unknown)}")
+        print(f"not read, as the model has no such weight ({len(found.unknown)}): {_listed(found.unknown)}")
     if found.differs:
         print(f"left, as the base model's stay ({len(found.differs)} differ; the release trains and drops its LayerNorms and LM head): "
-              f"{', '.join(found.differs)}")  # fmt: skip
+              f"{_listed(found.differs)}")  # fmt: skip
     return 0
+
+
+def _listed(names: Sequence[str], most: int = 100) -> str:
+    """Names of a foreign file, fit for a terminal."""
+    return ", ".join(visible(name) for name in names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def _list(args: argparse.Namespace, _rest: list[str]) -> int:

@@ -21,7 +21,8 @@ from eunoe.methods.cpt import END_TASK_LR, Cpt, CptSettings
 from eunoe.optim import RecAdam, anchored_groups
 from eunoe.optim.protect import Protected
 from eunoe.plugins.capacity import capacity_report
-from eunoe.plugins.inject import adapters, save_plugins
+from eunoe.plugins.files import save_plugins
+from eunoe.plugins.inject import adapters
 from eunoe.train import weights
 from tests.models.families import SMALL, tiny, tokens
 

@@ -20,7 +20,8 @@ from eunoe.methods.base import trainable
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.load import load_lm
 from eunoe.plugins.capacity import capacity_report
-from eunoe.plugins.inject import adapters, load_plugins, set_domain
+from eunoe.plugins.files import load_plugins
+from eunoe.plugins.inject import adapters, set_domain
 from eunoe.recipe import Recipe, load_recipe
 from eunoe.route import route_run
 from eunoe.run import run
@@ -232,7 +233,7 @@ def test_a_fresh_method_of_the_same_settings_goes_on_in_the_middle_of_a_domain(t
         ({"domains": ("law", "food")}, "food is learnt already in .*old, and closed.* under a new name"),
         ({"domains": ("law", "law")}, "law stands twice"),
         ({"family": "gpt2"}, "are for a 'bert' model, this one is 'gpt2'"),
-        ({"plugins": "no/such/folder"}, "cannot read no/such/folder/adapter_config.json"),
+        ({"plugins": "no/such/folder"}, "no/such/folder/adapter_config.json cannot be read"),
         ({"plugins": "$NO_SUCH_PLACE/plugins"}, "NO_SUCH_PLACE, which is not set"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is counted of the plug-ins' units, and when it is said that room runs out."""
+"""What is counted of the plug-ins' units, and when it is said that capacity runs out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.capacity import capacity, capacity_report
-from eunoe.plugins.inject import adapters, grow, load_plugins, save_plugins
+from eunoe.plugins.files import load_plugins, save_plugins
+from eunoe.plugins.inject import adapters, grow
 from tests.models.families import tiny
 from tests.plugins.test_inject import finish, plug
 
@@ -107,7 +108,7 @@ def test_the_report_sums_over_layers_and_goes_through_json() -> None:
         ),  # free inner units may write to taken outer ones
     ],
 )
-def test_a_warning_comes_before_room_runs_out(rows: list[dict[str, Any]], warned: bool) -> None:
+def test_a_warning_comes_before_capacity_runs_out(rows: list[dict[str, Any]], warned: bool) -> None:
     assert (capacity_report(rows)["warning"] is not None) == warned
 
 

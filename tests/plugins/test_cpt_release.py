@@ -19,7 +19,8 @@ from eunoe.cli import main
 from eunoe.errors import EunoeError
 from eunoe.models.load import read_weights
 from eunoe.plugins.cpt_release import import_cpt
-from eunoe.plugins.inject import adapters, load_plugins, save_plugins, set_domain
+from eunoe.plugins.files import load_plugins, save_plugins
+from eunoe.plugins.inject import adapters, set_domain
 from tests.conftest import shared
 from tests.tiny import tiny_tokenizer
 
@@ -162,8 +163,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_the_model_stays(
     assert not adapters(model)
 
 
-@pytest.mark.parametrize("names", [["a", "b", "c", "d"], ["a", "a"], []])
-def test_domains_are_named_once_and_no_more_than_there_are(release: Release, names: list[str]) -> None:
+@pytest.mark.parametrize("names", [["a", "b", "c", "d"], []])
+def test_no_more_domains_are_named_than_there_are(release: Release, names: list[str]) -> None:
     with pytest.raises(EunoeError, match="has masks of 3 domains"):
         import_cpt(release.base(), release.checkpoint, names)
 

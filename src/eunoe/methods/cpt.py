@@ -18,7 +18,7 @@ What we do differently, and why:
   embeddings; here there is one row, drawn anew for each domain, so that neither a step nor a checkpoint grows with the
   number of domains but for one bit a unit.
 - No sparsity regulariser by default, as released: about half of the free units go to each new domain, so
-  ``plugins/capacity.py`` counts what is left. ``sparsity`` is HAT's; ``grow`` makes room.
+  ``plugins/capacity.py`` counts what is left. ``sparsity`` is HAT's; ``grow`` adds units.
 - A sequence may go on from the plug-ins of a finished one (``plugins``), and they may be given more inner units then.
 
 The embeddings' compensated gradients are up to 100 times the plain ones: with global clipping they set the scale of the
@@ -43,6 +43,7 @@ from eunoe.methods.base import Method, freeze
 from eunoe.models.anatomy import anatomy
 from eunoe.plugins.adapter import ACTIVATIONS, INITS, Adapter
 from eunoe.plugins.capacity import capacity
+from eunoe.plugins.files import load_plugins, save_plugins, saved_files
 from eunoe.plugins.inject import (
     PLACEMENTS,
     Site,
@@ -52,10 +53,7 @@ from eunoe.plugins.inject import (
     detach,
     grow,
     inject,
-    load_plugins,
     placement_of,
-    save_plugins,
-    saved_files,
 )
 from eunoe.plugins.task_mask import (
     Active,
@@ -276,7 +274,7 @@ class Cpt(Method):
         }
 
     def capacity(self) -> list[dict[str, Any]]:
-        """How much room is left: the rows of ``plugins.capacity.capacity``."""
+        """What capacity is left: the rows of ``plugins.capacity.capacity``."""
         return capacity(self.model)
 
     def publish(self, folder: Path) -> None:
@@ -363,23 +361,25 @@ class Cpt(Method):
 
 
 def _go_on(model: nn.Module, settings: CptSettings, domains: list[str]) -> dict[str, Adapter]:
-    """Attach the plug-ins of ``settings.plugins``, grow them to the settings' sizes, and make room for ``domains``.
+    """Attach the plug-ins of ``settings.plugins``, grow them to the settings' sizes, and add ``domains``.
 
     Their weights and masks are those of the folder; only the fresh units are drawn, from torch's generator.
     """
     folder = expand(str(settings.plugins))
-    load_plugins(model, folder)
+    load_plugins(model, folder, trainable=True)
     found = adapters(model)
     try:
         larger = _larger(model, settings, domains, folder)
-    except EunoeError:
+        for adapter in found.values():
+            adapter.init = settings.init
+            for mask in adapter.masks().values():
+                mask.embedding.requires_grad_(True)  # of the domain that runs next
+        if larger:
+            grow(model, **larger)
+        add_domains(model, domains)
+    except BaseException:
         detach(model)
         raise
-    for adapter in found.values():
-        adapter.init = settings.init
-    if larger:
-        grow(model, **larger)
-    add_domains(model, domains)
     shared = active(model)
     shared.s = shared.s_max = settings.s_max  # learnt masks are hard at any
     return found

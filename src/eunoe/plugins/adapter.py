@@ -36,6 +36,22 @@ INITS: dict[str, float | None] = {"library": None, "normal": 0.02, "near_zero": 
 own 0.02, or so small that the model starts as nearly its base (the idea of Houlsby et al. 2019, arXiv 1902.00751)."""
 
 
+class Affine(nn.Module):
+    """``W x + b``, (..., width) -> (..., out), started as ``nn.Linear`` starts. b is None without a bias.
+
+    On purpose no ``nn.Linear``: libraries that replace every linear layer of a model by its class (PEFT's ``all-linear``,
+    dynamic quantisation, 4-bit loading) then leave plug-ins as they were learnt, and as they are saved and loaded.
+    """
+
+    def __init__(self, width: int, out: int, bias: bool = True) -> None:
+        super().__init__()
+        made = nn.Linear(width, out, bias=bias)
+        self.weight, self.bias = made.weight, made.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
 class Block(nn.Module):
     """Inner units that a plug-in was given later: ``W2' (m1 * f(W1' x + b1'))``, (..., width) -> (..., out).
 
@@ -45,8 +61,8 @@ class Block(nn.Module):
     def __init__(self, width: int, size: int, active: Active, out: int, activation: str) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.fc1 = nn.Linear(width, size)
-        self.fc2 = nn.Linear(size, out, bias=False)
+        self.fc1 = Affine(width, size)
+        self.fc2 = Affine(size, out, bias=False)
         self.mask1 = TaskMask(size, active)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,8 +99,8 @@ class Adapter(nn.Module):
         self.activation = activation
         self.init = init
         self._activate = lookup(ACTIVATIONS, activation, "activation")
-        self.fc1 = nn.Linear(width, size)
-        self.fc2 = nn.Linear(size, out)
+        self.fc1 = Affine(width, size)
+        self.fc2 = Affine(size, out)
         self.mask1 = TaskMask(size, active)
         self.mask2 = TaskMask(out, active)
         self.grown = nn.ModuleList()
@@ -109,7 +125,7 @@ class Adapter(nn.Module):
         """
         if units < 1:
             raise EunoeError(f"a plug-in of {self.size} inner units cannot grow by {units}; it only grows.")
-        block = Block(self.fc1.in_features, units, self.active, self.fc2.out_features, self.activation)
+        block = Block(self.fc1.weight.shape[1], units, self.active, self.mask2.n, self.activation)
         _start(block, INITS[self.init])
         self.grown.append(block.to(self.fc1.weight.device, self.fc1.weight.dtype).train(self.training))
 
@@ -143,7 +159,7 @@ class Adapter(nn.Module):
         found = {"fc2.bias": outer, "mask2.embedding": torch.full_like(outer, running)}
         for name, mask in self.inner():
             inner = mask.hard_mask(domain)
-            found[f"{name}fc1.weight"] = inner[:, None].expand(-1, self.fc1.in_features)
+            found[f"{name}fc1.weight"] = inner[:, None].expand(-1, self.fc1.weight.shape[1])
             found[f"{name}fc1.bias"] = inner
             found[f"{name}fc2.weight"] = outer[:, None] & inner[None, :]
             found[f"{name}mask1.embedding"] = torch.full_like(inner, running)
@@ -166,10 +182,10 @@ class Adapter(nn.Module):
 def _start(module: nn.Module, std: float | None) -> None:
     """Draw the linear layers anew from N(0, std) with zero biases; None: they stay as the library made them."""
     for layer in module.modules():
-        if std is not None and isinstance(layer, nn.Linear):
+        if std is not None and isinstance(layer, Affine):
             nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
 
-__all__ = ["ACTIVATIONS", "INITS", "Adapter", "Block"]
+__all__ = ["ACTIVATIONS", "INITS", "Adapter", "Affine", "Block"]

@@ -1,10 +1,10 @@
-"""How much room the plug-ins have left: which units each learnt domain uses, shares with earlier ones, and leaves free.
+"""The plug-ins' capacity: which units each learnt domain uses, shares with earlier ones, and leaves free.
 
 CPT (Ke et al. 2022, https://arxiv.org/abs/2210.05549) keeps a domain's units for good. Its release has no regulariser and
-starts the masks so that about half of the free units are taken by each domain: room halves with every domain, silently.
+starts the masks so that about half of the free units are taken by each domain: capacity halves with every domain, silently.
 Here it is counted, and said before it runs out.
 
-``capacity`` reads the masks of a model; ``capacity_report`` sums its rows up and warns (``plugins/room.py``).
+``capacity`` reads the masks of a model; ``capacity_report`` sums its rows up and warns (``plugins/capacity_report.py``).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from eunoe.plugins.capacity_report import SCARCE, capacity_report
 from eunoe.plugins.inject import adapters
-from eunoe.plugins.room import SCARCE, capacity_report
 
 
 def capacity(model: nn.Module) -> list[dict[str, Any]]:

@@ -16,45 +16,39 @@ On families that normalise before the sub-layer (GPT-2, Llama, Qwen3, ModernBERT
 normalised one, which is what its first projection gets.
 
 A tap's hooks are bound methods, not closures: ``copy.deepcopy`` of the whole model then binds them to the copied
-plug-ins and the copied ``Active``, and the copy is independent of the original.
+plug-ins and the copied ``Active``, and the copy is independent of the original. They belong to places in the layer, not
+to the modules that stand there: PEFT wraps and unwraps linear layers, quantisation swaps them, and the plug-ins go on to
+read and write in the same places.
 
-Saved in the file layout of PEFT (``adapter_config.json``, ``adapter_model.safetensors``), tensor names counted from the
-base model, so a folder saved from a masked LM loads into a classifier of the same model. It holds what the learnt
-domains read: the plug-ins' weights and the bits of the hard masks. A domain that is still being learnt has no hard mask
-and is left out; a run keeps it in its checkpoints. The config is written last and holds the weights' SHA-256, so that one
-flipped bit is seen when they are loaded.
+``plugins/files.py`` saves and loads.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from operator import eq
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as pack_tensors
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
-from eunoe.atomic import write_bytes, write_text
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup, unknown
-from eunoe.models.anatomy import Anatomy, Layer, anatomy
-from eunoe.plugins.adapter import ACTIVATIONS, INITS, Adapter
+from eunoe.models.anatomy import FAMILIES, Anatomy, anatomy
+from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.task_mask import Active
+from eunoe.recipe import check_domain_names
 
 PARTS = ("attention", "feed_forward")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where one plug-in of a layer reads and writes. The names are fields of ``models.anatomy.Layer``."""
+    """Where one plug-in of a layer reads and writes. The names are fields of ``models.anatomy.Family``."""
 
     reads: str | None
     """The module whose input the plug-in gets; None: the plug-in gets what it is applied to."""
@@ -98,21 +92,29 @@ class Site:
 class Tap:
     """One plug-in in its layer: the hooks that feed it and put its output where its place says."""
 
-    def __init__(self, adapter: Adapter, layer: Layer, placement: str, part: str) -> None:
-        place = PLACEMENTS[placement][part]
+    def __init__(self, adapter: Adapter, placement: str, joints: tuple[tuple[str, str], ...]) -> None:
         self.adapter = adapter
         self.placement = placement
+        self.joints = joints
+        """Which method is hooked to what: its name, and the dotted name of a module of the layer."""
+        self.hooked: dict[str, nn.Module] = {}
         self.seen: Tensor | None = None
-        writes = _module(layer, place.writes)
-        self.handles: list[RemovableHandle] = []
-        if place.reads is None:
-            self.handles.append(writes.register_forward_hook(self.through))
+
+    def connect(self, layer: nn.Module, args: Any = None) -> None:
+        """Hook to the modules that stand in the layer's places now; before each forward pass, as they may have been replaced."""
+        if args is not None and self.off:
             return
-        self.handles.append(_module(layer, place.reads).register_forward_pre_hook(self.see))
-        if place.to_input:
-            self.handles.append(writes.register_forward_pre_hook(self.add_to_input))
-        else:
-            self.handles.append(writes.register_forward_hook(self.add_to_output))
+        for method, name in self.joints:
+            module, hook = layer.get_submodule(name), getattr(self, method)
+            if self.hooked.get(method) is module:
+                continue
+            for stale in (self.hooked.get(method, module), module):  # who swaps a module may take its hooks along
+                _unhook(stale, partial(eq, hook))
+            if method in ("see", "add_to_input"):
+                module.register_forward_pre_hook(hook)
+            else:
+                module.register_forward_hook(hook)
+            self.hooked[method] = module
 
     @property
     def off(self) -> bool:
@@ -148,36 +150,52 @@ def inject(
 ) -> dict[str, Adapter]:
     """Give every layer its two plug-ins; returns them by name (``encoder.layer.0.attention_plugin``), in layer order.
 
-    ``parts`` is ``anatomy(model)``; ``skip`` overrides the placement's inner skip. New weights go to the layer's device,
-    in float32 (float64 on a float64 model). Raises ``EunoeError`` for an unknown placement, a skip that it cannot have,
-    and a model that has plug-ins already.
+    ``parts`` is ``anatomy(model)``; ``skip`` overrides the placement's inner skip. New weights go to the device that the
+    layer computes on, in float32 (float64 on a float64 model). Raises ``EunoeError`` for an unknown placement, a skip
+    that it cannot have, a model without weights (device meta), and one that has plug-ins already. Whatever is raised,
+    nothing stays attached.
     """
     places = lookup(PLACEMENTS, placement, "placement")
     skips = {part: place.skip if skip is None else skip for part, place in places.items()}
     for part in places:
-        _refuse_skip(parts, placement, part, skips[part])
+        refuse_skip(parts, placement, part, skips[part])
     if adapters(model):
         raise EunoeError(
             f"{type(model).__name__} has plug-ins already: detach(model) removes them, set_domain uses them."
         )
-    for layer in parts.layers:
-        like = next(layer.module.parameters())
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        for part in PARTS:
-            place = places[part]
-            site = Site(part=part, width=parts.width, out=getattr(parts, place.out), skip=skips[part])
-            adapter = make_adapter(site).to(like.device, dtype).train(layer.module.training)
-            layer.module.add_module(f"{part}_plugin", adapter)
-            layer.module.__dict__.setdefault("plugin_taps", []).append(Tap(adapter, layer, placement, part))
+    try:
+        for layer in parts.layers:
+            device = _device(layer.module, layer.name)
+            dtype = torch.promote_types(next(layer.module.parameters()).dtype, torch.float32)
+            for part in PARTS:
+                place = places[part]
+                site = Site(part=part, width=parts.width, out=getattr(parts, place.out), skip=skips[part])
+                adapter = make_adapter(site).to(device, dtype).train(layer.module.training)
+                layer.module.add_module(f"{part}_plugin", adapter)
+                tap = Tap(adapter, placement, _joints(parts.model_type, place))
+                layer.module.__dict__.setdefault("plugin_taps", []).append(tap)
+                tap.connect(layer.module)
+                layer.module.register_forward_pre_hook(tap.connect)
+        for module in model.modules():
+            holds = isinstance(module, PreTrainedModel) and any(isinstance(part, Adapter) for part in module.modules())
+            if holds and "save_pretrained" not in module.__dict__:
+                module.__dict__["save_pretrained"] = _SaysWhatIsLacking(module)
+    except BaseException:
+        detach(model)
+        raise
     return adapters(model)
 
 
 def detach(model: nn.Module) -> None:
-    """Remove every plug-in and hook; what is left is the base model, with the bits its weights have now."""
+    """Remove every plug-in and hook; what is left is the base model, with the bits its weights have now.
+
+    Weights that ``load_plugins`` froze stay frozen.
+    """
     for module in model.modules():
-        for tap in module.__dict__.pop("plugin_taps", ()):
-            for handle in tap.handles:
-                handle.remove()
+        module.__dict__.pop("plugin_taps", None)
+        if isinstance(module.__dict__.get("save_pretrained"), _SaysWhatIsLacking):
+            del module.__dict__["save_pretrained"]
+        _unhook(module, lambda hook: isinstance(getattr(hook, "__self__", None), Tap))
         for part in PARTS:
             if isinstance(getattr(module, f"{part}_plugin", None), Adapter):
                 delattr(module, f"{part}_plugin")
@@ -209,94 +227,6 @@ def set_domain(model: nn.Module, name: str | None) -> None:
     shared.s = shared.s_max
 
 
-def save_plugins(model: nn.Module, folder: str | Path) -> None:
-    """Write the plug-ins and the learnt domains, and nothing of the base model, to ``folder`` (made where missing).
-
-    Each file appears whole or not at all, the config last. Raises ``EunoeError`` without plug-ins or a learnt domain.
-    """
-    plugin = _one(model)
-    tensors, active, placement = {}, plugin.active, _taps(model)[0].placement
-    learnt = active.finished
-    if not learnt:
-        raise EunoeError(
-            f"no plug-ins are written to {folder}: of their domains ({', '.join(active.domains) or 'none'}) none is "
-            "learnt yet. Learn one to its end first; a run writes them by itself."
-        )
-    for name, adapter in adapters(model).items():
-        for key, tensor in _tensors(adapter, learnt):
-            tensors[f"base_model.model.{name}.{key}"] = tensor.detach().contiguous()
-    parts = anatomy(model)
-    first = parts.layers[0].module
-    packed = pack_tensors(tensors, metadata={"format": "pt"})
-    config = {
-        "peft_type": "CL_PLUGIN",
-        "task_type": None,
-        "base_model_name_or_path": parts.base.name_or_path or None,
-        "inference_mode": True,
-        "model_type": parts.model_type,
-        "placement": placement,
-        **{f"{part}_{key}": value for part in PARTS for key, value in _shape(getattr(first, f"{part}_plugin")).items()},
-        "activation": plugin.activation,
-        "init": plugin.init,
-        "s_max": active.s_max,
-        "domains": [active.domains[i] for i in learnt],
-        "weights_sha256": hashlib.sha256(packed).hexdigest(),
-    }
-    config_file, weights_file = saved_files(folder)
-    write_bytes(weights_file, packed)
-    write_text(config_file, json.dumps(config, indent=2) + "\n")
-
-
-def saved_files(folder: str | Path) -> list[Path]:
-    """The two files that ``save_plugins`` writes to ``folder``: config and weights."""
-    return [Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"]
-
-
-def load_plugins(model: nn.Module, folder: str | Path) -> None:
-    """Attach the plug-ins that ``save_plugins`` wrote; they are off until ``set_domain``. Draws no random number.
-
-    Raises ``EunoeError`` where the folder, its files or their shapes do not fit this model, or the weights are not those
-    that were saved; the model then stays as it was.
-    """
-    path = Path(folder)
-    config = _config(path)
-    parts = anatomy(model)
-    if config["model_type"] != parts.model_type:
-        raise EunoeError(
-            f"the plug-ins of {path} are for a {config['model_type']!r} model, this one is {parts.model_type!r}: "
-            f"load them into {config['base_model_name_or_path'] or 'the model they were trained on'}."
-        )
-    for part in PARTS:
-        _refuse_skip(parts, config["placement"], part, config[f"{part}_skip"])
-    tensors = _weights(path, config.get("weights_sha256"))
-    units = max(max(config[f"{part}_size"], *config[f"{part}_grown"], 0) for part in PARTS)
-    if units > max(
-        (size for tensor in tensors.values() for size in tensor.shape), default=0
-    ):  # before memory is asked for
-        raise EunoeError(
-            f"the plug-ins of {path} do not fit this model: {units} inner units, and no tensor is as large. Save the "
-            "plug-ins again."
-        )
-    domains = tuple(config["domains"])
-    active = Active(domains=domains, s=config["s_max"], s_max=config["s_max"], finished=list(range(len(domains))))
-
-    def make(site: Site) -> Adapter:
-        of = {key: config[f"{site.part}_{key}"] for key in ("size", "grown", "skip")}
-        how = {key: config[key] for key in ("activation", "init")}
-        made = Adapter(site.width, of["size"], active, out=site.out, skip=of["skip"], **how)
-        for units in of["grown"]:
-            made.grow(units)
-        return made
-
-    with torch.random.fork_rng(devices=[]):
-        attached = inject(model, parts, make, placement=config["placement"])
-    try:
-        _fill(attached, tensors, active, path)
-    except EunoeError:
-        detach(model)
-        raise
-
-
 def grow(model: nn.Module, *, attention_size: int | None = None, ffn_size: int | None = None) -> None:
     """Give every plug-in fresh inner units, up to these sizes (None: as it is), without touching old ones.
 
@@ -317,9 +247,9 @@ def grow(model: nn.Module, *, attention_size: int | None = None, ffn_size: int |
 
 
 def add_domains(model: nn.Module, names: Iterable[str]) -> None:
-    """Make room for further domains, to be learnt after those that the plug-ins know; what these compute stays.
+    """Add further domains, to be learnt after those that the plug-ins know; what these compute stays.
 
-    Raises ``EunoeError`` for a name that the plug-ins know already or that is given twice.
+    Raises ``EunoeError`` for a name that is not allowed, that the plug-ins know already, or that is given twice.
     """
     shared = active(model)
     domains = (*shared.domains, *names)
@@ -329,6 +259,7 @@ def add_domains(model: nn.Module, names: Iterable[str]) -> None:
             f"{', '.join(twice)} cannot be added: known already to the plug-ins ({', '.join(shared.domains) or 'none'}), "
             "or given twice. Give each further domain a name of its own."
         )
+    check_domain_names(domains)
     shared.domains = domains
     for adapter in adapters(model).values():
         for mask in adapter.masks().values():
@@ -347,7 +278,7 @@ def placement_of(model: nn.Module) -> str:
     return _taps(model)[0].placement
 
 
-def _refuse_skip(parts: Anatomy, placement: str, part: str, skip: bool) -> None:
+def refuse_skip(parts: Anatomy, placement: str, part: str, skip: bool) -> None:
     """Raises ``EunoeError`` for a skip that the plug-in of ``part`` cannot have, or cannot do without."""
     place = PLACEMENTS[placement][part]
     out = getattr(parts, place.out)
@@ -363,126 +294,56 @@ def _refuse_skip(parts: Anatomy, placement: str, part: str, skip: bool) -> None:
         )
 
 
-_SHAPE = ("size", "grown", "skip")
+def _joints(model_type: str, place: Place) -> tuple[tuple[str, str], ...]:
+    """What ``Tap.joints`` is for a place in the layers of a family."""
+
+    def name(field: str) -> str:
+        found = getattr(FAMILIES[model_type], field)
+        return str(found[0] if isinstance(found, tuple) else found)
+
+    if place.reads is None:
+        return (("through", name(place.writes)),)
+    return (("see", name(place.reads)), ("add_to_input" if place.to_input else "add_to_output", name(place.writes)))
 
 
-def _shape(adapter: Adapter) -> dict[str, Any]:
-    """What must be known of a plug-in to make one that its weights fit, under the names of ``_SHAPE``."""
-    first, *grown = (mask.n for _, mask in adapter.inner())
-    return dict(zip(_SHAPE, (first, grown, adapter.skip), strict=True))
-
-
-def _fill(attached: dict[str, Adapter], tensors: dict[str, Tensor], active: Active, path: Path) -> None:
-    wanted = {
-        f"base_model.model.{name}.{key}": tensor
-        for name, adapter in attached.items()
-        for key, tensor in _tensors(adapter, active.finished)
-    }
-    wrong = sorted(wanted.keys() ^ tensors.keys())
-    wrong += [key for key in wanted.keys() & tensors.keys() if wanted[key].shape != tensors[key].shape]
-    if wrong:
+def _device(layer: nn.Module, name: str) -> torch.device:
+    """Where a layer computes: accelerate keeps offloaded weights on ``meta`` and moves them there for each pass."""
+    for module in layer.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    weights = next(layer.parameters()).device
+    if weights.type == "meta":
         raise EunoeError(
-            f"the plug-ins of {path} do not fit this model: {len(wrong)} tensors differ in name or shape, first "
-            f"{wrong[0]!r}. Load them into a model with the same number of layers and the same width."
+            f"{name} has no weights (device meta), so plug-ins cannot be attached. Load the model's weights first; "
+            "from_pretrained(..., device_map=...) may offload them."
         )
-    with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(tensors[key])
-    for name, adapter in attached.items():
-        for key, mask in adapter.masks().items():
-            for domain, bits in enumerate(tensors[f"base_model.model.{name}.{key}.bits"]):
-                mask.restore(domain, bits.to(mask.bits.device))
+    return weights
 
 
-def _tensors(adapter: Adapter, learnt: list[int]) -> Iterator[tuple[str, Tensor]]:
-    """The plug-in's weights, and of each mask the bits of the learnt domains, side by side."""
-    masks = adapter.masks()
-    yield from ((key, p) for key, p in adapter.named_parameters() if key.removesuffix(".embedding") not in masks)
-    yield from ((f"{key}.bits", mask.bits[learnt]) for key, mask in masks.items())
+def _unhook(module: nn.Module, wanted: Callable[[Any], bool]) -> None:
+    """Remove the hooks that ``wanted`` says. By hook and not by handle: a swapped module has hooks without a handle."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if wanted(hook)]:
+            del hooks[key]
 
 
-def _config(path: Path) -> dict[str, Any]:
-    file = saved_files(path)[0]
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EunoeError(
-            f"cannot read {file}: {error}. Pass a folder that save_plugins wrote; it holds adapter_config.json and "
-            "adapter_model.safetensors."
-        ) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "CL_PLUGIN":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise EunoeError(
-            f"{file} describes {kind!r}, not 'CL_PLUGIN': save_plugins did not write it. Load it with the peft library."
+class _SaysWhatIsLacking:
+    """Stands before ``save_pretrained`` of a model with plug-ins, whose file can hold neither masks nor domains."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        warnings.warn(
+            "this model has plug-ins: save_pretrained writes their weights but neither masks nor domains, and "
+            "from_pretrained reads the base model alone. Write the plug-ins with "
+            "eunoe.plugins.files.save_plugins(model, FOLDER), to a folder of their own.",
+            stacklevel=2,
         )
-    missing = sorted(_VALUES.keys() - {"weights_sha256"} - config.keys())
-    if missing:
-        raise EunoeError(f"{file} lacks {', '.join(missing)}: it was cut or edited. Save the plug-ins again.")
-    for key, (right, wanted) in _VALUES.items():
-        if not right(config.get(key)):
-            raise EunoeError(
-                f"{file}: {key} is {config.get(key)!r}, but must be {wanted}: it was edited. Save the plug-ins again."
-            )
-    lookup(PLACEMENTS, config["placement"], "placement")
-    lookup(ACTIVATIONS, config["activation"], "activation")
-    lookup(INITS, config["init"], "init")
-    return config
-
-
-def _word(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _word_or_none(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _count(value: Any) -> bool:
-    return type(value) is int and value >= 1  # true and false are integers to Python
-
-
-_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model_type": (_word, "a word"),
-    "base_model_name_or_path": (_word_or_none, "a word or null"),
-    "placement": (_word, "a word"),
-    "activation": (_word, "a word"),
-    "init": (_word, "a word"),
-    "s_max": (lambda v: type(v) in (int, float) and 1 <= v < math.inf, "a number of 1 or more"),
-    "domains": (
-        lambda v: isinstance(v, list) and all(map(_word, v)) and len(set(v)) == len(v),
-        "a list of names, each once",
-    ),
-    "weights_sha256": (_word_or_none, "a word or null"),
-    **{f"{part}_size": (_count, "a whole number of 1 or more") for part in PARTS},
-    **{
-        f"{part}_grown": (lambda v: isinstance(v, list) and all(map(_count, v)), "a list of whole numbers of 1 or more")
-        for part in PARTS
-    },
-    **{f"{part}_skip": (lambda v: isinstance(v, bool), "true or false") for part in PARTS},
-}
-"""Key of ``adapter_config.json`` -> whether a value is right, and what it must be. Older folders have no ``weights_sha256``."""
-
-
-def _weights(path: Path, sha256: str | None) -> dict[str, Tensor]:
-    """The saved tensors; where a hash is given, they must have it."""
-    file = saved_files(path)[1]
-    try:
-        packed = file.read_bytes()
-        if sha256 is not None and hashlib.sha256(packed).hexdigest() != sha256:
-            raise EunoeError(
-                f"{file} is not what save_plugins wrote: its SHA-256 differs from the one in adapter_config.json. It is "
-                "damaged or of another save. Copy the folder or save the plug-ins again."
-            )
-        tensors: dict[str, Tensor] = load_tensors(packed)
-        return tensors
-    except (OSError, SafetensorError) as error:
-        raise EunoeError(f"cannot read {file}: {error}. Save the plug-ins again.") from error
-
-
-def _module(layer: Layer, name: str) -> nn.Module:
-    found = getattr(layer, name)
-    module: nn.Module = found[0] if isinstance(found, tuple) else found
-    return module
+        return type(self.model).save_pretrained(self.model, *args, **kwargs)
 
 
 def _taps(model: nn.Module) -> list[Tap]:
@@ -507,9 +368,7 @@ __all__ = [
     "detach",
     "grow",
     "inject",
-    "load_plugins",
     "placement_of",
-    "save_plugins",
-    "saved_files",
+    "refuse_skip",
     "set_domain",
 ]

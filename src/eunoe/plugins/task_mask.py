@@ -120,6 +120,11 @@ def pack(mask: Tensor) -> Tensor:
     return bits.sum(-1, dtype=torch.uint8)
 
 
+def packed_bytes(n: int) -> int:
+    """B of n units, without a mask at hand."""
+    return -(-n // 8)
+
+
 def unpack(bits: Tensor, n: int) -> Tensor:
     """The bool mask (..., n) that ``pack`` was given."""
     return (bits[..., None] >> _places(bits.device) & 1).flatten(-2)[..., :n].bool()
@@ -149,7 +154,7 @@ class TaskMask(nn.Module):
 
     The embedding starts N(0, 1) (the release's default); ``begin`` draws it anew for the next domain. ``bits`` (T, B)
     holds the hard masks of finished domains and ``taken`` (n,) their union, 0 or 1. Neither is part of ``state_dict``:
-    who saves a plug-in also says which domains are finished (``methods/cpt.py``, ``plugins/inject.py``).
+    who saves a plug-in also says which domains are finished (``methods/cpt.py``, ``plugins/files.py``).
     """
 
     bits: Tensor
@@ -226,6 +231,7 @@ __all__ = [
     "gate",
     "hard",
     "pack",
+    "packed_bytes",
     "refuse_s_max",
     "sparsity",
     "unpack",

@@ -2,7 +2,7 @@
 
 A finished domain keeps the units that its masks chose; a later one reads them but cannot change them. What is left shrinks
 with each domain, in each mask by itself (a plug-in has one between its two maps, and one after them). When it runs out is
-said by the rule of ``plugins/room.py``, and what to do then in the words that the run itself used.
+said by the rule of ``plugins/capacity_report.py``, and what to do then in the words that the run itself used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
-from eunoe.plugins.room import ADVICE, capacity_report
+from eunoe.plugins.capacity_report import ADVICE, capacity_report
 from eunoe.report import draw, html
 from eunoe.report.draw import RULE
 from eunoe.report.lines import layer_name

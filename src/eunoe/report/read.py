@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eunoe.errors import EunoeError
-from eunoe.plugins.room import BY_DOMAIN
+from eunoe.plugins.capacity_report import BY_DOMAIN
 from eunoe.recipe import parse_yaml
 from eunoe.report.schema import Row, read_rows
 from eunoe.report.tables import BASE

@@ -1,4 +1,4 @@
-"""The counts of ``plugins/capacity.py`` summed up, and the warning before room runs out; needs no torch, as reports do not.
+"""The counts of ``plugins/capacity.py`` summed up, and the warning before capacity runs out; needs no torch, as reports do not.
 
 One rule and one wording: a run says it in the terminal and its report on the page.
 """
@@ -26,7 +26,7 @@ def capacity_report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     - ``kinds``: one row per kind of mask, ``part`` and ``units``, summed over the layers: ``size``, ``used``, ``shared``,
       ``free``, ``domains``, ``new`` and ``shared_with`` as in ``capacity``
     - ``masks``: the rows themselves
-    - ``warning``: a sentence when room runs out, else None: where less than ``SCARCE`` of a kind's inner units are free, or
+    - ``warning``: a sentence when capacity runs out, else None: where less than ``SCARCE`` of a kind's inner units are free, or
       less than half of what the last domain newly took. Outer units are counted too, but do not limit: a weight is closed
       where both of its units are taken, so free inner units may write to outer units that are taken
 
@@ -70,7 +70,7 @@ def _warning(kinds: Sequence[dict[str, Any]], domains: Sequence[str]) -> str | N
         for k in low
     )
     after = f"{len(domains)} domain{'s' * (len(domains) > 1)} ({last})"
-    return f"room runs out after {after}. Free units: {listed}. {ADVICE}"
+    return f"capacity runs out after {after}. Free units: {listed}. {ADVICE}"
 
 
 __all__ = ["ADVICE", "BY_DOMAIN", "SCARCE", "capacity_report"]
