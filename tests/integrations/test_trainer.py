@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from eunoe.errors import EunoeError
-from eunoe.integrations.trainer import OURS, recadam, steps_of_run
+from eunoe.integrations.trainer import OURS, recadam, shares_of_rate, steps_of_run
 from eunoe.optim import RecAdam, anchored_groups
 from eunoe.optim.table import RecAdamSettings
 
@@ -246,8 +247,60 @@ def test_what_will_not_work_is_warned_about_with_the_numbers(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("schedule", "change"),
+    [
+        ("linear", {}), ("cosine", {"warmup_steps": 0}), ("constant", {}), ("constant_with_warmup", {}), ("inverse_sqrt", {}),
+        ("polynomial", {"lr_scheduler_kwargs": {"power": 2.0, "lr_end": 1e-5}}),
+        ("cosine_with_restarts", {"lr_scheduler_kwargs": {"num_cycles": 2}}),
+        ("cosine_with_min_lr", {"lr_scheduler_kwargs": {"min_lr": 1e-4}}),
+        ("warmup_stable_decay", {"lr_scheduler_kwargs": {"num_decay_steps": 3}}),
+    ],
+)  # fmt: skip
+def test_the_rates_that_are_foreseen_are_those_that_the_trainer_takes(
+    tmp_path: Path, schedule: str, change: dict[str, Any]
+) -> None:
+    args = arguments(tmp_path, lr_scheduler_type=schedule, **change)
+    seen: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, optimizer: Any, **__: Any) -> None:
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(tiny(), args, callbacks=[Watch()]).train()
+    shares = shares_of_rate(args, 8)
+    assert shares is not None
+    assert [share * 1e-3 for share in shares] == pytest.approx(seen, rel=1e-12)
+    assert len(seen) == 8
+
+
+def test_a_schedule_that_follows_the_loss_is_not_foreseen(tmp_path: Path) -> None:
+    assert (
+        shares_of_rate(arguments(tmp_path, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps"), 8) is None
+    )
+
+
+def test_a_warm_up_that_the_trainers_schedule_does_not_have_is_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="warmup_steps is 2, but .*constant_with_warmup") as told:
+        recadam(tiny(), arguments(tmp_path, lr_scheduler_type="constant"), **SETTINGS)
+    assert {warning.filename for warning in told} == {__file__}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recadam(tiny(), arguments(tmp_path, lr_scheduler_type="constant_with_warmup"), **SETTINGS)
+
+
+@pytest.mark.parametrize(
     ("settings", "change", "told"),
     [
+        ({}, {"optim": "adafactor"}, "optim is adafactor in TrainingArguments, but recadam makes the optimizer"),
+        ({}, {"optim_args": "rank=4"}, "optim_args is 'rank=4' in TrainingArguments"),
+        ({}, {"optim_target_modules": ["query"]}, "optim_target_modules is ['query'] in TrainingArguments"),
+        (
+            {},
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"pow": 1}},
+            "lr_scheduler_type cosine with lr_scheduler_kwargs",
+        ),
         ({"gama": 1.0}, {}, "unknown setting of recadam 'gama'. Did you mean gamma"),
         ({"lr": 1.0}, {}, "set learning_rate in TrainingArguments"),
         ({"weight_decay": 1.0}, {}, "set weight_decay in TrainingArguments"),
@@ -264,7 +317,7 @@ def test_what_will_not_work_is_warned_about_with_the_numbers(tmp_path: Path) -> 
 def test_wrong_settings_are_refused_when_recadam_is_called(
     tmp_path: Path, settings: dict[str, Any], change: dict[str, Any], told: str
 ) -> None:
-    with pytest.raises(EunoeError, match=told.replace(".", r"\.")):
+    with pytest.raises(EunoeError, match=re.escape(told)):
         recadam(tiny(), arguments(tmp_path, **change), **{"gamma": 500.0, **settings})
 
 

@@ -20,7 +20,9 @@ from math import ceil, floor, inf
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
 
 from eunoe.errors import EunoeError
 from eunoe.lookup import unknown
@@ -41,8 +43,8 @@ THEIRS = {
 """What ``TrainingArguments`` decides, and its fields."""
 OURS = tuple(field.name for field in fields(RecAdamSettings) if field.name not in THEIRS)
 """What ``recadam`` takes."""
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
-"""The Trainer's schedules whose course ``eunoe.optim.advice`` knows -> our names."""
+IGNORED = ("optim_args", "optim_target_modules")
+"""Fields of ``TrainingArguments`` for other optimizers than RecAdam."""
 
 
 def recadam(
@@ -60,7 +62,9 @@ def recadam(
     folder, which is only mapped into memory), are what is recalled. Weights outside the base model (a new head) have no
     anchor. Call again for another model; with ``model_init`` give ``model_init()``.
     free: parts of the base model that are new and have no anchor either, as in ``anchored_groups``.
-    args: the Trainer's own; its rate, weight decay, betas, epsilon, schedule and number of steps hold.
+    args: the Trainer's own; its rate, weight decay, betas, epsilon, schedule and number of steps hold. Its warm-up is that of
+    transformers, whose first step has the rate 0 (``eunoe.optim.make_scheduler``'s has not: see there, and ``optimizers=``
+    of ``Trainer``).
     rows: training rows, from which the length of the run follows where ``args.max_steps`` does not tell it.
     settings: ``gamma``, ``anneal``, ``k``, ``rise``, ``t0``, ``weight``, ``correct_bias``, ``form``, as in
     ``eunoe.optim.table.RecAdamSettings``; ``t0`` below 1 and ``rise`` are shares of the run.
@@ -69,8 +73,9 @@ def recadam(
     which nothing is pulled or nothing is learnt are warned about, as ``eunoe finetune`` does. Works with gradient
     accumulation, half precision, data parallel and FSDP2; not with DeepSpeed, which flattens the weights.
 
-    Raises ``EunoeError`` for unknown settings and those that ``args`` has, shares of a run of unknown length, weights
-    that no process may anchor to, and what ``RecAdam`` and ``anchored_groups`` refuse.
+    Raises ``EunoeError`` for unknown settings and those that ``args`` has, fields of ``args`` that RecAdam would not read
+    (another ``optim``), shares of a run of unknown length, weights that no process may anchor to, and what ``RecAdam`` and
+    ``anchored_groups`` refuse.
 
     >>> import tempfile
     >>> from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
@@ -92,6 +97,7 @@ def recadam(
             "recadam does not work with DeepSpeed, which flattens the weights, so that none is beside its anchor any "
             "more. Use data parallel or FSDP2."
         )
+    _refuse_unread(args)
     anchors, unanchored = _split(anchored_groups(model, anchor=anchor, free=free))
     if any(value.is_meta for value in anchors.values()):
         raise EunoeError(
@@ -177,12 +183,43 @@ def _split(groups: list[dict[str, Any]]) -> tuple[dict[str, Tensor], frozenset[s
     return anchors, frozenset(free)
 
 
+def _refuse_unread(args: TrainingArguments) -> None:
+    """What ``args`` says about the optimizer and ``optimizer_cls_and_kwargs`` makes the Trainer pass over in silence."""
+    optim = str(getattr(args.optim, "value", args.optim))
+    if optim not in ("adamw_torch", "adamw_torch_fused"):
+        raise EunoeError(f"optim is {optim} in TrainingArguments, but recadam makes the optimizer: leave optim out.")
+    for name in IGNORED:
+        if getattr(args, name):
+            raise EunoeError(
+                f"{name} is {getattr(args, name)!r} in TrainingArguments, and RecAdam reads none: leave it out."
+            )
+
+
+def shares_of_rate(args: TrainingArguments, steps: int) -> list[float] | None:
+    """What the Trainer's schedule multiplies the learning rate by in each of ``steps``; None where the loss decides it."""
+    named, kwargs = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)), args.lr_scheduler_kwargs
+    stand_in = SGD([nn.Parameter(Tensor([0.0]))], lr=args.learning_rate)
+    try:
+        scheduler = get_scheduler(named, stand_in, args.get_warmup_steps(steps), steps, kwargs)
+    except (TypeError, ValueError) as error:
+        raise EunoeError(
+            f"TrainingArguments have lr_scheduler_type {named} with lr_scheduler_kwargs {kwargs}, which transformers refuses: "
+            f"{error}. Give what that schedule takes."
+        ) from error
+    if not isinstance(scheduler, LambdaLR):
+        return None
+    return [float(scheduler.lr_lambdas[0](step)) for step in range(steps)]
+
+
 def _warn(args: TrainingArguments, rows: int | None, settings: Mapping[str, Any]) -> None:
     """What the settings will not do, as Python warnings at the line that called ``recadam``."""
-    steps, theirs = steps_of_run(args, rows), str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    if steps is None or theirs not in SCHEDULES:
-        return
-    warmup = 0 if theirs == "constant" else args.get_warmup_steps(steps)  # as theirs: only the other one warms up
-    whole = whole_settings(args, settings)
-    for line in advice.warnings(whole, args.learning_rate, steps, SCHEDULES[theirs], warmup):
+    steps = steps_of_run(args, rows)
+    shares = None if steps is None else shares_of_rate(args, steps)
+    lines = [] if shares is None else advice.foreseen(whole_settings(args, settings), args.learning_rate, shares)
+    if args.warmup_steps and getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) == "constant":
+        lines.append(
+            f"warmup_steps is {args.warmup_steps:g}, but the Trainer's schedule 'constant' has no warm-up: take "
+            "lr_scheduler_type='constant_with_warmup'."
+        )
+    for line in lines:
         warnings.warn(line, stacklevel=3)

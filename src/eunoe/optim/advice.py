@@ -10,6 +10,7 @@ Pure functions of plain numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import ceil, log, prod
 from typing import Literal, NamedTuple
@@ -51,14 +52,23 @@ def lambda_curve(
     >>> lambda_curve(RecAdamSettings(k="inf", t0=1), lr=2e-5, steps=3, schedule="constant")[2]
     Point(step=3, lam=1.0, pull=0.0, rate=2e-05)
     """
-    k, t0 = settings.in_steps(steps)
+    return curve(settings, lr, [multiplier(schedule, t, steps, warmup) for t in range(steps)])
+
+
+def curve(settings: RecAdamSettings, lr: float, shares: Sequence[float]) -> list[Point]:
+    """As ``lambda_curve``, with any schedule: ``shares`` holds what ``lr`` is multiplied by in each step of the run.
+
+    >>> [point.rate for point in curve(RecAdamSettings(anneal="constant"), 2e-5, [0.5, 1.0])]
+    [1e-05, 2e-05]
+    """
+    k, t0 = settings.in_steps(len(shares))
     group = {**asdict(settings), "k": k, "t0": t0, "lr": lr, "initial_lr": lr, "anchor": []}
     refuse_settings(group)
-    curve = []
-    for t in range(1, steps + 1):
-        n = numbers({**group, "lr": lr * multiplier(schedule, t - 1, steps, warmup)}, t, anchored=True)
-        curve.append(Point(t, n.lam, n.pull, n.lr * n.lam))
-    return curve
+    points = []
+    for t, share in enumerate(shares, 1):
+        n = numbers({**group, "lr": lr * share}, t, anchored=True)
+        points.append(Point(t, n.lam, n.pull, n.lr * n.lam))
+    return points
 
 
 def warnings(
@@ -76,32 +86,39 @@ def warnings(
     >>> warnings(RecAdamSettings(), lr=2e-5, steps=7800)
     []
     """
-    curve = lambda_curve(settings, lr, steps, schedule, warmup)
-    if not curve:
+    return foreseen(settings, lr, [multiplier(schedule, t, steps, warmup) for t in range(steps)], start)
+
+
+def foreseen(
+    settings: RecAdamSettings, lr: float, shares: Sequence[float], start: Literal["pretrained", "random"] = "pretrained"
+) -> list[str]:
+    """As ``warnings``, with any schedule (see ``curve``)."""
+    points, steps = curve(settings, lr, shares), len(shares)
+    if not points:
         return []
     found = []
-    shares = " t0 and rise may be shares of the run, as in t0: 0.25, rise: 0.2."
-    left = prod(abs(1 - point.pull) for point in curve)
+    hint = " t0 and rise may be shares of the run, as in t0: 0.25, rise: 0.2."
+    left = prod(abs(1 - point.pull) for point in points)
     if left > NEVER_PULLED:
-        strongest = max(curve, key=lambda point: point.pull)
+        strongest = max(points, key=lambda point: point.pull)
         found.append(
             f"nothing is ever pulled: after all {steps:,} steps {left:.2%} of a distance to the pretrained weights would be "
             f"left (the strongest pull, at step {strongest.step:,}, takes away {strongest.pull:.2g} of it), so this is Adam. "
-            f"For a pull that is felt raise t0 or gamma.{shares}"
+            f"For a pull that is felt raise t0 or gamma.{hint}"
         )
     k, t0 = settings.in_steps(steps)
-    total = sum(lr * multiplier(schedule, t, steps, warmup) for t in range(steps))
-    learnt = sum(point.rate for point in curve)
+    total = lr * sum(shares)
+    learnt = sum(point.rate for point in points)
     if learnt < NEVER_LEARNT * total:
         found.append(
             f"nothing is ever learnt: the target task gets {learnt / total:.2%} of the rate over the {steps:,} steps (lambda is "
-            f"{curve[-1].lam:.2g} at the last one; t0 is {t0:g}, k {k:.3g}), so the trunk stays where its anchor "
-            f"is and only the head trains. Lower t0.{shares}"
+            f"{points[-1].lam:.2g} at the last one; t0 is {t0:g}, k {k:.3g}), so the trunk stays where its anchor "
+            f"is and only the head trains. Lower t0.{hint}"
         )
     if start == "random":
-        reached = prod(abs(1 - point.pull) for point in curve if point.step <= t0)
+        reached = prod(abs(1 - point.pull) for point in points if point.step <= t0)
         if reached > REBUILT:
-            best = min(abs(1 - point.pull) for point in curve)
+            best = min(abs(1 - point.pull) for point in points)
             needed = (
                 "Nothing pulls here at all."
                 if best >= 1

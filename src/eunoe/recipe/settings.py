@@ -154,7 +154,7 @@ class LoopSettings:
     schedule: str = "linear"
     """linear | cosine | constant, after the warm-up."""
     warmup: float = 0.1
-    """Share of the steps over which the rate rises from 0."""
+    """Share of the steps over which the rate rises to its highest; the first step already trains."""
     clip: float | None = 1.0
     """Largest gradient norm; null: no clipping."""
     clip_by: Literal["global", "tensor"] = "global"
