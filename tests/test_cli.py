@@ -117,7 +117,7 @@ BAD: dict[str, tuple[Callable[[Path], Callable[[dict[str, Any]], None]], list[st
     "unread task key": (setting("domains.0.task.dev", "dev.csv"), ["dev is read only with resplit; leave it out"]),
     "unread head": (setting("head", {"corpora": []}), ["recipe.head is given but nothing reads it"]),
     "unread block": (setting("methods", [{"name": "cpt", "training": {"block": 8}}]), ["all methods read the same blocks"]),
-    "cut weights": (cut_weights, ["the weights of", "cannot be loaded"]),
+    "cut weights": (cut_weights, ["the weights of", "cannot be read"]),
     "wrong type": (setting("training.lr", "fast"), ["recipe.training.lr", "received 'fast'"]),
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, lm_score
 from eunoe.models.anatomy import anatomy
 from eunoe.models.load import LanguageModel
+from eunoe.models.names import plain_names
 
 TOKENS = 2048
 """CKA is computed over at most this many tokens; more change its third digit and cost a layer's states each."""
@@ -50,14 +51,14 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
 
 
 def distances(base: nn.Module, anchor: Mapping[str, Tensor], layers: tuple[str, ...]) -> dict[str, float]:
-    """Euclidean distance of a trunk's weights to those of the same names in ``anchor``: per layer, and ``total``.
+    """Euclidean distance of a trunk's weights to those of the same plain names in ``anchor``: per layer, and ``total``.
 
     Weights outside ``layers`` count as ``embeddings`` where they come before the layers, else as ``other``; plug-ins and
     other weights that the anchor lacks are left out.
     """
     squares: dict[str, float] = {}
     seen_layer = False
-    for name, p in base.named_parameters():
+    for name, p in plain_names(base).items():
         layer = next((known for known in layers if name.startswith(f"{known}.")), None)
         seen_layer |= layer is not None
         if name in anchor:
@@ -81,8 +82,8 @@ def reheaded(lm: nn.Module, trunk: nn.Module) -> nn.Module:
         head.get_parameter("weight").detach().clone()
     )  # untied: the embeddings below it are about to change
     with torch.no_grad():
-        own = dict(anatomy(model).base.named_parameters())
-        for name, p in trunk.named_parameters():
+        own = plain_names(anatomy(model).base)
+        for name, p in plain_names(trunk).items():
             own[name].copy_(p)
     return model
 
@@ -116,7 +117,7 @@ class Retention:
         base = anatomy(lm.model).base
         self.lm, self.texts = lm, texts
         self.layers = tuple(layer.name for layer in anatomy(lm.model).layers)
-        self.anchor = {name: p.detach().clone() for name, p in base.named_parameters()}
+        self.anchor = {name: p.detach().clone() for name, p in plain_names(base).items()}
         self.before = {name: lm_score(lm.model, batches).value for name, batches in texts.items()}
         self.states = {name: states(base, batches) for name, batches in texts.items()}
 

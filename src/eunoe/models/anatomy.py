@@ -27,7 +27,7 @@ What to look for when a row is written:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -54,6 +54,9 @@ class Family:
     """What reads the feed-forward sub-layer's input: its first projection(s), or the module around all of them."""
     feed_forward_out: str
     """The module whose output is the feed-forward sub-layer's result, before add & norm."""
+    positions: str | None = None
+    """The table of absolute positions, counted from the base model, where the family has one (and this model: DeBERTa's
+    may have none)."""
     norms: tuple[str, ...]
     """LayerNorms or RMSNorms of a layer, where this layer has them; those that read what enters the attention and the
     feed-forward sub-layer (or what leaves it, in families that normalise afterwards) come first, in this order."""
@@ -61,6 +64,7 @@ class Family:
 
 _BERT = Family(
     embeddings="embeddings.word_embeddings",
+    positions="embeddings.position_embeddings",
     layers="encoder.layer.*",
     attention_in="attention.self.query",
     attention_proj="attention.output.dense",
@@ -102,6 +106,7 @@ FAMILIES: dict[str, Family] = {
     "deberta-v2": replace(_BERT, attention_in="attention.self.value_proj"),  # the others project positions as well
     "distilbert": Family(
         embeddings="embeddings.word_embeddings",
+        positions="embeddings.position_embeddings",
         layers="transformer.layer.*",
         attention_in="attention.q_lin",
         attention_proj="attention.out_lin",
@@ -112,6 +117,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "albert": Family(
         embeddings="embeddings.word_embeddings",
+        positions="embeddings.position_embeddings",
         layers="encoder.albert_layer_groups.*.albert_layers.*",
         attention_in="attention.query",
         attention_proj="attention.dense",
@@ -132,6 +138,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt2": Family(
         embeddings="wte",
+        positions="wpe",
         layers="h.*",
         attention_in="attn.c_attn",
         attention_proj="attn.c_proj",
@@ -189,6 +196,8 @@ class Anatomy:
     model_type: str
     base: PreTrainedModel
     embeddings: nn.Module
+    positions: nn.Embedding | None
+    """The table of absolute positions; None where positions are rotary or relative."""
     layers: tuple[Layer, ...]
     width: int
     """Width of the residual stream: of ``attention_out``, ``feed_forward_out`` and of what enters the sub-layers."""
@@ -199,7 +208,7 @@ class Anatomy:
 def anatomy(model: nn.Module) -> Anatomy:
     """The parts of ``model``: a transformers model with any head, or any module that has one inside.
 
-    Raises ``EunoeError`` if there is none, or if its family has no row in ``FAMILIES``.
+    Raises ``EunoeError`` if there is none, if its family has no row in ``FAMILIES``, or if it has no layers.
 
     >>> from transformers import BertConfig, BertModel
     >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=9)
@@ -209,21 +218,29 @@ def anatomy(model: nn.Module) -> Anatomy:
     base = _base(model)
     model_type = str(base.config.model_type)
     if model_type not in FAMILIES:
-        names = ", ".join(f'{field.name}="..."' for field in fields(Family))
+        names = ", ".join(f'{field.name}="..."' for field in fields(Family) if field.default is MISSING)
         raise EunoeError(
             f"{unknown(model_type, FAMILIES, 'model family')} To add it, write one row into FAMILIES of "
             f'eunoe/models/anatomy.py: "{model_type}": Family({names}), with the names of {type(base).__name__}; '
             "that file says what each of them must be."
         )
     family = FAMILIES[model_type]
+    embeddings = _find(base, family.embeddings, base)
     config = base.config.get_text_config()  # of an image-and-text model the part that has these layers
     heads = int(config.num_attention_heads)
     head_width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
+    layers = tuple(_layer(base, name, module, family) for name, module in _every(base, family.layers))
+    if not layers:
+        raise EunoeError(
+            f"this {type(base).__name__} has no layers: its configuration asks for {getattr(config, 'num_hidden_layers', 0)!r}."
+        )
+    positions = _get(base, family.positions) if family.positions is not None else None
     return Anatomy(
         model_type=model_type,
         base=base,
-        embeddings=_find(base, family.embeddings, base),
-        layers=tuple(_layer(base, name, module, family) for name, module in _every(base, family.layers)),
+        embeddings=embeddings,
+        positions=positions if isinstance(positions, nn.Embedding) else None,
+        layers=layers,
         width=int(config.hidden_size),
         heads_width=heads * int(head_width),
     )
@@ -275,7 +292,7 @@ def _find(module: nn.Module, name: str, base: nn.Module) -> nn.Module:
     if found is None:
         raise EunoeError(
             f"{type(base).__name__} has no {name!r} in {type(module).__name__}: its row in FAMILIES of "
-            "eunoe/models/anatomy.py does not fit the installed transformers. Mend it, or install transformers 5.23."
+            "eunoe/models/anatomy.py does not fit the installed transformers. Correct it, or install transformers 5.23."
         )
     return found
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import anatomy
+from eunoe.models.names import plain_name, plain_names
 
 
 @contextmanager
@@ -140,13 +141,13 @@ def patch_tensors(model: nn.Module) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            tensors[name.replace(".base.", ".")] = p.detach().half()
+            tensors[plain_name(name)] = p.detach().half()
     return tensors
 
 
 def apply_patch(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Merge what ``patch_tensors`` kept into a plain model: W + up @ down, and the other weights as they stand."""
-    named = dict(model.named_parameters())
+    named = plain_names(model)
     with torch.no_grad():
         for name, value in tensors.items():
             if name.endswith(".up"):
