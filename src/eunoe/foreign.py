@@ -38,6 +38,8 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     """The first line of an exception's text, with its type where the text alone says little, ending in a full stop."""
     lines = str(error).strip().splitlines()
     text = lines[0].strip() if lines else ""
+    if text.endswith(":") and len(lines) > 1:  # pydantic and others put the reason below
+        text = f"{text} {lines[1].strip()}"
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
     elif not text or isinstance(

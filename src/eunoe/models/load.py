@@ -265,7 +265,7 @@ def _transformers(place: Place, settings: ModelSettings) -> tuple[LanguageModel,
         _refuse_oversized(blank, found, settings)
     with reading(f"the weights of {settings.name!r}", "Nothing of them was run."):
         model, info = loader.from_pretrained(
-            place.where, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **place.form
+            place.where, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, ignore_mismatched_sizes=True, **place.form
         )  # fmt: skip
     _refuse_other_trunk(model, info, settings)
     if settings.dropout is not None:
@@ -334,7 +334,12 @@ def _refuse_oversized(blank: nn.Module, found: Tensors | None, settings: ModelSe
 
 
 def _refuse_other_trunk(model: nn.Module, info: Any, settings: ModelSettings) -> None:
-    """The weights must fill the trunk, and the trunk must have a place for all weights of one."""
+    """The weights must fit, and fill the trunk, and the trunk must have a place for all weights of one."""
+    for name, held, asked in info["mismatched_keys"]:
+        raise EunoeError(
+            f"the weights of {settings.name!r} hold {visible(name)} {tuple(held)}, where its config.json asks for "
+            f"{tuple(asked)}. Is it the config.json of these weights?"
+        )
     base = anatomy(model).base
     trunk = {id(p) for p in base.parameters()}
     lost = [name for name, p in model.named_parameters() if name in info["missing_keys"] and id(p) in trunk]
