@@ -269,15 +269,15 @@ def _summary(runs: list[Path]) -> None:
     from rich.console import Console
 
     from eunoe.report.read import read_run
-    from eunoe.report.samples import read_samples, samples_text
+    from eunoe.report.samples import samples_text
     from eunoe.report.terminal import print_run
 
     for out in runs:
         if (out / "rows.jsonl").is_file() or (out / "cells").is_dir():
-            print_run(read_run(out), Console(width=None if sys.stdout.isatty() else 100))
-        samples = read_samples(out / "samples.jsonl")
-        if samples:
-            print(f"\n{samples_text(samples)}")
+            run = read_run(out)
+            print_run(run, Console(width=None if sys.stdout.isatty() else 100))
+            if run.samples:
+                print(f"\n{samples_text(run.samples)}")
 
 
 def _verify(args: argparse.Namespace, _rest: list[str]) -> int:

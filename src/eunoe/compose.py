@@ -22,7 +22,7 @@ from eunoe.optim.advice import Point
 from eunoe.optim.table import OPTIMIZERS
 from eunoe.progress import console
 from eunoe.recipe import Study, recipe_of
-from eunoe.report.annealing import annealing_plot
+from eunoe.report.lines import together
 from eunoe.study import annealing, load_study_task, resolve_study
 
 Overrides = list[tuple[str, str]]
@@ -79,7 +79,7 @@ def _study(args: argparse.Namespace, tasks: list[dict[str, Any]], overrides: Ove
 
 # -- what annealing will do -----------------------------------------------------------------------------------------
 def plot_lambda(study: Study, out: Path) -> Path:
-    """Before anything trains: lambda, the pull and the rate over the steps of each RecAdam system and task.
+    """Before anything trains: lambda, the pull and the learning rate over the steps of each RecAdam system and task.
 
     Prints a table and the warnings, and writes a plot each to ``OUT.lambda.html``, beside the study folder ``out`` that is to
     be; returns its path.
@@ -97,7 +97,7 @@ def plot_lambda(study: Study, out: Path) -> Path:
         for line in plan.warnings:
             console.print(f"warning: {line}", markup=False, highlight=False)
         told = "".join(f"<p>{html.escape(line)}</p>" for line in plan.warnings)
-        figures.append(f"<h2>{html.escape(title)}</h2>{annealing_plot(plan.curve, f'lambda{len(figures)}')}{told}")
+        figures.append(f"<h2>{html.escape(title)}</h2>{_plot(plan.curve, f'lambda{len(figures)}')}{told}")
     if not figures:
         raise EunoeError("--plot-lambda shows RecAdam's annealing, but no system uses it. Add --optimizer recadam.")
     page = f"<!doctype html><meta charset=utf-8><title>lambda</title><body style='font-family:sans-serif'>{''.join(figures)}"
@@ -107,9 +107,21 @@ def plot_lambda(study: Study, out: Path) -> Path:
     return file
 
 
+SHOWN = ("lambda", "pull a step", "learning rate of the task")
+"""lambda: the task's share; pull: share of the distance taken away in a step; learning rate: lambda times the schedule's."""
+
+
+def _plot(curve: list[Point], name: str) -> str:
+    """SVG of lambda, pull and learning rate over the steps; the learning rate as a share of its highest."""
+    steps, share, pull, rate = zip(*curve, strict=True)
+    highest = max(rate) or 1.0
+    lines = (share, pull, [value / highest for value in rate])
+    return together(steps, dict(zip(SHOWN, lines, strict=True)), name)
+
+
 def _print_curve(title: str, curve: list[Point]) -> None:
     table = Table(title=title, title_justify="left", box=None)
-    for name in ("step", "lambda", "", "pull a step", "rate of the task"):
+    for name in ("step", "lambda", "", *SHOWN[1:]):
         table.add_column(name, justify="left" if not name else "right")
     for i in evenly(len(curve), 12):
         step, share, pull, rate = curve[i]

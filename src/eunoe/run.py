@@ -47,10 +47,10 @@ from eunoe.plan import Cell, Plan, Sequence, resolve
 from eunoe.plugins.capacity import capacity_report
 from eunoe.progress import say
 from eunoe.recipe import ModelSettings, Recipe, Study, build, parse_yaml
+from eunoe.report.matrices import write_matrix
 from eunoe.report.page import write_report
 from eunoe.report.samples import Sample, read_samples, write_samples
 from eunoe.report.schema import Row, append_rows, read_rows
-from eunoe.report.tables import write_matrix
 from eunoe.study import run_study
 from eunoe.train import Job, make_optimizer, restore, train, weights
 from eunoe.transfer.finetune import encode_task

@@ -1,4 +1,4 @@
-"""The room left in plug-ins: shares, warnings, maps; files that are missing or broken."""
+"""The capacity of plug-ins: shares, warnings, maps; files that are missing or broken."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from eunoe.plugins.capacity import capacity_report
 from eunoe.report.capacity import Side, Use, free_shares, sides, uses, warning
 from eunoe.report.page import write_report
-from eunoe.report.read import Room, read_rooms
+from eunoe.report.read import Capacity, read_run
 from tests.report.made_up import DOMAINS, made_up_capacity, made_up_rows, made_up_run
 from tests.report.test_page import page
 
 
-def room(
+def state(
     place: int,
     free: int,
     seed: int = 0,
@@ -23,7 +23,7 @@ def room(
     new: int = 0,
     shared: int = 0,
     names: str = "ab",
-) -> Room:
+) -> Capacity:
     mask = {
         "layer": layer,
         "part": "attention",
@@ -36,51 +36,51 @@ def room(
         "new": dict.fromkeys(names[: place + 1], new),
         "shared_with": dict.fromkeys(names[:place], shared),
     }
-    return Room("cpt", "given", seed, place, names[place], [mask])
+    return Capacity("cpt", "given", seed, place, names[place], [mask])
 
 
 def test_free_shares_are_means_over_sequences_domain_by_domain() -> None:
-    rooms = [room(0, 60), room(1, 20), room(0, 40, seed=1), room(1, 10, seed=1)]
-    assert sides(rooms) == [Side("attention", "inner")]
-    assert free_shares(rooms, Side("attention", "inner")) == {"encoder.layer.0": [0.5, pytest.approx(0.15)]}
-    assert free_shares(rooms, Side("attention", "outer")) == {}
+    states = [state(0, 60), state(1, 20), state(0, 40, seed=1), state(1, 10, seed=1)]
+    assert sides(states) == [Side("attention", "inner")]
+    assert free_shares(states, Side("attention", "inner")) == {"encoder.layer.0": [0.5, pytest.approx(0.15)]}
+    assert free_shares(states, Side("attention", "outer")) == {}
 
 
 def test_the_page_warns_by_the_rule_and_in_the_words_of_the_run() -> None:
-    assert warning([room(0, 5), room(1, 10)], "cpt") == ("", "")  # the state at the end counts, and 10 % are enough
-    ends = [room(1, 9), room(1, 3, seed=1, new=2), room(1, 4, seed=2)]
-    told, advice = warning([room(0, 50), room(0, 50, seed=1), *ends], "cpt")
+    assert warning([state(0, 5), state(1, 10)], "cpt") == ("", "")  # the state at the end counts, and 10 % are enough
+    ends = [state(1, 9), state(1, 3, seed=1, new=2), state(1, 4, seed=2)]
+    told, advice = warning([state(0, 50), state(0, 50, seed=1), *ends], "cpt")
     assert told == "cpt · seed 1 (0, 2 too): attention 3 % free, b newly took 2 %"
     assert capacity_report(ends[1].masks)["warning"].endswith(f" {advice}")
     assert advice.startswith("The next domain can still read")
     assert all(way in advice for way in ("grow", "sparsity", "ffn_size"))
-    assert "24 % free, b newly took 49 %" in warning([room(1, 24, new=49)], "cpt")[0], "less than half of it"
-    assert warning([room(1, 25, new=50)], "cpt") == ("", "")
+    assert "24 % free, b newly took 49 %" in warning([state(1, 24, new=49)], "cpt")[0], "less than half of it"
+    assert warning([state(1, 25, new=50)], "cpt") == ("", "")
 
 
 def test_uses_are_sums_over_layers_and_means_over_sequences() -> None:
-    first, second = room(1, 20, new=30, shared=5), room(1, 10, seed=1, new=35, shared=8)
+    first, second = state(1, 20, new=30, shared=5), state(1, 10, seed=1, new=35, shared=8)
     first.masks.append({**first.masks[0], "layer": "encoder.layer.1", "free": 1, "shared_with": {"a": 2}})
     side = Side("attention", "inner")
-    rooms = [room(0, 60, new=40), room(0, 50, seed=1, new=50), first, second]
-    assert uses(rooms, side) == [
+    states = [state(0, 60, new=40), state(0, 50, seed=1, new=50), first, second]
+    assert uses(states, side) == [
         Use("a", 100, 45, 45, {}, 55),
         Use("b", 150, (35 + 35 + 43) / 2, (30 + 30 + 35) / 2, {"a": (5 + 2 + 8) / 2}, (20 + 1 + 10) / 2),
     ]
     assert [use.free for use in uses([first], side, "encoder.layer.1")] == [1]
-    assert uses(rooms, Side("attention", "outer")) == []
+    assert uses(states, Side("attention", "outer")) == []
 
 
 def test_the_page_maps_each_kind_of_mask_and_warns(tmp_path: Path) -> None:
     run = made_up_run(tmp_path / "four")
-    assert "Room left" not in page(write_report([run])).text
+    assert "Capacity" not in page(write_report([run])).text
     made_up_capacity(run, free=0.5)
     read = page(write_report([run]))
     for words in (
-        "Room left in the plug-ins",
+        "Capacity",
         "feed-forward, outer",
         "cpt · seed",
-        "Room runs out. The next domain can still read",
+        "Capacity runs out. The next domain can still read",
         "bbc_news newly took",
         "mean of 3 seeds",
         "Free units, %",
@@ -99,7 +99,7 @@ def test_the_page_maps_each_kind_of_mask_and_warns(tmp_path: Path) -> None:
         assert sum(f"after learning {domain}, layer by layer" in label for label in labels) == 4
     assert read.text.index("no unit taken") < read.text.index("Free units, %")
     made_up_capacity(run, free=0.9)
-    assert "oom runs out" not in page(write_report([run])).text
+    assert "apacity runs out" not in page(write_report([run])).text
 
 
 def test_what_to_do_is_said_once_and_methods_and_orders_come_as_in_the_rows(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_what_to_do_is_said_once_and_methods_and_orders_come_as_in_the_rows(tmp_
     assert places == sorted(places)
     curves = text[text.index("Learning curves") :]
     assert curves.index("Order turned") < curves.index("Order given")
-    assert [room.seed for room in read_rooms(run, rows)][:: len(DOMAINS)] == 6 * [9, 10]
-    assert [room.method for room in read_rooms(run)][:: 4 * len(DOMAINS)] == ["a", "cpt", "ncl"], "without rows by name"
+    assert [one.seed for one in read_run(run).capacity][:: len(DOMAINS)] == 6 * [9, 10]
+    assert [one.method for one in read_run(run).capacity][:: 4 * len(DOMAINS)] == ["ncl", "cpt", "a"]
 
 
 def test_names_from_the_file_are_escaped(tmp_path: Path) -> None:
@@ -133,26 +133,30 @@ def test_names_from_the_file_are_escaped(tmp_path: Path) -> None:
             row["domains"] = {bad: 1, **row["domains"]}
         file.write_text(json.dumps(rows))
     html = write_report([run]).read_text()
-    assert "Shared with &lt;b&gt;$x$\ufffd&amp;" in html
+    assert "Shared with &lt;b&gt;$x$\\ud800&amp;" in html
     assert "<b>$x" not in html
 
 
-def test_a_broken_capacity_is_left_out(tmp_path: Path) -> None:
+def test_a_broken_capacity_is_left_out_and_named(tmp_path: Path) -> None:
     run = made_up_run(tmp_path / "four")
     made_up_capacity(run)
-    whole = read_rooms(run)
+    whole = read_run(run).capacity
     assert len(whole) == 3 * len(DOMAINS)
     files = sorted(run.glob("sequences/*/domains/*/capacity.json"))
     for file, text in zip(files, ("[", "[]", "{}", '[{"layer": 1}]', '[{"layer": "a", "part": "b", "units": "c", "size": 0, "used": 0, '
                                   '"shared": 0, "free": 0}]'), strict=False):  # fmt: skip
         file.write_text(text)
-    assert len(read_rooms(run)) == len(whole) - 5
+    assert len(read_run(run).capacity) == len(whole) - 5
     rows = json.loads(files[5].read_text())
-    for shared in ({"a": "b"}, [1], {"a": -1}):
+    for shared in ({"a": "b"}, [1], {"a": -1}, {"a": 1e300}):
         files[5].write_text(json.dumps([{**rows[0], "shared_with": shared}]))
-        assert len(read_rooms(run)) == len(whole) - 6
+        assert len(read_run(run).capacity) == len(whole) - 6
+    assert len(read_run(run).damaged) == 6
     files[5].write_text(
         json.dumps([{key: rows[0][key] for key in rows[0] if key not in ("domains", "new", "shared_with")}])
     )
-    assert len(read_rooms(run)) == len(whole) - 5, "what was written before domains were counted"
-    assert write_report([run]).is_file()
+    assert len(read_run(run).capacity) == len(whole) - 5, "what was written before domains were counted"
+    text = page(write_report([run])).text
+    for file in files[:5]:
+        assert f"damaged, and left out: {file.relative_to(run)}" in text
+    assert str(tmp_path) not in text

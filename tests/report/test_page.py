@@ -14,7 +14,7 @@ import pytest
 
 from eunoe.errors import EunoeError
 from eunoe.report.page import write_report
-from eunoe.report.read import read_curves
+from eunoe.report.read import read_run
 from tests.report.chromium import Chromium
 from tests.report.made_up import DOMAINS, made_up_capacity, made_up_rows, made_up_run
 
@@ -105,7 +105,7 @@ def test_whatever_stands_in_the_data_stays_text(tmp_path: Path) -> None:
     run = made_up_run(tmp_path / "evil", rows, curves=False)
     lines = (run / "rows.jsonl").read_text(encoding="utf-8")
     (run / "rows.jsonl").write_text(lines.replace("\\u0001", "\\u0001\\ud800"), encoding="utf-8")
-    (run / "recipe.yaml").write_bytes(b"a: </pre><script>alert(2)</script>\n\xff\n")
+    (run / "recipe.yaml").write_text("a: </pre><script>alert(2)</script>\n")
     (run / "environment.json").write_text('{"command": "<script>", "<b>": ["<i>"]}', encoding="utf-8")
     read = page(write_report([run]))
     assert not {tag for tag, _ in read.elements} & {"script", "img", "b onclick", "u", "i"}
@@ -118,7 +118,7 @@ def test_missing_files_are_named_in_the_page(tmp_path: Path) -> None:
     (run / "recipe.yaml").unlink()
     (run / "environment.json").unlink()
     text = page(write_report([run])).text
-    for words in ("recipe.yaml is not in the run folder", "environment.json is not in the run folder", "No curve.csv was found",
+    for words in ("There is no recipe.yaml that can be read", "There is no environment.json that can be read", "No curve.csv was found",
                   "no end-task scores"):  # fmt: skip
         assert words in text
     assert "none yet" not in text, "a run that did not score the pretrained model"
@@ -164,7 +164,7 @@ def test_several_orders_are_labelled(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_scores_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(EunoeError, match=r"is no folder. Make a run first: eunoe run RECIPE --out"):
+    with pytest.raises(EunoeError, match=r"is not a folder. Make a run first: eunoe run RECIPE --out"):
         write_report([tmp_path / "nowhere"])
     (tmp_path / "rows.jsonl").write_text("")
     with pytest.raises(EunoeError, match=r"rows.jsonl is missing or empty. Make them first: eunoe run RECIPE --out"):
@@ -178,17 +178,23 @@ def test_a_folder_without_scores_says_what_to_run(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("report.html"))
 
 
-def test_curves_leave_out_what_is_broken(tmp_path: Path) -> None:
-    place = tmp_path / "sequences" / "cpt.given.seed3" / "domains" / "1-bbc-news"
-    place.mkdir(parents=True)
-    (place / "curve.csv").write_text("step,loss,lr,grad_norm\n1,3.5,1e-3,1.0\n2,nan,1e-3,1.0\n3,2.5,1e-3,1.0\n4")
-    for strange in ("nonsense", "cpt.given.seedx"):
-        other = tmp_path / "sequences" / strange / "domains" / "0-a"
+def test_a_broken_curve_is_left_out_and_named(tmp_path: Path) -> None:
+    run = made_up_run(tmp_path / "run", made_up_rows(methods=("cpt",), seeds=(3,)))
+    files = sorted(run.glob("sequences/*/domains/*/curve.csv"))
+    whole = "step,loss,lr,grad_norm\n3,2.5,1e-3,1.0\n1,3.5,1e-3,1.0\n"
+    for file, text in zip(files, (whole, whole + "4", whole + "2,nan,1e-3,1.0\n", "step\n1\n"), strict=True):
+        file.write_text(text)
+    for strange in ("nonsense", "cpt.given.seedx", "cpt.given.seed" + 99 * "9", "cpt.given.seed\u00b2"):
+        other = run / "sequences" / strange / "domains" / "0-a"
         other.mkdir(parents=True)
         (other / "curve.csv").write_text("step,loss\n1,2.0\n")
-    ((place_found, (curve,)),) = read_curves(tmp_path).items()
-    assert place_found == ("given", 1, "bbc-news")
+    loaded = read_run(run)
+    ((place, (curve,)),) = loaded.curves.items()
+    assert place == ("given", 0, DOMAINS[0])
     assert (curve.label, curve.seed, curve.steps, curve.loss) == ("cpt", 3, (1, 3), (3.5, 2.5))
+    text = page(write_report(run)).text
+    for file in files[1:]:
+        assert f"damaged, and left out: {file.relative_to(run)}" in text
 
 
 def test_reporting_imports_no_torch() -> None:

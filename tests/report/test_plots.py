@@ -10,12 +10,14 @@ from dataclasses import replace
 import matplotlib as mpl
 import pytest
 
+from eunoe.report.curves import Curve
 from eunoe.report.draw import LOOKS, RAMP, STYLES, ramp, style
 from eunoe.report.lines import frontier, over_layers, over_steps, undominated
+from eunoe.report.matrices import Scores, matrices
+from eunoe.report.metrics import DISTANCE, LM_LOSS, Estimate, metric
 from eunoe.report.plots import colour_bar, colour_limit, forgetting_plot, heat_maps
-from eunoe.report.read import Curve
 from eunoe.report.study import Spot
-from eunoe.report.tables import DISTANCE, LM_LOSS, Estimate, Scores, matrices, metric, summarize
+from eunoe.report.summary import summarize
 from tests.report.made_up import made_up_rows
 
 

@@ -1,4 +1,4 @@
-"""How much room CPT's plug-ins have left after each domain: units used, shared with each earlier domain, and free.
+"""The capacity that plug-ins have left after each domain: units used, shared with each earlier domain, and free.
 
 A finished domain keeps the units that its masks chose; a later one reads them but cannot change them. What is left shrinks
 with each domain, in each mask by itself (a plug-in has one between its two maps, and one after them). When it runs out is
@@ -19,7 +19,7 @@ from eunoe.plugins.capacity_report import ADVICE, capacity_report
 from eunoe.report import draw, html
 from eunoe.report.draw import RULE
 from eunoe.report.lines import layer_name
-from eunoe.report.read import Room, Run
+from eunoe.report.read import Capacity, Run
 
 # None is nearly white, all is orange; as dark as black text on it allows.
 TAKEN = LinearSegmentedColormap.from_list("taken", ["#f4f3f0", "#f0953f"])
@@ -35,28 +35,28 @@ class Side(NamedTuple):
         return f"{self.part.replace('_', '-')}, {self.units}"
 
 
-def sides(rooms: Sequence[Room]) -> list[Side]:
+def sides(states: Sequence[Capacity]) -> list[Side]:
     """The kinds of masks, as they come."""
-    return list(dict.fromkeys(Side(mask["part"], mask["units"]) for room in rooms for mask in room.masks))
+    return list(dict.fromkeys(Side(mask["part"], mask["units"]) for state in states for mask in state.masks))
 
 
-def free_shares(rooms: Sequence[Room], side: Side) -> dict[str, list[float]]:
+def free_shares(states: Sequence[Capacity], side: Side) -> dict[str, list[float]]:
     """Layer -> the share of free units after each domain, mean over the sequences (all of one method and order)."""
     found: dict[str, dict[int, list[float]]] = {}
-    for room in rooms:
-        for mask in room.masks:
+    for state in states:
+        for mask in state.masks:
             if Side(mask["part"], mask["units"]) == side:
-                found.setdefault(mask["layer"], {}).setdefault(room.place, []).append(mask["free"] / mask["size"])
+                found.setdefault(mask["layer"], {}).setdefault(state.place, []).append(mask["free"] / mask["size"])
     return {layer: [fsum(of[place]) / len(of[place]) for place in sorted(of)] for layer, of in found.items()}
 
 
-def warning(rooms: Sequence[Room], label: str) -> tuple[str, str]:
-    """What to say when room runs out in the last state of a method's sequences, and what to do; both empty where there is enough.
+def warning(states: Sequence[Capacity], label: str) -> tuple[str, str]:
+    """What to say when capacity runs out in the last state of a method's sequences, and what to do; both empty where there is enough.
 
-    ``rooms`` are of one method and order. Of several seeds the one with the least room speaks.
+    ``states`` are of one method and order. Of several seeds the one with the least capacity speaks.
     """
-    ends = {room.seed: room for room in sorted(rooms, key=lambda room: room.place)}
-    reports = {seed: capacity_report(room.masks) for seed, room in ends.items()}
+    ends = {state.seed: state for state in sorted(states, key=lambda state: state.place)}
+    reports = {seed: capacity_report(state.masks) for seed, state in ends.items()}
     least = {
         seed: min(kind["free"] / kind["size"] for kind in report["kinds"])
         for seed, report in reports.items()
@@ -95,15 +95,15 @@ class Use(NamedTuple):
     """Used by no domain so far."""
 
 
-def uses(rooms: Sequence[Room], side: Side, layer: str | None = None) -> list[Use]:
-    """What each domain took, in order; ``layer``: in that one alone. ``rooms`` are of one method and order."""
+def uses(states: Sequence[Capacity], side: Side, layer: str | None = None) -> list[Use]:
+    """What each domain took, in order; ``layer``: in that one alone. ``states`` are of one method and order."""
     found = []
-    for place in sorted({room.place for room in rooms}):
-        here = [room for room in rooms if room.place == place]
+    for place in sorted({state.place for state in states}):
+        here = [state for state in states if state.place == place]
         masks = [
             mask
-            for room in here
-            for mask in room.masks
+            for state in here
+            for mask in state.masks
             if Side(mask["part"], mask["units"]) == side and layer in (None, mask["layer"])
         ]
         if masks:
@@ -118,26 +118,26 @@ def uses(rooms: Sequence[Room], side: Side, layer: str | None = None) -> list[Us
 
 def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
     """Warnings, maps for each kind of mask, tables by domain and by layer; empty where no run has a capacity."""
-    groups: dict[tuple[str, str], list[Room]] = {}
+    groups: dict[tuple[str, str], list[Capacity]] = {}
     for run in runs:
-        for room in run.rooms:
-            groups.setdefault((names.get((run.name, room.method), room.method), room.order), []).append(room)
+        for state in run.capacity:
+            groups.setdefault((names.get((run.name, state.method), state.method), state.order), []).append(state)
     parts, warnings, lines = [], [], []
     orders = {order for _, order in groups}
-    for k, ((label, order), rooms) in enumerate(groups.items()):
+    for k, ((label, order), states) in enumerate(groups.items()):
         title = label + (f", order {order}" if len(orders) > 1 else "")
-        warnings += [told for told in [warning(rooms, title)] if told[0]]
-        domains = list({room.place: room.domain for room in sorted(rooms, key=lambda room: room.place)}.values())
-        seeds = len({room.seed for room in rooms})
+        warnings += [told for told in [warning(states, title)] if told[0]]
+        domains = list({state.place: state.domain for state in sorted(states, key=lambda state: state.place)}.values())
+        seeds = len({state.seed for state in states})
         figures = []
-        for i, side in enumerate(sides(rooms)):
-            svg = _free_map(free_shares(rooms, side), domains, f"room-{k}-{i}")
+        for i, side in enumerate(sides(states)):
+            svg = _free_map(free_shares(states, side), domains, f"capacity-{k}-{i}")
             alt = f"{title}: share of free units in {side} masks, by layer and domain"
             figures.append(html.figure(svg, str(side), alt))
         note = f" <small>mean of {seeds} seeds</small>" if seeds > 1 else ""
-        body = f"<h3>{escape(title)}{note}</h3>{_row('Free units, %', figures)}{_by_domain(rooms, title, k)}"
+        body = f"<h3>{escape(title)}{note}</h3>{_row('Free units, %', figures)}{_by_domain(states, title, k)}"
         parts.append(body if k == 0 else f"<details><summary>{escape(title)}</summary>{body}</details>")
-        lines += _lines(title, rooms, domains)
+        lines += _lines(title, states, domains)
     if not parts:
         return ""
     columns = ("Method", "After", "Masks", "Units", "Used", "Shared", "Free", "Least free of any seed, %", "In layer")
@@ -149,10 +149,10 @@ def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) 
         "shares with each earlier domain, on the diagonal all that it uses, in the last column what it left free."
     )
     return html.section(
-        "Room left in the plug-ins",
+        "Capacity",
         _warned(warnings),
         f'<p class="note">{note}</p>',
-        f'<div class="legend">{draw.colour_bar(TAKEN, ("no unit taken", "half", "all taken"), "room-scale")}</div>',
+        f'<div class="legend">{draw.colour_bar(TAKEN, ("no unit taken", "half", "all taken"), "capacity-scale")}</div>',
         *parts,
         f"<details><summary>All methods and orders: units used, shared and free</summary>{table}</details>",
     )
@@ -163,13 +163,13 @@ def _warned(warnings: Sequence[tuple[str, str]]) -> str:
     if not warnings:
         return ""
     listed = "".join(f"<li>{escape(line)}</li>" for line, _ in warnings)
-    told = f"Room runs out. {warnings[0][1]} Inner units after the last domain, with the seed that has least room:"
+    told = f"Capacity runs out. {warnings[0][1]} Inner units after the last domain, with the seed that has least left:"
     return f'<div class="warning"><p>{escape(told)}</p><ul>{listed}</ul></div>'
 
 
-def _by_domain(rooms: Sequence[Room], title: str, k: int) -> str:
+def _by_domain(states: Sequence[Capacity], title: str, k: int) -> str:
     """Maps and a table of what each domain uses and shares, over all layers and layer by layer; all folded but the first maps."""
-    found = {side: uses(rooms, side) for side in sides(rooms)}
+    found = {side: uses(states, side) for side in sides(states)}
     earlier = list(dict.fromkeys(name for of in found.values() for use in of for name in use.shared))
     figures = []
     for i, (side, of) in enumerate(found.items()):
@@ -181,8 +181,8 @@ def _by_domain(rooms: Sequence[Room], title: str, k: int) -> str:
         ([escape(str(side)), *_cells(use, earlier)] for side, of in found.items() for use in of),
         text_columns=2,
     )
-    layers = list(dict.fromkeys(mask["layer"] for room in rooms for mask in room.masks))
-    layered = {side: {layer: uses(rooms, side, layer) for layer in layers} for side in found}
+    layers = list(dict.fromkeys(mask["layer"] for state in states for mask in state.masks))
+    layered = {side: {layer: uses(states, side, layer) for layer in layers} for side in found}
     by_layer = html.table(
         ("Layer", *columns),
         (
@@ -232,20 +232,20 @@ def _count(units: float) -> str:
     return f"{units:,.0f}" if units == round(units) else f"{units:,.1f}"
 
 
-def _lines(title: str, rooms: Sequence[Room], domains: Sequence[str]) -> list[list[str]]:
+def _lines(title: str, states: Sequence[Capacity], domains: Sequence[str]) -> list[list[str]]:
     """One line a domain and kind of mask: sums over the layers, means over the sequences; the least of all masks."""
     lines = []
-    for place in sorted({room.place for room in rooms}):
-        here = [room for room in rooms if room.place == place]
-        for i, side in enumerate(sides(rooms)):
-            masks = [m for room in here for m in room.masks if Side(m["part"], m["units"]) == side]
+    for place in sorted({state.place for state in states}):
+        here = [state for state in states if state.place == place]
+        for i, side in enumerate(sides(states)):
+            masks = [m for state in here for m in state.masks if Side(m["part"], m["units"]) == side]
             if not masks:
                 continue
             total = sum(m["size"] for m in masks)
             least: dict[str, Any] = min(masks, key=lambda m: m["free"] / m["size"])
             cells = [f"{100 * sum(m[key] for m in masks) / total:.1f} %" for key in ("used", "shared", "free")]
             lines.append([
-                escape(title) if i == 0 and place == min(r.place for r in rooms) else "", escape(here[0].domain) if i == 0 else "",
+                escape(title) if i == 0 and place == min(one.place for one in states) else "", escape(here[0].domain) if i == 0 else "",
                 escape(str(side)), f"{total // len(here):,}", *cells, f"{100 * least['free'] / least['size']:.1f}",
                 escape(layer_name(least["layer"])),
             ])  # fmt: skip
@@ -253,8 +253,8 @@ def _lines(title: str, rooms: Sequence[Room], domains: Sequence[str]) -> list[li
 
 
 # -- maps -------------------------------------------------------------------------------------------------------
-class Cell(NamedTuple):
-    """A share of a mask's units. ``free``: it is of free units, of which many mean that little is taken."""
+class Share(NamedTuple):
+    """A part of a mask's units. ``free``: it is of free units, of which many mean that little is taken."""
 
     share: float
     free: bool = False
@@ -262,7 +262,7 @@ class Cell(NamedTuple):
 
 def _free_map(shares: Mapping[str, Sequence[float]], domains: Sequence[str], name: str) -> str:
     """Layers by domains: how many percent of the units are free."""
-    lines = [(layer_name(layer), [Cell(share, free=True) for share in of]) for layer, of in shares.items()]
+    lines = [(layer_name(layer), [Share(share, free=True) for share in of]) for layer, of in shares.items()]
     return _map("layer", lines[::-1], "after learning", domains, name)
 
 
@@ -272,8 +272,8 @@ def _shared_map(found: Sequence[Use], name: str) -> str:
     lines = []
     for use in found:
         taken = {**use.shared, use.domain: use.used}
-        cells = [Cell(taken[column] / use.size) if column in taken else None for column in columns]
-        lines.append((use.domain, [*cells, Cell(use.free / use.size, free=True)]))
+        cells = [Share(taken[column] / use.size) if column in taken else None for column in columns]
+        lines.append((use.domain, [*cells, Share(use.free / use.size, free=True)]))
     return _map("after learning", lines, "shared with, or used", [*columns, "free"], name)
 
 
@@ -282,13 +282,13 @@ def _layer_map(found: Mapping[str, Use], name: str) -> str:
     earlier = list(dict.fromkeys(column for use in found.values() for column in use.shared))
     lines = []
     for layer, use in found.items():
-        cells = [Cell(units / use.size) for units in (*(use.shared.get(column, 0.0) for column in earlier), use.used)]
-        lines.append((layer_name(layer), [*cells, Cell(use.free / use.size, free=True)]))
+        cells = [Share(units / use.size) for units in (*(use.shared.get(column, 0.0) for column in earlier), use.used)]
+        lines.append((layer_name(layer), [*cells, Share(use.free / use.size, free=True)]))
     return _map("layer", lines[::-1], "shared with" if earlier else "", [*earlier, "used", "free"], name)
 
 
 def _map(
-    down: str, lines: Sequence[tuple[str, Sequence[Cell | None]]], across: str, columns: Sequence[str], name: str
+    down: str, lines: Sequence[tuple[str, Sequence[Share | None]]], across: str, columns: Sequence[str], name: str
 ) -> str:
     """Percents in lines, each with its label, and columns; ``down`` and ``across`` say what these are."""
     wide, high, top = 48.0, 22.0, 40.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from html import escape
@@ -10,33 +10,23 @@ from html import escape
 from eunoe.evaluate.matrix import drops
 from eunoe.evaluate.scores import wilson_interval
 from eunoe.report import html
+from eunoe.report.answer import answer
 from eunoe.report.capacity import capacity_section
+from eunoe.report.classes import class_counts
+from eunoe.report.curves import HEAD, Curve
 from eunoe.report.draw import Style, style
 from eunoe.report.lines import over_steps
+from eunoe.report.matrices import BASE, GENERAL, Scores, domain_orders, final_scores
+from eunoe.report.metrics import LM_LOSS, Estimate, Metric, metric, shown, typeset
 from eunoe.report.plots import colour_bar, colour_limit, forgetting_plot, heat_maps
-from eunoe.report.read import HEAD, Curve, Run
+from eunoe.report.read import Run
 from eunoe.report.retention import kept_by_domains
 from eunoe.report.retention_page import retention_section
 from eunoe.report.schema import Row
-from eunoe.report.tables import (
-    BASE,
-    GENERAL,
-    LM_LOSS,
-    Estimate,
-    Line,
-    Metric,
-    Scores,
-    Summary,
-    class_counts,
-    domain_orders,
-    final_scores,
-    heading,
-    labels,
-    metric,
-    shown,
-    summarize,
-    typeset,
-)
+from eunoe.report.summary import Line, Summary, heading, labels, summarize
+
+MAPS, MAPPED = 60, 30
+"""Matrices of a metric that are drawn, and the domains of the largest: more would be a page that no browser opens."""
 
 
 def part(runs: Sequence[Run]) -> html.Part:
@@ -47,28 +37,28 @@ def part(runs: Sequence[Run]) -> html.Part:
     curve_labels = [names.get((run.name, c.label), c.label) for run in runs for cs in run.curves.values() for c in cs]
     looks = {label: style(i) for i, label in enumerate(dict.fromkeys([*learners, *curve_labels]))}
     sections = [
-        _what_ran(runs, rows, names),
+        _what_ran(runs, names),
         _forgetting(summary, looks),
         _matrices(summary, names),
-        _summary_tables(summary),
+        _summary_tables(summary, _general_note(runs, names)),
         retention_section(kept_by_domains(rows, names)),
         capacity_section(runs, names),
         _curves(runs, names, looks),
         _by_domain(summary, names),
         _per_class(rows, several=len(runs) > 1),
     ]
-    return html.Part(summary.answer, summary.unfinished, sections, READING)
+    return html.Part(answer(summary), summary.unfinished, sections, READING)
 
 
-def _what_ran(runs: Sequence[Run], rows: Sequence[Row], names: dict[tuple[str, str], str]) -> str:
+def _what_ran(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
     parts = []
     for run in runs:
-        mine = [row for row in final_scores(rows) if row.run == run.name]
+        mine = final_scores(run.rows)
         facts: list[tuple[str, str]] = []
-        methods = [names[(run.name, m)] for m in dict.fromkeys(row.method for row in mine) if m != BASE]
+        methods = [names[(run.name, m)] for m in dict.fromkeys(row.method for row in mine if row.learnt) if m != BASE]
         if methods:
             facts.append(("Methods", ", ".join(methods)))
-        orders = {order: d for (name, order), d in domain_orders(rows).items() if name == run.name and d}
+        orders = {order: domains for (_, order), domains in domain_orders(run.rows).items() if domains}
         for order, domains in orders.items():
             facts.append(("Domains" if len(orders) == 1 else f"Order {order}", " → ".join(domains)))
         seeds = list(dict.fromkeys(row.seed for row in mine))
@@ -99,8 +89,35 @@ def _what_ran(runs: Sequence[Run], rows: Sequence[Row], names: dict[tuple[str, s
             )
         items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
         head = f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
-        parts.append(f"{head}<dl>{items}</dl>")
+        parts.append(f"{head}<dl>{items}</dl>{html.short_shots(run.rows)}{_notes(run, names)}")
     return html.section("What ran", *parts)
+
+
+def _notes(run: Run, names: Mapping[tuple[str, str], str]) -> str:
+    """What the methods say of themselves, each sentence once, after the names of those that say it."""
+    sayings: dict[str, dict[str, None]] = {}
+    for notes in run.notes:
+        for line in notes.lines:
+            sayings.setdefault(line, {})[names.get((run.name, notes.method), notes.method)] = None
+    lines = [f"{', '.join(methods)}: {line}" for line, methods in sayings.items()]
+    return html.listed("Notes", lines)
+
+
+def _general_note(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
+    """How general text is read, as the methods say it; with their names where not all of them say the same."""
+    sayings: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for notes in run.notes:
+            if notes.general is not None:
+                sayings.setdefault(notes.general, {})[names.get((run.name, notes.method), notes.method)] = None
+    learners = {name for run in runs for row in run.rows if row.learnt for name in [names[(run.name, row.method)]]}
+    if len(sayings) == 1 and learners <= set(*sayings.values()):
+        return f"{_sentence(next(iter(sayings)))}."
+    return " ".join(f"{', '.join(methods)}: {text.rstrip('.')}." for text, methods in sayings.items())
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".")
 
 
 def _forgetting(summary: Summary, looks: dict[str, Style]) -> str:
@@ -114,8 +131,8 @@ def _forgetting(summary: Summary, looks: dict[str, Style]) -> str:
     if not figures:
         return ""
     several = any(line.forgetting and line.forgetting.interval for line in summary.lines)
-    note = ("The big mark is the mean, the bar its 95 % interval (Student’s t) over sequences, each small dot one sequence; a bar that "
-            "holds 0 cannot be told from it. " if several
+    note = ("The big mark is the mean, the bar its 95 % interval (Student’s t) over sequences, each small dot one sequence; where a "
+            "bar contains 0, it cannot be distinguished from 0. " if several
             else "One sequence a method: there is no spread to draw an interval from. ")  # fmt: skip
     note += "Right of 0 is worse than right after learning, left of 0 better."
     return html.section(
@@ -135,6 +152,7 @@ def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
     parts = []
     for k, ((name, transfer), all_scores) in enumerate(sorted(groups.items(), key=lambda g: _rank(summary, g[0]))):
         of = metric(name)
+        all_scores, left_out = _drawn(all_scores)
         svgs = heat_maps(all_scores, f"matrix-{k}")
         by_order: dict[tuple[str, str], list[str]] = {}
         for scores, svg in zip(all_scores, svgs, strict=True):
@@ -150,7 +168,10 @@ def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
         for i, ((_, order), figures) in enumerate(by_order.items()):
             row = f'<div class="row">{"".join(figures)}</div>'
             parts.append(html.one_order(row, order, i, len(by_order)))
-        parts.append(f'<div class="legend">{bar}</div>')
+        parts.append(f'<div class="legend">{bar}</div>' if by_order else "")
+        if left_out:
+            parts.append(f'<p class="note">{left_out:,} more are not drawn: the page has at most {MAPS} of a metric, of at most {MAPPED} '
+                         "domains each. Their numbers are in matrix.csv.</p>")  # fmt: skip
     if not parts:
         return ""
     note = (
@@ -163,12 +184,18 @@ def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
     return html.section("Scores after each domain", *parts, f'<p class="note">{note}</p>')
 
 
+def _drawn(all_scores: Sequence[Scores]) -> tuple[list[Scores], int]:
+    """Those that are drawn, and how many are not."""
+    drawn = [scores for scores in all_scores if len(scores.domains) <= MAPPED][:MAPS]
+    return drawn, len(all_scores) - len(drawn)
+
+
 def _rank(summary: Summary, kind: tuple[str, str | None]) -> int:
     kinds = [(lines[0].metric.name, lines[0].transfer) for _, lines in summary.sections()]
     return kinds.index(kind) if kind in kinds else len(kinds)
 
 
-def _summary_tables(summary: Summary) -> str:
+def _summary_tables(summary: Summary, general_note: str) -> str:
     parts = []
     columns = ("Method", "At the end", "Forgotten", "Backward transfer", "Forward transfer", "n")
     for title, lines in summary.sections():
@@ -182,8 +209,9 @@ def _summary_tables(summary: Summary) -> str:
             ("Method", "Before", "After", "Change", "n"),
             ([escape(g.label), *(html.estimate(e, LM_LOSS) for e in (g.before, g.after, g.change)), str(g.n)]
              for g in summary.general),
-            "LM loss on general text, plug-ins off, nats (lower is better)",
+            "LM loss on general text, nats (lower is better)",
         ))  # fmt: skip
+        parts.append(f'<p class="note">{escape(typeset(general_note))}</p>' if general_note else "")
     else:
         parts.append('<p class="note">General text was not scored in this run.</p>')
     if not any(line.metric is not LM_LOSS for line in summary.lines):
@@ -207,7 +235,8 @@ def _curves(runs: Sequence[Run], names: dict[tuple[str, str], str], looks: dict[
             "Learning curves", '<p class="note">No curve.csv was found in the run folder, so there are no curves.</p>'
         )
     drawn = {c.label for curves in grouped.values() for c in curves if c.label != HEAD}
-    grouped = {place: sorted(curves, key=lambda c: list(looks).index(c.label)) for place, curves in grouped.items()}
+    places = {label: i for i, label in enumerate(looks)}
+    grouped = {place: sorted(curves, key=lambda c: places[c.label]) for place, curves in grouped.items()}
     keys = {label: look for label, look in looks.items() if label in drawn}
     orders = list(dict.fromkeys(order for order, _, _ in grouped if order))
     parts = [html.keys(keys)] if keys else []

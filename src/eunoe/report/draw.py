@@ -25,7 +25,7 @@ from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from eunoe.report.tables import typeset
+from eunoe.report.metrics import typeset
 
 # Stand-ins that become CSS in the finished text; no plot may use these colours for anything else.
 INK, RULE = "#010203", "#040506"

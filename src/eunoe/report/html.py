@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from html import escape
 
 from eunoe.report.draw import LOOKS, Style
-from eunoe.report.tables import Estimate, Metric, number, shown, typeset
+from eunoe.report.files import clean
+from eunoe.report.metrics import Estimate, Metric, number, shown, typeset
+from eunoe.report.schema import Row
 
 WIDE = 480
 NONE = '<span class="none">–</span>'
@@ -55,14 +57,13 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]], title: str = "
     return f'{above}<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
 
 
-def estimate(told: Estimate | None, of: Metric, *, signed: bool = False) -> str:
+def estimate(average: Estimate | None, metric: Metric, *, signed: bool = False) -> str:
     """A mean with half of its interval, or what stands for none."""
-    if told is None:
+    if average is None:
         return NONE
-    text = typeset(shown(told, of, signed=signed))
-    if told.exact:
+    if average.exact:
         return '<b class="exact">0</b> <small>(exactly)</small>'
-    mean, mark, half = text.partition(" ± ")
+    mean, mark, half = typeset(shown(average, metric, signed=signed)).partition(" ± ")
     return f"{mean}<small> ± {half}</small>" if mark else mean
 
 
@@ -91,15 +92,32 @@ def keys(looks: Mapping[str, Style], *, marks: bool = False) -> str:
     return f'<ul class="keys">{listed}</ul>'
 
 
-def value(of_cell: float | None, of: Metric) -> str:
+def value(score: float | None, metric: Metric) -> str:
     """One number in its metric's unit, or what stands for none."""
-    return NONE if of_cell is None else typeset(number(of_cell, of))
+    return NONE if score is None else typeset(number(score, metric))
 
 
-def one_order(row: str, order: str, i: int, of: int) -> str:
+def listed(title: str, sentences: Sequence[str]) -> str:
+    """Sentences below a heading; empty where there are none."""
+    items = "".join(f"<li>{escape(typeset(sentence))}</li>" for sentence in sentences)
+    return f'<h3>{escape(title)}</h3><ul class="notes">{items}</ul>' if items else ""
+
+
+def short_shots(rows: Iterable[Row]) -> str:
+    """A line for each few-shot draw that took fewer rows of a class than were asked for; empty where all took enough."""
+    draws: dict[str, None] = {}
+    for row in rows:
+        if row.short_shots:
+            taken = ", ".join(f"{clean(name)} {n:,}" for name, n in row.short_shots.items())
+            draw = "" if row.shots_seed is None else f" (draw {row.shots_seed})"
+            draws[f"{row.task}{draw}: fewer rows than asked for of {taken}"] = None
+    return listed("Few-shot rows taken", [*draws])
+
+
+def one_order(row: str, order: str, i: int, orders: int) -> str:
     """The plots of the ``i``-th of several orders: the first in sight, the others folded."""
     if i == 0:
-        return (f'<p class="note">Order {escape(order)}</p>' if of > 1 else "") + row
+        return (f'<p class="note">Order {escape(order)}</p>' if orders > 1 else "") + row
     return f"<details><summary>Order {escape(order)}</summary>{row}</details>"
 
 
@@ -162,6 +180,7 @@ summary { margin: 0 -14px; padding: 10px 14px; cursor: pointer; overflow-wrap: a
 details > :not(summary) { margin: 4px 0 14px; }
 pre { background: var(--box); border-radius: 6px; padding: 12px 14px; overflow-x: auto; margin: 0 0 12px;
   font: 13px/1.5 ui-monospace, monospace; }
+.notes { margin: 0; padding-left: 18px; font-size: 14px; overflow-wrap: anywhere; max-width: 52em; }
 .terms { margin-top: 10px; font-size: 15px; }
 @media (max-width: 600px) {
   main { padding: 18px 16px 40px; }

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from eunoe.report import draw
+from eunoe.report.curves import Curve
 from eunoe.report.draw import INK, RULE, Style
-from eunoe.report.read import Curve
+from eunoe.report.metrics import Estimate, Metric
 from eunoe.report.study import Spot
-from eunoe.report.tables import Estimate, Metric
 
 BINS = 60
 
@@ -53,6 +53,19 @@ def over_steps(
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     _axis_names(ax, "step" + (" (logarithmic)" if log_steps else ""), what)
+    return draw.svg(figure, name)
+
+
+def together(steps: Sequence[int], lines: Mapping[str, Sequence[float]], name: str) -> str:
+    """Several numbers between 0 and about 1 over the same steps in one plot, each with its label above it."""
+    figure, ax = draw.axes(520, 250, left=46, right=10, top=26, bottom=38)
+    for i, (label, values) in enumerate(lines.items()):
+        look = draw.style(i)
+        ax.plot(steps, values, color=look.light, linewidth=1.8, linestyle=_dash(look))
+        ax.annotate(label, xy=(0.03 + i / len(lines), 1.04), xycoords="axes fraction", fontsize=10.5, color=look.light)
+    ax.set_ylim(-0.03, max(1.03, *(value for values in lines.values() for value in values)) if steps else 1.03)
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.set_xlabel("step", fontsize=10.5, color=draw.INK)
     return draw.svg(figure, name)
 
 
@@ -158,4 +171,4 @@ def _axis_names(ax: Any, x: str, y: str) -> None:
     ax.set_ylabel(y, fontsize=10.5, color=INK, parse_math=False)
 
 
-__all__ = ["frontier", "layer_name", "over_layers", "over_steps", "undominated"]
+__all__ = ["frontier", "layer_name", "over_layers", "over_steps", "together", "undominated"]

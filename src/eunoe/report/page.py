@@ -7,37 +7,41 @@ is escaped, and a content security policy forbids the browser to load anything, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from eunoe.atomic import write_bytes
 from eunoe.errors import EunoeError
 from eunoe.report import domains, html, study_page
+from eunoe.report.files import clean
+from eunoe.report.metrics import typeset
 from eunoe.report.read import Run, read_runs
-from eunoe.report.tables import typeset
+from eunoe.report.summary import LISTED
 
 
-def write_report(runs: list[Path], out: Path | None = None) -> Path:
+def write_report(runs: str | Path | Iterable[str | Path], out: str | Path | None = None) -> Path:
     """Write the report of one run folder, or the comparison of several, and return where it stands.
 
     ``out`` defaults to ``report.html`` in the run folder, or in the current folder if there are several. Raises
-    ``EunoeError`` if a folder has no scores or ``out`` cannot be written. Optional files that are missing are named in
-    the page. Runs over domains are compared with each other; a fine-tuning study has a part of its own.
+    ``EunoeError`` if a folder has no scores or ``out`` cannot be written. Optional files that are missing or damaged are
+    named in the page. Runs over domains are compared with each other; a fine-tuning study has a part of its own.
 
-    >>> write_report([Path("runs/demo")])  # doctest: +SKIP
+    >>> write_report("runs/demo")  # doctest: +SKIP
     PosixPath('runs/demo/report.html')
     """
-    if not runs:
+    given = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    if not given:
         raise EunoeError("no run folder was given. Name one or more: eunoe report RUN [RUN ...]")
-    folders = list({run.resolve(): run for run in runs}.values())
-    held = read_runs(folders)
+    folders = list({run.resolve(): run for run in given}.values())
+    loaded = read_runs(folders)
     if out is None:
-        out = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
-    elif out.is_dir():
-        out = out / "report.html"
-    write_bytes(out, render(held).encode("utf-8", "replace"))
-    return out
+        path = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    else:
+        path = Path(out) / "report.html" if os.path.isdir(out) else Path(out)
+    write_bytes(path, render(loaded).encode("utf-8", "replace"))
+    return path
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -48,7 +52,7 @@ def render(runs: Sequence[Run]) -> str:
         if run.study is not None:
             parts.append(([run], study_page.part(run, run.study, f"study-{len(parts)}")))
     title = " and ".join(run.name for run in runs)
-    body = "\n".join(_part(held, part, several=len(runs) > 1) for held, part in parts)
+    body = "\n".join(_part(shown, part, several=len(runs) > 1) for shown, part in parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -62,8 +66,11 @@ def render(runs: Sequence[Run]) -> str:
 def _part(runs: Sequence[Run], part: html.Part, *, several: bool) -> str:
     """Its answer, what is unfinished, and its sections; the settings of its runs come before how to read it."""
     names = " and ".join(run.name for run in runs)
-    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in part.unfinished)
-    warning = f'<ul class="warning">{told}</ul>\n' if told else ""
+    faults = [sentence if len(runs) == 1 else f"{run.name}: {sentence}" for run in runs for sentence in run.damaged]
+    if len(faults) > LISTED:
+        faults = [*faults[:LISTED], f"and {len(faults) - LISTED:,} more damaged files"]
+    warnings = "".join(f"<li>{escape(sentence)}</li>" for sentence in [*part.unfinished, *faults])
+    warning = f'<ul class="warning">{warnings}</ul>\n' if warnings else ""
     answer = escape(typeset(part.answer))
     sections = [*part.sections, *(_settings(run, several=several) for run in runs), part.reading]
     return (
@@ -77,25 +84,26 @@ def _settings(run: Run, *, several: bool) -> str:
     environment = dict(run.environment or {})
     command = environment.pop("command", None)
     if command:
-        parts.append(f"<h3>How to repeat it</h3><pre>{escape(str(command))}</pre>")
+        parts.append(f"<h3>How to repeat it</h3><pre>{escape(clean(str(command)))}</pre>")
     elif run.environment is None:
         parts.append(
-            '<p class="note">environment.json is not in the run folder: versions and the command are not known.</p>'
+            '<p class="note">There is no environment.json that can be read: versions and the command are not known.</p>'
         )
     else:
         parts.append('<p class="note">environment.json names no command.</p>')
     if run.recipe is None:
-        parts.append('<p class="note">recipe.yaml is not in the run folder: the settings are not known.</p>')
+        parts.append('<p class="note">There is no recipe.yaml that can be read: the settings are not known.</p>')
     else:
         parts.append(
             f"<details><summary>Settings (recipe.yaml, as resolved)</summary><pre>{escape(run.recipe)}</pre></details>"
         )
     if environment:
         lines = (
-            (escape(str(k)), escape(v if isinstance(v, str) else json.dumps(v))) for k, v in sorted(environment.items())
+            (escape(clean(k)), escape(clean(v if isinstance(v, str) else json.dumps(v))))
+            for k, v in sorted(environment.items())
         )
-        held = html.table(("What", "Value"), lines, text_columns=2)
-        parts.append(f"<details><summary>Versions and machine</summary>{held}</details>")
+        table = html.table(("What", "Value"), lines, text_columns=2)
+        parts.append(f"<details><summary>Versions and machine</summary>{table}</details>")
     return html.section(f"Settings of {run.name}" if several else "Settings", *parts)
 
 

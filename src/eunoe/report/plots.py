@@ -11,7 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from eunoe.report import draw
 from eunoe.report.draw import INK, RULE, Style
-from eunoe.report.tables import Line, Metric, Scores, metric, number, shown, typeset
+from eunoe.report.matrices import Scores
+from eunoe.report.metrics import Metric, metric, number, shown, typeset
+from eunoe.report.summary import Line
 
 # Better is blue, worse is orange, unchanged is nearly white. The ends are as dark as black text on them allows.
 CHANGE = LinearSegmentedColormap.from_list("change", ["#6aaed8", "#f4f3f0", "#f0953f"])

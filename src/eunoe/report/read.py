@@ -1,43 +1,42 @@
-"""What a run folder holds, read for its report: rows, recipe, environment, curves, what was seen on the way, capacity.
+"""What a run folder holds, read for its report: rows, recipe, environment, curves, what was seen on the way, capacity, notes.
 
-A folder is that of a run over domains or of a fine-tuning study; recipe.yaml says which. A study that is still at work has no
+A folder is that of a run over domains or of a fine-tuning study; recipe.yaml says which. A study that is still running has no
 rows.jsonl yet: the rows of its finished cells stand in.
+
+Without its rows a run has no report: a damaged rows.jsonl is an error. Any other damaged file is left out, and the report
+says which.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from math import isfinite
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from eunoe.errors import EunoeError
+from eunoe.errors import EunoeError, Interrupted
+from eunoe.foreign import reading, visible
 from eunoe.plugins.capacity_report import BY_DOMAIN
 from eunoe.recipe import parse_yaml
+from eunoe.report.curves import HEAD, LOSS, Curve, curve, read_curve, read_observed
+from eunoe.report.files import clean, is_count, parse_json, read_document, read_json, read_lines, refuse
+from eunoe.report.matrices import BASE, matrix_csv
+from eunoe.report.samples import Sample, read_samples
 from eunoe.report.schema import Row, read_rows
-from eunoe.report.tables import BASE
+from eunoe.report.settings import StudySettings, study_settings
 
-HEAD = "LM head"
-LOSS = "loss"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A number over optimizer steps in one training: the training loss (nats), unless it is said to be another."""
-
-    label: str
-    seed: int
-    steps: tuple[int, ...]
-    loss: tuple[float, ...]
+RECIPE = 1_000_000
+"""Bytes of the largest recipe."""
+AGAIN = "Delete it and run the same command again, which makes it again."
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Room:
-    """The units of CPT's plug-ins after one domain of one sequence: ``masks`` has one mapping a layer, part and side."""
+class Capacity:
+    """The units of plug-ins after one domain of one sequence: ``masks`` has one mapping a layer, part and side."""
 
     method: str
     order: str
@@ -48,24 +47,25 @@ class Room:
 
 
 @dataclass(frozen=True)
-class StudySettings:
-    """What the recipe of a study says that its rows do not; nothing where recipe.yaml is gone."""
+class Notes:
+    """What a method says of its sequence, in its own words."""
 
-    tasks: tuple[str, ...] = ()
-    systems: tuple[str, ...] = ()
-    seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Task -> the seeds it is reported on."""
-    search_seed: int | None = None
-    search_by: str = "last"
-    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """System or point -> task, or ``anchor_distance@TASK`` or ``loss@TASK`` -> the published number."""
-    published_note: str | None = None
-    """What the published numbers are, in the recipe's words."""
+    method: str
+    general: str | None
+    """How general text is read, such as with plug-ins off."""
+    lines: tuple[str, ...]
+
+
+class Damage(NamedTuple):
+    """A file that cannot be read, or says something else than the rows, and why: the whole sentence, naming the file."""
+
+    file: Path
+    why: str
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run folder holds. None where the file is not there."""
+    """What one run folder holds. None where the file is not there, or damaged."""
 
     name: str
     rows: list[Row]
@@ -77,29 +77,67 @@ class Run:
     """(order, place in it, domain) -> curves, labelled with the bare method."""
     observed: dict[tuple[str, str], list[Curve]]
     """Of a study: (task, what) -> curves, labelled as in the rows; what is ``loss`` or a metric seen while it trained."""
-    rooms: list[Room]
+    capacity: list[Capacity]
+    notes: list[Notes]
+    samples: list[Sample]
+    damaged: list[str]
+    """A sentence for each file that was left out; its path is that in the run folder."""
 
 
-def read_run(folder: Path) -> Run:
-    """Everything in ``folder`` that a report shows. Raises ``EunoeError`` if there are no scores; all else may be missing."""
-    if not folder.is_dir():
-        raise EunoeError(f"{folder} is no folder. Make a run first: eunoe run RECIPE --out {folder}")
+class Reader:
+    """Reads optional files of a folder and remembers the damaged ones."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.damaged: list[Damage] = []
+
+    def read(self, read: Callable[[Path], T], file: Path) -> T | None:
+        """What ``read`` makes of the file; None where there is no file, or it is damaged."""
+        if not os.path.lexists(file):
+            return None
+        try:
+            return read(file)
+        except Interrupted:
+            raise
+        except EunoeError as error:
+            self.damaged.append(Damage(file, str(error)))
+            return None
+
+    @property
+    def sentences(self) -> list[str]:
+        """What is damaged, by paths in the folder: a page says nothing of the machine it was made on."""
+        told = []
+        for file, why in self.damaged:
+            inside = clean(str(file.relative_to(self.folder)))
+            for path in (clean(str(file)), visible(file)):
+                why = why.replace(path, inside)
+            told.append(f"damaged, and left out: {why}")
+        return told
+
+
+def read_run(folder: str | Path) -> Run:
+    """Everything in ``folder`` that a report shows. All but the rows may be missing.
+
+    Raises ``EunoeError`` if there are no scores or a line of them is damaged; it names the file, the line and what to do.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        raise EunoeError(
+            f"{clean(str(folder))} is not a folder. Make a run first: eunoe run RECIPE --out {clean(str(folder))}"
+        )
     rows = read_rows(folder / "rows.jsonl") or [
         row for file in sorted(folder.glob("cells/*/*/rows.jsonl")) for row in read_rows(file)
     ]
     if not rows:
-        raise EunoeError(
-            f"{folder} has no scores: rows.jsonl is missing or empty. Make them first: eunoe run RECIPE --out {folder}"
-        )
+        raise EunoeError(f"{clean(str(folder))} has no scores: rows.jsonl is missing or empty. Make them first: "
+                         f"eunoe run RECIPE --out {clean(str(folder))}")  # fmt: skip
     rows = [_printable(row) for row in rows]
-    file = folder / "recipe.yaml"
-    recipe = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
-    environment = None
-    with suppress(OSError, ValueError):
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    reader = Reader(folder)
+    recipe = reader.read(read_recipe, folder / "recipe.yaml")
     return Run(
-        rows[0].run, rows, recipe, environment if isinstance(environment, dict) else None, _study(recipe, rows),
-        read_curves(folder, rows), read_observed(folder), read_rooms(folder, rows),
+        rows[0].run, rows, recipe[0] if recipe else None, reader.read(read_object, folder / "environment.json"),
+        _study(recipe[1] if recipe else None, rows), _curves(reader, rows), _observed(reader), _capacity(reader, rows),
+        _notes(reader, rows), reader.read(read_samples, folder / "samples.jsonl") or [], reader.sentences,
     )  # fmt: skip
 
 
@@ -108,22 +146,20 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = [read_run(folder) for folder in folders]
     names = [run.name for run in runs]
     paths = [folder.resolve().parts for folder in folders]
+    clash = [False] * len(runs)
     for depth in range(1, max(map(len, paths)) + 1):
-        again = {name for name in names if names.count(name) > 1}
+        times = Counter(names)
         if depth == 1:
-            clash = [name in again for name in names]
-        elif not again:
+            clash = [times[name] > 1 for name in names]
+        elif max(times.values()) == 1:
             break
-        names = ["/".join(path[-depth:]) if c else name for name, path, c in zip(names, paths, clash, strict=True)]
+        names = [
+            clean("/".join(path[-depth:])) if c else name for name, path, c in zip(names, paths, clash, strict=True)
+        ]
     return [
         replace(run, name=name, rows=[replace(row, run=name) for row in run.rows])
         for run, name in zip(runs, names, strict=True)
     ]
-
-
-def clean(text: str) -> str:
-    """The text as any font and encoding can take it: half surrogates and control characters become U+FFFD."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _printable(row: Row) -> Row:
@@ -132,168 +168,203 @@ def _printable(row: Row) -> Row:
                    learnt=tuple(map(clean, row.learnt)))  # fmt: skip
 
 
-# -- studies ----------------------------------------------------------------------------------------------------
-def _study(recipe: str | None, rows: Sequence[Row]) -> StudySettings | None:
-    """The study's settings; None for a run over domains. Without a recipe the rows tell which it is."""
-    data: Any = None
-    with suppress(EunoeError):
-        data = parse_yaml(recipe, "recipe.yaml") if recipe is not None else None
+# -- single files -----------------------------------------------------------------------------------------------
+def read_recipe(file: Path) -> tuple[str, dict[str, Any]]:
+    """A recipe as text and as data; raises ``EunoeError`` if it is none."""
+    advice = "Put it back: without it the settings are not known."
+    text = read_document(file, advice, RECIPE)
+    with reading(file, advice):
+        data = parse_yaml(text, clean(str(file)))
     if not isinstance(data, dict):
-        plain = all(row.method == BASE and not row.learnt and row.transfer is not None for row in rows)
-        return StudySettings() if plain else None
-    return study_settings(data) if "tasks" in data else None
+        refuse(clean(str(file)), "is not a recipe: it has no keys", advice)
+    return re.sub(r"[^\n\t]+", lambda line: clean(line[0]), text), data
 
 
-def study_settings(recipe: Mapping[str, Any]) -> StudySettings:
-    """The settings that a report of a study needs, from the recipe as plain data; what is no such setting is left out."""
-
-    def mapping(value: Any) -> dict[str, Any]:
-        return {clean(str(k)): v for k, v in value.items()} if isinstance(value, dict) else {}
-
-    listed = recipe.get("tasks")
-    tasks = [t for t in listed if isinstance(t, dict) and "name" in t] if isinstance(listed, list) else []
-    every = recipe.get("seeds")
-    seeds = {clean(str(t["name"])): t.get("seeds") or every for t in tasks}
-    search = mapping(recipe.get("search"))
-    seed = search.get("seed")
-    published = {s: mapping(scores) for s, scores in mapping(recipe.get("published")).items()}
-    return StudySettings(
-        tasks=tuple(seeds),
-        systems=tuple(mapping(recipe.get("systems"))),
-        seeds={k: tuple(s for s in v if isinstance(s, int)) for k, v in seeds.items() if isinstance(v, list)},
-        search_seed=seed if isinstance(seed, int) else None,
-        search_by=str(search.get("by", "last")),
-        published={
-            s: {t: float(v) for t, v in of.items() if isinstance(v, int | float)} for s, of in published.items()
-        },
-        published_note=clean(str(recipe["published_note"])) if recipe.get("published_note") else None,
-    )
+def read_object(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; raises ``EunoeError`` if there is none."""
+    data = read_json(file, AGAIN)
+    if not isinstance(data, dict):
+        refuse(clean(str(file)), "does not hold a JSON object", AGAIN)
+    return dict(data)
 
 
-def read_observed(folder: Path) -> dict[tuple[str, str], list[Curve]]:
-    """(task, what) -> curves of a study's cells: the training loss, and each metric seen while it trained.
+def read_masks(file: Path) -> list[dict[str, Any]]:
+    """The masks of a ``capacity.json``, each with counts of its units; what it does not say by domain is empty.
 
-    The label is the one the cell's rows have; where they are missing (a cell at work), the name of its folder.
+    Raises ``EunoeError`` if there is none.
     """
-    found: dict[tuple[str, str], list[Curve]] = {}
-    for cell in sorted(path for path in folder.glob("cells/*/*") if path.is_dir()):
-        name, _, seed = cell.name.rpartition(".seed")
-        if not seed.isdecimal():
-            continue
-        rows = read_rows(cell / "rows.jsonl")
-        label, task = clean((rows[0].transfer or name) if rows else name), clean(cell.parent.name)
-        for what, points in (*_columns(cell / "curve.csv"), *_long(cell / "observed.csv")):
-            if points:
-                steps = sorted(points)
-                curve = Curve(label, int(seed), tuple(steps), tuple(points[step] for step in steps))
-                found.setdefault((task, what), []).append(curve)
-    return found
-
-
-def _columns(file: Path) -> Iterator[tuple[str, dict[int, float]]]:
-    if file.is_file():
-        curve = _curve(file, "", 0)
-        yield LOSS, dict(zip(curve.steps, curve.loss, strict=True))
-
-
-def _long(file: Path) -> Iterator[tuple[str, dict[int, float]]]:
-    """Each metric of a table of (step, metric, value), in the order they first appear."""
-    found: dict[str, dict[int, float]] = {}
-    for line in _lines(file):
-        with suppress(KeyError, TypeError, ValueError, AttributeError):
-            step, value = int(line["step"]), float(line["value"])
-            if isfinite(value) and step >= 0:
-                found.setdefault(clean(line["metric"]), {})[step] = value
-    yield from found.items()
-
-
-# -- runs over domains ------------------------------------------------------------------------------------------
-def read_curves(folder: Path, rows: Sequence[Row] = ()) -> dict[tuple[str, int, str], list[Curve]]:
-    """The learning curves of a run folder: (order, place, domain) -> a curve per method and seed, in the order of the rows.
-
-    A line cut short by a kill, or with a loss that is no finite number, is left out; so is a file without the columns
-    ``step`` and ``loss``.
-    """
-    found: dict[tuple[str, int, str], list[Curve]] = {}
-    for file, method, order, seed, place, domain in _places(folder, "curve.csv", rows):
-        curve = _curve(file, method, seed)
-        if curve.steps:
-            found.setdefault((order, place, domain), []).append(curve)
-    head = folder / "head" / "curve.csv"
-    if head.is_file() and (curve := _curve(head, HEAD, 0)).steps:
-        found[("", -1, HEAD)] = [curve]
-    return found
-
-
-def read_rooms(folder: Path, rows: Sequence[Row] = ()) -> list[Room]:
-    """What each domain left of the plug-ins' room, in the order of the rows; a file that is broken is left out."""
-    found = []
-    for file, method, order, seed, place, domain in _places(folder, "capacity.json", rows):
-        masks: Any = None
-        with suppress(OSError, ValueError):
-            masks = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(masks, list) and masks and all(map(_is_mask, masks)):
-            found.append(Room(method, order, seed, place, domain, [_printable_mask(mask) for mask in masks]))
-    return found
+    masks = read_json(file, AGAIN)
+    if not isinstance(masks, list) or not masks or not all(map(_is_mask, masks)):
+        refuse(clean(str(file)), "does not hold counts of units, mask by mask", AGAIN)
+    return [
+        {
+            **mask,
+            **{key: clean(mask[key]) for key in ("layer", "part", "units")},
+            **{key: {clean(name): n for name, n in mask.get(key, {}).items()} for key in BY_DOMAIN},
+        }
+        for mask in masks
+    ]
 
 
 def _is_mask(mask: Any) -> bool:
     if not isinstance(mask, dict) or not all(isinstance(mask.get(key), str) for key in ("layer", "part", "units")):
         return False
     counts = [mask.get(key) for key in ("size", "used", "shared", "free")]
-    for of in (mask.get(key, {}) for key in BY_DOMAIN):
-        if not isinstance(of, dict):
+    for units in (mask.get(key, {}) for key in BY_DOMAIN):
+        if not isinstance(units, dict):
             return False
-        counts += of.values()
-    return all(isinstance(count, int) and count >= 0 for count in counts) and bool(mask["size"])
+        counts += units.values()
+    return all(map(is_count, counts)) and bool(mask["size"])
 
 
-def _printable_mask(mask: dict[str, Any]) -> dict[str, Any]:
-    """Its names as any font can take them; what it does not say by domain is empty."""
-    by_domain = {key: {clean(name): n for name, n in mask.get(key, {}).items()} for key in BY_DOMAIN}
-    return {**mask, **{key: clean(mask[key]) for key in ("layer", "part", "units")}, **by_domain}
+def read_notes(file: Path) -> tuple[str | None, tuple[str, ...]]:
+    """How general text is read, and other lines; raises ``EunoeError`` for anything else."""
+    notes = read_object(file)
+    general, lines = notes.get("general"), notes.get("lines", [])
+    if not (general is None or isinstance(general, str)) or not (
+        isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+    ):
+        refuse(clean(str(file)), "does not hold notes: general is a text, lines is a list of texts", AGAIN)
+    return None if general is None else clean(general), tuple(map(clean, lines))
 
 
-def _places(folder: Path, name: str, rows: Sequence[Row]) -> list[tuple[Path, str, str, int, int, str]]:
+# -- studies ----------------------------------------------------------------------------------------------------
+def _study(recipe: Mapping[str, Any] | None, rows: Sequence[Row]) -> StudySettings | None:
+    """The study's settings; None for a run over domains. Without a recipe the rows tell which it is."""
+    if recipe is None:
+        plain = all(row.method == BASE and not row.learnt and row.transfer is not None for row in rows)
+        return StudySettings() if plain else None
+    return study_settings(recipe) if "tasks" in recipe else None
+
+
+def _observed(reader: Reader) -> dict[tuple[str, str], list[Curve]]:
+    """(task, what) -> curves of a study's cells: the training loss, and each metric seen while it trained.
+
+    The label is the one the cell's rows have; where they are missing (a cell in progress), the name of its folder.
+    """
+    observed: dict[tuple[str, str], list[Curve]] = {}
+    for cell in sorted(path for path in reader.folder.glob("cells/*/*") if path.is_dir()):
+        name, _, seed = cell.name.rpartition(".seed")
+        if _count(seed) is None:
+            continue
+        rows = reader.read(read_rows, cell / "rows.jsonl")
+        label, task = clean((rows[0].transfer or name) if rows else name), clean(cell.parent.name)
+        columns = {LOSS: reader.read(read_curve, cell / "curve.csv") or {}}
+        for what, points in (*columns.items(), *(reader.read(read_observed, cell / "observed.csv") or {}).items()):
+            if points:
+                observed.setdefault((task, what), []).append(curve(label, int(seed), points))
+    return observed
+
+
+# -- runs over domains ------------------------------------------------------------------------------------------
+def _curves(reader: Reader, rows: Iterable[Row]) -> dict[tuple[str, int, str], list[Curve]]:
+    """(order, place, domain) -> a curve per method and seed, in the order of the rows."""
+    curves: dict[tuple[str, int, str], list[Curve]] = {}
+    for file, method, order, seed, place, domain in _places(reader.folder, "curve.csv", rows):
+        points = reader.read(read_curve, file)
+        if points:
+            curves.setdefault((order, place, domain), []).append(curve(method, seed, points))
+    head = reader.read(read_curve, reader.folder / "head" / "curve.csv")
+    if head:
+        curves[("", -1, HEAD)] = [curve(HEAD, 0, head)]
+    return curves
+
+
+def _capacity(reader: Reader, rows: Iterable[Row]) -> list[Capacity]:
+    """What each domain left of the plug-ins' units, in the order of the rows."""
+    capacity = []
+    for file, method, order, seed, place, domain in _places(reader.folder, "capacity.json", rows):
+        masks = reader.read(read_masks, file)
+        if masks is not None:
+            capacity.append(Capacity(method, order, seed, place, domain, masks))
+    return capacity
+
+
+def _notes(reader: Reader, rows: Iterable[Row]) -> list[Notes]:
+    """Notes of each sequence, by method in the order of the rows."""
+    methods = {method: i for i, method in enumerate(dict.fromkeys(row.method for row in rows))}
+    found = []
+    for file in sorted(reader.folder.glob("sequences/*/notes.json")):
+        notes = reader.read(read_notes, file)
+        if notes is not None:
+            found.append(Notes(clean(file.parent.name.partition(".")[0]), *notes))
+    return sorted(found, key=lambda notes: methods.get(notes.method, len(methods)))
+
+
+def _places(folder: Path, name: str, rows: Iterable[Row]) -> list[tuple[Path, str, str, int, int, str]]:
     """Each file of that name in the folder of a learnt domain: with method, order, seed, place and domain.
 
     Methods and orders come as in the rows, those without rows last; then seeds and places.
     """
     learnt = [row for row in rows if row.learnt]
-    methods, orders = (
-        [*dict.fromkeys(names)] for names in ([row.method for row in learnt], [row.order for row in learnt])
-    )
-
-    def rank(names: list[str], name: str) -> tuple[int, str]:
-        return names.index(name) if name in names else len(names), name
-
-    found = []
+    methods = {name: i for i, name in enumerate(dict.fromkeys(row.method for row in learnt))}
+    orders = {name: i for i, name in enumerate(dict.fromkeys(row.order for row in learnt))}
+    places = []
     for file in sorted(folder.glob(f"sequences/*/domains/*/{name}")):
         method, _, rest = file.parents[2].name.partition(".")
         order, _, seed = rest.rpartition(".seed")
         place, _, domain = file.parent.name.partition("-")
-        if seed.lstrip("-").isdigit() and place.isdigit():
-            found.append((file, clean(method), clean(order), int(seed), int(place), clean(domain)))
-    return sorted(found, key=lambda of: (rank(methods, of[1]), rank(orders, of[2]), of[3:]))
+        if _count(seed.removeprefix("-")) is not None and _count(place) is not None:
+            places.append((file, clean(method), clean(order), int(seed), int(place), clean(domain)))
+    return sorted(
+        places, key=lambda one: (methods.get(one[1], len(methods)), one[1], orders.get(one[2], len(orders)), *one[2:])
+    )
 
 
-def _curve(file: Path, label: str, seed: int) -> Curve:
-    points: dict[int, float] = {}
-    for line in _lines(file):
-        with suppress(KeyError, TypeError, ValueError):
-            step, loss = int(line["step"]), float(line["loss"])
-            if isfinite(loss) and step > 0:
-                points[step] = loss
-    return Curve(label, seed, tuple(sorted(points)), tuple(points[step] for step in sorted(points)))
+def _count(text: str) -> int | None:
+    """The number in the name of a folder."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else None
 
 
-def _lines(file: Path) -> Iterator[dict[str, str]]:
-    if file.is_file():
-        with open(file, encoding="utf-8", errors="replace", newline="") as lines:
-            yield from csv.DictReader(lines)
+# -- what is damaged --------------------------------------------------------------------------------------------
+def damaged(folder: str | Path) -> list[Damage]:
+    """The files of a run folder that cannot be read, or say something else than its rows; [] for a whole run.
+
+    Made again from the rows: matrix.csv and report.html; from the last states: capacity.json, notes.json and samples.jsonl.
+    Files that are missing are no damage, and checkpoints are checked by ``eunoe.checkpoint``.
+    """
+    folder = Path(folder)
+    reader = Reader(folder)
+    for pattern, read in FILES.items():
+        for file in sorted(folder.glob(pattern)):
+            reader.read(read, file)
+    if not reader.damaged:
+        reader.read(lambda file: _same(file, matrix_csv(read_rows(folder / "rows.jsonl"))), folder / "matrix.csv")
+    return reader.damaged
+
+
+def _same(file: Path, data: bytes) -> None:
+    if file.read_bytes() != data:
+        refuse(clean(str(file)), "does not hold the scores of rows.jsonl", AGAIN)
+
+
+def _page(file: Path) -> None:
+    text = read_document(file, AGAIN)
+    if not text.startswith("<!DOCTYPE html>") or not text.endswith("</html>\n"):
+        refuse(clean(str(file)), "is not a whole page", AGAIN)
+
+
+def _times(file: Path) -> None:
+    for i, line in read_lines(file, AGAIN, appended=True):
+        with reading(f"{clean(str(file))}:{i}", "Delete the line: it says how long something took, and no more."):
+            parse_json(line)
+
+
+FILES: Mapping[str, Callable[[Path], object]] = {
+    "recipe.yaml": read_recipe,
+    **dict.fromkeys(("environment.json", "texts.json", "finished.json"), read_object),
+    **dict.fromkeys(("rows.jsonl", "cells/*/*/rows.jsonl"), read_rows),
+    **dict.fromkeys(("head/curve.csv", "sequences/*/domains/*/curve.csv", "cells/*/*/curve.csv"), read_curve),
+    "cells/*/*/observed.csv": read_observed,
+    "sequences/*/domains/*/capacity.json": read_masks,
+    "sequences/*/notes.json": read_notes,
+    **dict.fromkeys(("samples.jsonl", "sequences/*/samples.jsonl"), read_samples),
+    "times.jsonl": _times,
+    "report.html": _page,
+}
+"""Each file of a run folder, and who reads it."""
 
 
 __all__ = [
-    "HEAD", "LOSS", "Curve", "Room", "Run", "StudySettings", "clean", "read_curves", "read_observed", "read_rooms", "read_run",
-    "read_runs", "study_settings",
+    "Capacity", "Damage", "Notes", "Run", "clean", "damaged", "read_run", "read_runs",
 ]  # fmt: skip

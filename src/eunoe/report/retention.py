@@ -1,4 +1,4 @@
-"""What fine-tuning left of the pretrained model, from the rows: LM loss of general text, distance of the weights, CKA.
+"""How much of the pretrained model is preserved, from the rows: LM loss of general text, distance of the weights, CKA.
 
 ``eunoe.evaluate.retention`` says what is measured. The unit of averages is one fine-tuning; where several few-shot samples
 were drawn for one seed, their mean counts once.
@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
+from eunoe.report.matrices import domain_orders
+from eunoe.report.metrics import CKA, DISTANCE, LM_LOSS, Estimate, is_retention
 from eunoe.report.schema import Row
-from eunoe.report.tables import CKA, DISTANCE, LM_LOSS, Estimate, domain_orders, is_retention
 
 
 @dataclass(frozen=True)

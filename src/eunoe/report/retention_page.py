@@ -1,4 +1,4 @@
-"""The section on what fine-tuning left of the pretrained model: a table, and small plots over the layers."""
+"""The section on how much of the pretrained model is preserved: a table, and small plots over the layers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from html import escape
 from eunoe.report import html
 from eunoe.report.draw import Style, style
 from eunoe.report.lines import over_layers
+from eunoe.report.metrics import CKA, DISTANCE, LM_LOSS, metric
 from eunoe.report.retention import Kept, TextLoss
-from eunoe.report.tables import CKA, DISTANCE, LM_LOSS, metric
 
-TITLE = "What fine-tuning left of the pretrained model"
+TITLE = "How much of the pretrained model is preserved"
 NOTE = (
     "The fine-tuned trunk is put back under the original LM head. LM loss: of general text that has nothing of the task, in nats, "
     "before and after fine-tuning; above 0 in “change” is forgotten. Distance: Euclidean, of the trunk’s weights to the pretrained "

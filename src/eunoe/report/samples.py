@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from eunoe.atomic import write_text
+from eunoe.errors import EunoeError
+from eunoe.report.files import clean, parse_json, read_lines
+
+ADVICE = "Delete it and run the same command again, which makes it again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,29 +37,50 @@ def write_samples(file: Path, samples: Iterable[Sample]) -> None:
 
 
 def read_samples(file: Path) -> list[Sample]:
-    """The samples of a file; none where there is no file."""
-    if not file.is_file():
+    """The samples of a file; none where there is no file. Raises ``EunoeError`` naming the line that is no sample."""
+    if not os.path.lexists(file):
         return []
-    held = (json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line)
-    return [Sample(**{**one, "learnt": tuple(one["learnt"])}) for one in held]
+    return [_sample(line, f"{clean(str(file))}:{i}") for i, line in read_lines(file, ADVICE)]
+
+
+def _sample(line: str, where: str) -> Sample:
+    try:
+        data = parse_json(line)
+        if not isinstance(data, dict) or set(data) != {field.name for field in fields(Sample)}:
+            raise ValueError("its keys are not those of a sample")
+        _check(data)
+    except ValueError as error:
+        raise EunoeError(f"{where} is not a sample ({error}). {ADVICE}") from None
+    return Sample(**{**data, "learnt": tuple(data["learnt"])})
+
+
+def _check(data: dict[str, Any]) -> None:
+    texts = [data[key] for key in ("method", "order", "prompt", "answer")]
+    texts += [] if data["reads_as"] is None else [data["reads_as"]]
+    if not isinstance(data["learnt"], list) or not all(isinstance(text, str) for text in [*texts, *data["learnt"]]):
+        raise ValueError("a name or an answer is not text")
+    if not isinstance(data["seed"], int):
+        raise ValueError("seed is not a whole number")
 
 
 def samples_text(samples: list[Sample]) -> str:
     """The answers for a terminal, prompt by prompt, each on one line."""
+    by_prompt: dict[str, list[tuple[str, str]]] = {}
+    for sample in samples:
+        by_prompt.setdefault(sample.prompt, []).append((_label(sample), sample.answer))
     lines = []
-    for prompt in dict.fromkeys(sample.prompt for sample in samples):
-        mine = [(_label(sample), sample.answer) for sample in samples if sample.prompt == prompt]
-        width = max(len(label) for label, _ in mine)
+    for prompt, answers in by_prompt.items():
+        width = max(len(label) for label, _ in answers)
         lines.append(f"prompt: {_plain(prompt)}")
-        lines += [f"  {label:<{width}}  {_plain(answer)}" for label, answer in mine]
+        lines += [f"  {label:<{width}}  {_plain(answer)}" for label, answer in answers]
     return "\n".join(lines)
 
 
 def _label(sample: Sample) -> str:
     if not sample.learnt:
-        return sample.method
+        return clean(sample.method)
     read = f", read as {sample.reads_as}" if sample.reads_as else ""
-    return f"{sample.method}, {sample.order}, seed {sample.seed}, after {sample.learnt[-1]}{read}"
+    return clean(f"{sample.method}, {sample.order}, seed {sample.seed}, after {sample.learnt[-1]}{read}")
 
 
 def _plain(text: str) -> str:

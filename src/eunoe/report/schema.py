@@ -1,22 +1,34 @@
 """A row: one score of one model state, one JSON object a line in ``rows.jsonl``.
 
 Rows are the record; everything reported is computed from them. They hold nothing that differs between two runs of
-the same recipe, so a run that was killed and taken up again ends in the same bytes. (design.md put ``seconds`` into
+the same recipe, so a run that was killed and resumed ends in the same bytes. (design.md put ``seconds`` into
 the row; times differ from run to run, so they live in ``times.jsonl`` beside it.)
+
+A field that was added later has a default, and rows from before it are read with that. A field that this version does not
+know is refused, not ignored: it may change what a value is. (``at`` did: whoever had ignored it would have averaged the
+best score with the last one.)
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 from eunoe.errors import EunoeError
+from eunoe.report.files import COUNTS, LARGEST, clean, is_count, is_number, parse_json, read_lines
+
+MOMENTS = ("last", "best")
+NAME = 10_000
+"""Characters of the longest name."""
+LONGEST = 1000
+"""Domains of the longest sequence: a matrix of scores has its square of cells."""
+ADVICE = "Restore the file, or delete the line and run the same command again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +60,8 @@ class Row:
     """``last`` step of the fine-tuning, or the ``best`` of its evaluations, as the papers' scripts report."""
     detail: dict[str, Any] | None = None
     """Per-class counts of an end task: {class: {"support": .., "predicted": .., "correct": ..}}."""
+    short_shots: dict[str, int] | None = None
+    """Class -> how many rows the few-shot draw took, for those that have fewer rows than were asked for; None: no such class."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -56,64 +70,67 @@ class Row:
                 self.at)  # fmt: skip
 
 
+REQUIRED = {field.name for field in fields(Row) if field.default is MISSING}
+
+
 def to_line(row: Row) -> str:
-    """The row as one line of JSON, keys in the order of the schema."""
-    return json.dumps(asdict(row), ensure_ascii=False, separators=(", ", ": "), allow_nan=False) + "\n"
+    """The row as one line of JSON, keys in the order of the schema. Raises ``ValueError`` for one that could not be read again."""
+    data = asdict(row)
+    _check({**data, "learnt": list(row.learnt)})
+    return json.dumps(data, ensure_ascii=False, separators=(", ", ": "), allow_nan=False) + "\n"
 
 
 def from_line(line: str, where: str = "row") -> Row:
     """The row of one line of JSON; raises ``EunoeError`` naming ``where`` if it is none."""
-    names = {f.name for f in fields(Row)}
     try:
-        data = json.loads(line)
-        wrong = set(data) ^ names if isinstance(data, dict) else names
-        if wrong - {"detail"}:
-            raise ValueError(f"keys {sorted(wrong)} missing or unknown")
-        row = Row(**{**data, "learnt": tuple(data["learnt"])})
-        _check(row, data)
-        return row
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise EunoeError(f"{where} is no row of this project ({error}). Delete the line or restore the file.") from None
+        data = parse_json(line)
+        if not isinstance(data, dict):
+            raise ValueError("it is not a JSON object")
+        missing, unknown = sorted(REQUIRED - set(data)), sorted(set(data) - {field.name for field in fields(Row)})
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        if unknown:
+            raise ValueError(f"this version does not know its field {', '.join(map(ascii, unknown[:5]))}: a later version of eunoe wrote "
+                             "it, or another program. Make the report with that version")  # fmt: skip
+        _check(data)
+    except ValueError as error:
+        raise EunoeError(f"{where} is not a row of this project ({error}). {ADVICE}") from None
+    return Row(**{**data, "learnt": tuple(data["learnt"]), "value": float(data["value"])})
 
 
-def _check(row: Row, data: dict[str, Any]) -> None:
-    """Refuse a value of the wrong type: a row is read long after it was written, perhaps by hand."""
-    texts = [
-        row.run,
-        row.method,
-        row.order,
-        row.task,
-        row.metric,
-        *row.learnt,
-        *([] if row.transfer is None else [row.transfer]),
-    ]
-    counts = [row.seed, row.n, row.steps, *([] if row.shots_seed is None else [row.shots_seed])]
-    if not isinstance(data["learnt"], list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("a name is not text, or learnt is no list")
-    if not all(isinstance(count, int) and not isinstance(count, bool) for count in counts):
-        raise ValueError("a seed or a count is not a whole number")
-    if isinstance(row.value, bool) or not isinstance(row.value, int | float) or not math.isfinite(row.value):
-        raise ValueError(f"value {row.value!r} is not a finite number")
-    if row.detail is not None and not isinstance(row.detail, dict):
-        raise ValueError("detail is no mapping")
+def _check(data: dict[str, Any]) -> None:
+    """Refuse a value of the wrong type or size: a row is read long after it was written, perhaps by hand."""
+    learnt = data["learnt"]
+    if not isinstance(learnt, list) or len(learnt) > LONGEST:
+        raise ValueError(f"learnt is not a list of at most {LONGEST:,} names")
+    named = {key: data[key] for key in ("run", "method", "order", "task", "metric")}
+    for key, name in [*named.items(), ("transfer", data["transfer"]), *(("learnt", name) for name in learnt)]:
+        if not (key == "transfer" and name is None) and not (isinstance(name, str) and len(name) <= NAME):
+            raise ValueError(f"{key} is not text of at most {NAME:,} characters")
+    for key in ("n", "steps"):
+        if not is_count(data[key]):
+            raise ValueError(f"{key} is not a whole number between 0 and {COUNTS:,}")
+    for key in ("seed", "shots_seed"):
+        value = data[key]
+        if not (key == "shots_seed" and value is None) and not (isinstance(value, int) and is_count(abs(value))):
+            raise ValueError(f"{key} is not a whole number between -{COUNTS:,} and {COUNTS:,}")
+    if not is_number(data["value"]):
+        raise ValueError(f"value is not a finite number between -{LARGEST:g} and {LARGEST:g}")
+    if data.get("at", "last") not in MOMENTS:
+        raise ValueError(f"at is none of {', '.join(MOMENTS)}")
+    for key in ("detail", "short_shots"):
+        if data.get(key) is not None and not isinstance(data[key], dict):
+            raise ValueError(f"{key} is not a mapping")
+    if not all(map(is_count, (data.get("short_shots") or {}).values())):
+        raise ValueError("short_shots does not map classes to counts")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a file. A last line cut short by a kill is left out; any other broken line is an error."""
-    if not path.exists():
+    """All rows of a file, [] where there is none. A last line cut short by a kill is left out; any other broken line raises
+    ``EunoeError``."""
+    if not os.path.lexists(path):
         return []
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # not splitlines: a class's name may hold U+2028
-    except OSError as error:
-        raise EunoeError(f"{path} cannot be read: {error.strerror or error}.") from None
-    return [from_line(_utf8(line, f"{path}:{i}"), f"{path}:{i}") for i, line in enumerate(lines, 1)]
-
-
-def _utf8(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise EunoeError(f"{where} is not UTF-8 ({error}). Delete the line or restore the file.") from None
+    return [from_line(line, f"{clean(str(path))}:{i}") for i, line in read_lines(path, ADVICE, appended=True)]
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -125,11 +142,9 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
     data = text.encode("utf-8")
     try:
         with open(path, "ab+", buffering=0) as file:
-            file.seek(0)
-            held = file.read()
-            whole = held.rfind(b"\n") + 1
+            whole, size = _whole_lines(file), file.seek(0, os.SEEK_END)
             try:
-                if whole < len(held):
+                if whole < size:
                     file.truncate(whole)
                 if file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -140,3 +155,19 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
     except OSError as error:
         raise EunoeError(f"{path} could not be written: {error.strerror or error}. Its earlier rows are whole; free space and "
                          "run the same command again.") from None  # fmt: skip
+
+
+def _whole_lines(file: RawIOBase) -> int:
+    """Where the last whole line ends, sought from the end: a file that grows by many calls is not read in each."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        file.seek(start)
+        at = (file.read(end - start) or b"").rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0
+
+
+__all__ = ["MOMENTS", "Row", "append_rows", "from_line", "read_rows", "to_line"]

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from math import fsum
 from statistics import median
 
-from eunoe.report.read import LOSS, Curve, StudySettings
+from eunoe.report.curves import LOSS, Curve
+from eunoe.report.matrices import check_rows
+from eunoe.report.metrics import DISTANCE, Estimate, Metric, is_retention, metric, number, shown
 from eunoe.report.retention import Kept, kept
-from eunoe.report.schema import Row
-from eunoe.report.tables import DISTANCE, Estimate, Metric, check_rows, is_retention, metric, number, shown
+from eunoe.report.schema import MOMENTS, Row
+from eunoe.report.settings import StudySettings
 
-MOMENTS = ("last", "best")
 MANY = 4
 """Tasks that the answer names one by one; of more it tells the average."""
 TARGET_LOSS = Metric(LOSS, "Target loss", "", 1.0, 3, False)
@@ -61,7 +62,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskResults:
     """A task with its results: metric by metric, the one it is compared by first; systems in the recipe's order."""
 
     name: str
@@ -106,12 +107,12 @@ class Cited:
 
 
 @dataclass(frozen=True)
-class Summary:
+class StudySummary:
     """All that the report of a study shows. ``reference`` is the system that others are compared with."""
 
     answer: str
     unfinished: list[str]
-    tasks: list[Task]
+    tasks: list[TaskResults]
     reference: str | None
     kept: list[Kept]
     """Of the reported seeds alone; labelled by the results' names."""
@@ -137,8 +138,8 @@ def point(label: str) -> str:
     return label.partition("[")[2].removesuffix("]").replace("=", " = ").replace(",", ", ")
 
 
-def summarize_study(rows: Sequence[Row], settings: StudySettings) -> Summary:
-    """Everything reported. Raises ``EunoeError`` if rows contradict each other; what is missing is told, not raised."""
+def summarize_study(rows: Sequence[Row], settings: StudySettings) -> StudySummary:
+    """Everything reported. Raises ``EunoeError`` if rows contradict each other; what is missing is said, not raised."""
     check_rows(rows)
     rows = [row for row in rows if row.transfer is not None]
     reported = [row for row in rows if row.seed != settings.search_seed]
@@ -146,27 +147,38 @@ def summarize_study(rows: Sequence[Row], settings: StudySettings) -> Summary:
     systems = _in_order(settings.systems, [system(str(row.transfer)) for row in rows])
     names = _names(rows, reported)
     reference = systems[0] if len(systems) > 1 else None
+    by_task = _grouped(rows)
     tasks = []
     for task in _in_order(settings.tasks, [row.task for row in rows]):
-        mine = [row for row in reported if row.task == task and not is_retention(row.metric)]
-        published = {s: scores[task] for s, scores in settings.published.items() if task in scores}
+        scores = [row for row in by_task[task] if not is_retention(row.metric)]
+        published = {s: numbers[task] for s, numbers in settings.published.items() if task in numbers}
         grid: dict[str, list[str]] = {}
-        for label in dict.fromkeys(str(row.transfer) for row in searched if row.task == task):
+        for label in dict.fromkeys(str(row.transfer) for row in by_task[task] if row.seed == settings.search_seed):
             grid.setdefault(system(label), []).append(label)
-        first = next((row.metric for row in rows if row.task == task and not is_retention(row.metric)), "score")
-        tasks.append(Task(task, metric(first), _results(mine, names, systems, reference, published), grid))
+        first = scores[0].metric if scores else "score"
+        final = [row for row in scores if row.seed != settings.search_seed]
+        tasks.append(TaskResults(task, metric(first), _results(final, names, systems, reference, published), grid))
     unfinished = _unfinished(settings, tasks)
     held = kept(_by_task(reported, tasks), lambda row: names[(row.task, str(row.transfer))])
     answer = _answer(tasks, held, reference, settings.search_by, unfinished)
-    return Summary(answer, unfinished, tasks, reference, held, _spots(tasks, reported, searched, names))
+    return StudySummary(answer, unfinished, tasks, reference, held, _spots(tasks, reported, searched, names))
+
+
+def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Task -> its rows."""
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    return by_task
 
 
 def _in_order(first: Sequence[str], found: Sequence[str]) -> list[str]:
     """What was found, as the recipe lists it; what the recipe does not know comes after."""
-    return [name for name in dict.fromkeys([*first, *found]) if name in set(found)]
+    present = set(found)
+    return [name for name in dict.fromkeys([*first, *found]) if name in present]
 
 
-def _by_task(rows: Sequence[Row], tasks: Sequence[Task]) -> list[Row]:
+def _by_task(rows: Sequence[Row], tasks: Sequence[TaskResults]) -> list[Row]:
     """The rows in the order of the tasks and, within one, of its results."""
     places = {(t.name, r.label): (i, k) for i, t in enumerate(tasks) for k, r in reversed([*enumerate(t.results)])}
     return sorted(rows, key=lambda row: places.get((row.task, str(row.transfer)), (len(tasks), 0)))
@@ -196,26 +208,28 @@ def _results(
     rows: Sequence[Row], names: Mapping[tuple[str, str], str], systems: Sequence[str], reference: str | None,
     published: Mapping[str, float],
 ) -> list[Result]:  # fmt: skip
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    labels = sorted(dict.fromkeys(str(row.transfer) for row in rows), key=lambda label: systems.index(system(label)))
+    places = {name: i for i, name in enumerate(systems)}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.metric, str(row.transfer), row.at), []).append(row)
+    metrics = {name: i for i, name in enumerate(dict.fromkeys(row.metric for row in rows))}
+    labels = sorted(dict.fromkeys(str(row.transfer) for row in rows), key=lambda label: places[system(label)])
+    ranks = {label: i for i, label in enumerate(labels)}
     firsts = [label for label in labels if system(label) == reference]
+    compared = {group: _seeds(mine) for group, mine in groups.items() if [group[1]] == firsts}
     results = []
-    for kind in metrics:
-        for label in labels:
-            for at in MOMENTS:
-                mine = [r for r in rows if (r.metric, r.transfer, r.at) == (kind, label, at)]
-                if not mine:
-                    continue
-                seeds, ahead = _seeds(mine), None
-                if len(firsts) == 1 and label != firsts[0]:
-                    first = _seeds([r for r in rows if (r.metric, r.transfer, r.at) == (kind, firsts[0], at)])
-                    gains = tuple(seeds[s] - first[s] for s in seeds if s in first)
-                    ahead = Estimate(gains, all(gain == 0 for gain in gains)) if gains else None
-                results.append(Result(
-                    label, names[(mine[0].task, label)], point(label), at, metric(kind), tuple(seeds),
-                    Estimate(tuple(seeds.values())), mine[0].n, tuple(sorted({r.steps for r in mine})), ahead,
-                    published.get(label, published.get(system(label))) if kind == metrics[0] else None,
-                ))  # fmt: skip
+    for kind, label, at in sorted(groups, key=lambda g: (metrics[g[0]], ranks[g[1]], MOMENTS.index(g[2]))):
+        mine = groups[(kind, label, at)]
+        seeds, ahead = _seeds(mine), None
+        if len(firsts) == 1 and label != firsts[0]:
+            first = compared.get((kind, firsts[0], at), {})
+            gains = tuple(seeds[s] - first[s] for s in seeds if s in first)
+            ahead = Estimate(gains, all(gain == 0 for gain in gains)) if gains else None
+        results.append(Result(
+            label, names[(mine[0].task, label)], point(label), at, metric(kind), tuple(seeds),
+            Estimate(tuple(seeds.values())), mine[0].n, tuple(sorted({r.steps for r in mine})), ahead,
+            published.get(label, published.get(system(label))) if metrics[kind] == 0 else None,
+        ))  # fmt: skip
     return results
 
 
@@ -245,7 +259,7 @@ def _end(curve: Curve) -> float:
     return fsum(last) / len(last)
 
 
-def _unfinished(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
+def _unfinished(settings: StudySettings, tasks: Sequence[TaskResults]) -> list[str]:
     """One sentence for each system that lacks seeds on a task that the recipe names."""
     known = {task.name: task for task in tasks}
     sentences = []
@@ -270,16 +284,19 @@ def _unfinished(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
 
 
 def _spots(
-    tasks: Sequence[Task], reported: Sequence[Row], searched: Sequence[Row], names: Mapping[tuple[str, str], str]
+    tasks: Sequence[TaskResults], reported: Sequence[Row], searched: Sequence[Row], names: Mapping[tuple[str, str], str]
 ) -> dict[str, list[Spot]]:
     found: dict[str, list[Spot]] = {}
+    parts = [(_grouped(searched), True), (_grouped(reported), False)]
     for task in tasks:
-        for part, is_search in ((searched, True), (reported, False)):
-            mine = [row for row in part if row.task == task.name]
+        for by_task, is_search in parts:
+            mine = by_task.get(task.name, [])
+            scored: dict[str, list[Row]] = {}
+            for row in mine:
+                if (row.metric, row.at) == (task.compared.name, "last"):
+                    scored.setdefault(str(row.transfer), []).append(row)
             for one in kept(mine, lambda row: str(row.transfer)):
-                scores = _seeds(
-                    [r for r in mine if (r.transfer, r.metric, r.at) == (one.label, task.compared.name, "last")]
-                )
+                scores = _seeds(scored.get(one.label, []))
                 if one.texts and scores:
                     lost = tuple(
                         fsum(c) / len(c) for c in zip(*(t.change.values for t in one.texts.values()), strict=False)
@@ -294,7 +311,7 @@ def _spots(
 
 # -- the answer -------------------------------------------------------------------------------------------------
 def _answer(
-    tasks: Sequence[Task], held: Sequence[Kept], reference: str | None, at: str, unfinished: Sequence[str]
+    tasks: Sequence[TaskResults], held: Sequence[Kept], reference: str | None, at: str, unfinished: Sequence[str]
 ) -> str:
     """Which system scored how much above the first, and what each lost, in one or two sentences."""
     tables = {task.name: task.of(task.compared.name, at) for task in tasks if task.results}
@@ -338,10 +355,12 @@ def _compared(tables: Mapping[str, Sequence[Result]], reference: str | None, at:
 def _gain(task: str, gain: Estimate, of: Metric) -> str:
     """
     >>> _gain("rte", Estimate((0.02, -0.01)), metric("accuracy"))
-    '+0.5 ± 19.1 on rte (unclear)'
+    '+0.5 ± 19.1 on rte (interval contains 0)'
     """
     low, high = gain.interval or (gain.mean, gain.mean)
-    mark = " (one seed)" if gain.interval is None else " (unclear)" if low < 0 < high else ""
+    mark = (
+        " (one seed)" if gain.interval is None else " (interval contains 0)" if low <= 0 <= high and low < high else ""
+    )
     return f"{shown(gain, of, signed=True)} on {task}{mark}"
 
 
@@ -381,4 +400,4 @@ def _lost(held: Sequence[Kept]) -> str:
     return f"LM loss of general text moved by {', '.join([first, *rest])}."
 
 
-__all__ = ["Cited", "Result", "Spot", "Summary", "Task", "cited", "point", "summarize_study", "system"]
+__all__ = ["Cited", "Result", "Spot", "StudySummary", "TaskResults", "cited", "point", "summarize_study", "system"]

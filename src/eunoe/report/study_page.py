@@ -7,12 +7,25 @@ from dataclasses import replace
 from html import escape
 
 from eunoe.report import html
+from eunoe.report.curves import LOSS, Curve
 from eunoe.report.draw import Style, ramp, style
 from eunoe.report.lines import frontier, over_steps
-from eunoe.report.read import LOSS, Curve, Run, StudySettings
+from eunoe.report.metrics import DISTANCE, LAMBDA, LM_LOSS, metric, number, typeset
+from eunoe.report.read import Run
 from eunoe.report.retention_page import retention_section
-from eunoe.report.study import END, Cited, Result, Spot, Summary, Task, cited, point, summarize_study, system
-from eunoe.report.tables import DISTANCE, LM_LOSS, metric, number, typeset
+from eunoe.report.settings import StudySettings
+from eunoe.report.study import (
+    END,
+    Cited,
+    Result,
+    Spot,
+    StudySummary,
+    TaskResults,
+    cited,
+    point,
+    summarize_study,
+    system,
+)
 
 TOGETHER = 12
 """A task's search is drawn in one plot up to this many points; more are drawn system by system."""
@@ -46,7 +59,7 @@ def _looks(names: Sequence[str], systems: Mapping[str, Style]) -> dict[str, Styl
     return dict(zip(names, ramp(len(names)), strict=True))
 
 
-def _what_ran(run: Run, summary: Summary, settings: StudySettings) -> str:
+def _what_ran(run: Run, summary: StudySummary, settings: StudySettings) -> str:
     first = [(task, task.compared, task.of(task.compared.name)[0].n) for task in summary.tasks if task.results]
     facts = [("Tasks", ", ".join(f"{task.name} ({of.title}, {n:,} rows)" for task, of, n in first))] if first else []
     systems = dict.fromkeys(system(str(row.transfer)) for row in run.rows)
@@ -72,11 +85,11 @@ def _what_ran(run: Run, summary: Summary, settings: StudySettings) -> str:
             )
         )
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
-    return html.section("What ran", f"<dl>{items}</dl>")
+    return html.section("What ran", f"<dl>{items}</dl>", html.short_shots(run.rows))
 
 
 # -- scores -----------------------------------------------------------------------------------------------------
-def _scores(summary: Summary, published: str) -> str:
+def _scores(summary: StudySummary, published: str) -> str:
     parts: list[str] = []
     more: list[str] = []
     for task in summary.tasks:
@@ -87,7 +100,7 @@ def _scores(summary: Summary, published: str) -> str:
             (parts if i == 0 else more).append(table)
         if task.grid and not task.results:
             parts.append(
-                f'<p class="note">{escape(task.name)}: the search is at work; no seed beside it is there yet.</p>'
+                f'<p class="note">{escape(task.name)}: the search is still running; there is no other seed yet.</p>'
             )
     if more:
         parts.append(f"<details><summary>The tasks’ other metrics</summary>{''.join(more)}</details>")
@@ -163,7 +176,7 @@ def _table(results: Sequence[Result], reference: str | None, title: str) -> str:
 
 
 # -- score against what was lost --------------------------------------------------------------------------------
-def _frontiers(summary: Summary, looks: Mapping[str, Style], salt: str) -> str:
+def _frontiers(summary: StudySummary, looks: Mapping[str, Style], salt: str) -> str:
     figures, tables = [], []
     drawn: set[str] = set()
     searched = False
@@ -200,7 +213,7 @@ def _spot_line(spot: Spot, of: str) -> list[str]:
 
 
 # -- over the steps ---------------------------------------------------------------------------------------------
-def _steps(run: Run, summary: Summary, settings: StudySettings, looks: Mapping[str, Style], salt: str) -> str:
+def _steps(run: Run, summary: StudySummary, settings: StudySettings, looks: Mapping[str, Style], salt: str) -> str:
     """For each task: the reported systems, and below, folded, the points of the search; one line each."""
     parts = []
     for k, task in enumerate(summary.tasks):
@@ -223,13 +236,18 @@ def _steps(run: Run, summary: Summary, settings: StudySettings, looks: Mapping[s
 
 
 def _panels(
-    run: Run, task: Task, names: Mapping[str, str], looks: Mapping[str, Style], wanted: Callable[[int], bool], salt: str
+    run: Run,
+    task: TaskResults,
+    names: Mapping[str, str],
+    looks: Mapping[str, Style],
+    wanted: Callable[[int], bool],
+    salt: str,
 ) -> str:
     """Target loss, score, distance and lambda over the steps, each where it was recorded; empty where nothing was."""
     first = task.compared
     kinds = [(LOSS, "Target loss", "training loss", 1.0), (first.name, "Score", f"{first.title}, {first.unit}", first.scale),
              (DISTANCE.name, "Distance to the pretrained weights", "Euclidean distance", 1.0),
-             ("lambda", "Lambda: share of the task in the objective", "lambda", 1.0)]  # fmt: skip
+             (LAMBDA.name, LAMBDA.title, LAMBDA.name, 1.0)]  # fmt: skip
     held: dict[str, list[Curve]] = {}
     for what, *_ in kinds:
         found = [c for c in run.observed.get((task.name, what), []) if c.label in names and wanted(c.seed)]
@@ -252,8 +270,8 @@ READING = """<section>
 <dl class="terms">
 <div><dt>Last, best</dt><dd>the score after the last step; the best of all evaluations of a run, by the task’s first metric.</dd></div>
 <div><dt>Median, max</dt><dd>over the seeds of a system; papers on GLUE report these of five.</dd></div>
-<div><dt>Against</dt><dd>mean over the common seeds of a system’s score minus the first system’s. Where the interval holds 0 (“unclear”),
-the seeds cannot tell the two apart.</dd></div>
+<div><dt>Against</dt><dd>mean over the common seeds of a system’s score minus the first system’s. Where the interval contains 0,
+the difference cannot be distinguished from 0.</dd></div>
 <div><dt>Accuracy, F1</dt><dd>share of correct rows; F1 of the positive class.
 Macro-F1 is the unweighted mean of F1 over the classes.</dd></div>
 <div><dt>Matthews</dt><dd>Matthews’ correlation between gold and predicted classes, times 100; 0 for a constant answer.</dd></div>

@@ -8,11 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eunoe.report.read import Run, StudySettings
+from eunoe.report.answer import answer
+from eunoe.report.files import clean
+from eunoe.report.metrics import DISTANCE, LM_LOSS, number, shown
+from eunoe.report.read import Run
 from eunoe.report.retention import Kept, kept_by_domains
 from eunoe.report.schema import Row
+from eunoe.report.settings import StudySettings
 from eunoe.report.study import Result, summarize_study
-from eunoe.report.tables import DISTANCE, LM_LOSS, labels, number, shown, summarize
+from eunoe.report.summary import labels, summarize
 
 INTERVAL = "± half the 95 % interval of the mean (Student's t) over"
 
@@ -26,53 +30,60 @@ def print_run(run: Run, console: Console) -> None:
         print_summary(run.rows, console)
     else:
         print_study(run.rows, run.study, console)
+    for sentence in run.damaged:
+        console.print(_text(sentence, "yellow"))
+
+
+def _text(words: str, style: str = "") -> Text:
+    """Words that may hold a name of the data: nothing in them is markup, and nothing a terminal would obey."""
+    return Text(clean(words), style=style)
 
 
 def print_summary(rows: Sequence[Row], console: Console) -> None:
     """Of runs over domains: the answer and the tables, readable at 80 columns."""
     summary = summarize(rows)
-    console.print(Text(summary.answer, style="bold"))
+    console.print(_text(answer(summary), "bold"))
     for title, lines in summary.sections():
         table = _table("method", "at the end", "forgotten", "backward", "forward transfer", "n")
         for line in lines:
             of = line.metric
             backward = "-" if line.backward is None else "0" if line.backward.exact else number(line.backward.mean, of)
             cells = (shown(line.final, of), shown(line.forgetting, of), backward, shown(line.forward, of), str(line.n))
-            table.add_row(Text(line.label), *map(Text, cells))
-        console.print("", Text(title), table, sep="\n")
+            table.add_row(_text(line.label), *map(Text, cells))
+        console.print("", _text(title), table, sep="\n")
     if summary.general:
         table = _table("method", "before", "after", "change", "n")
         for g in summary.general:
-            table.add_row(Text(g.label), *(Text(shown(e, LM_LOSS)) for e in (g.before, g.after, g.change)), str(g.n))
+            table.add_row(_text(g.label), *(Text(shown(e, LM_LOSS)) for e in (g.before, g.after, g.change)), str(g.n))
         console.print("", Text("LM loss on general text, nats (lower is better)"), table, sep="\n")
     _print_kept(kept_by_domains(rows, labels(rows)), console)
     console.print()
     for sentence in summary.unfinished:
-        console.print(Text(sentence, style="yellow"))
+        console.print(_text(sentence, "yellow"))
     if any(line.n > 1 for line in summary.lines):
         console.print(Text(f"{INTERVAL} n sequences", style="dim"))
 
 
 def print_study(rows: Sequence[Row], settings: StudySettings, console: Console) -> None:
-    """Of a fine-tuning study: the answer, a table a task, what was kept, readable at 100 columns."""
+    """Of a fine-tuning study: the answer, a table a task, what is preserved, readable at 100 columns."""
     summary = summarize_study(rows, settings)
-    console.print(Text(summary.answer, style="bold"))
+    console.print(_text(summary.answer, "bold"))
     for task in summary.tasks:
         if not task.results:
             continue
         of = task.compared
         results = task.of(of.name)
         title = f"{task.name}: {of.title}, {of.unit} ({results[0].n:,} rows; higher is better)"
-        console.print("", Text(title), _results(results, summary.reference), sep="\n")
+        console.print("", _text(title), _results(results, summary.reference), sep="\n")
         for result in task.of(of.name, "last"):
             if result.point and result.name != result.label:
                 tried = len(task.grid.get(result.name, []))
                 how = f" (chosen of {tried} on seed {settings.search_seed})" if tried else ""
-                console.print(Text(f"{result.name}: {result.point}{how}", style="dim"))
+                console.print(_text(f"{result.name}: {result.point}{how}", "dim"))
     _print_kept(summary.kept, console)
     console.print()
     for sentence in summary.unfinished:
-        console.print(Text(sentence, style="yellow"))
+        console.print(_text(sentence, "yellow"))
     if any(len(result.seeds) > 1 for task in summary.tasks for result in task.results):
         console.print(Text(f"{INTERVAL} the seeds", style="dim"))
     if any(result.at == "best" for task in summary.tasks for result in task.results):
@@ -98,12 +109,12 @@ def _results(results: Sequence[Result], reference: str | None) -> Table:
         if known:
             once = result.published is not None and result.at == results[0].at
             cells.append(f"{result.published:.1f}" if once else "-")
-        table.add_row(Text(result.name), *map(Text, cells))
+        table.add_row(_text(result.name), *map(Text, cells))
     return table
 
 
 def _print_kept(kept: Sequence[Kept], console: Console) -> None:
-    """What fine-tuning left of the pretrained model: LM loss of each general text, distance, CKA over all texts."""
+    """How much of the pretrained model is preserved: LM loss of each general text, distance, CKA over all texts."""
     if not kept:
         return
     texts = list(dict.fromkeys(text for one in kept for text in one.texts))
@@ -114,9 +125,9 @@ def _print_kept(kept: Sequence[Kept], console: Console) -> None:
         cells = [f"{number(t.before.mean, LM_LOSS)} > {number(t.after.mean, LM_LOSS)}" if t else "-" for t in losses]
         cells.append(number(one.distance.mean, DISTANCE) if one.distance else "-")
         cells.append(f"{sum(alike) / len(alike):.3f}" if alike else "-")
-        table.add_row(Text(one.task), Text(one.label), *map(Text, cells))
-    title = "Left of the pretrained model: LM loss of general text before > after, nats; distance; CKA"
-    console.print("", Text(title), table, sep="\n")
+        table.add_row(_text(one.task), _text(one.label), *map(Text, cells))
+    title = "Preserved of the pretrained model: LM loss of general text before > after, nats; distance; CKA"
+    console.print("", _text(title), table, sep="\n")
 
 
 def _table(head: str, *columns: str, first: int = 1) -> Table:
@@ -125,7 +136,7 @@ def _table(head: str, *columns: str, first: int = 1) -> Table:
     for name in (head, "by")[:first]:
         table.add_column(name, overflow="fold", max_width=18)
     for name in columns:
-        table.add_column(Text(name), justify="right", no_wrap=True)
+        table.add_column(_text(name), justify="right", no_wrap=True)
     return table
 
 

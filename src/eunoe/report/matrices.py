@@ -1,0 +1,191 @@
+"""From the rows of runs over domains to matrices of scores, and the same as a table for other programs.
+
+Nothing here is stored: everything is computed from the rows each time. A sequence is one method going once through one
+order of the domains with one seed. A score that several few-shot samples were drawn for is their mean, as these are no
+independent repeats of the learning.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from math import fsum
+from pathlib import Path
+from typing import NamedTuple
+
+from eunoe.atomic import write_bytes
+from eunoe.errors import EunoeError
+from eunoe.foreign import visible
+from eunoe.report.metrics import METRICS, is_retention
+from eunoe.report.schema import Row
+
+BASE = "base"
+GENERAL = "general"
+
+
+def final_scores(rows: Iterable[Row]) -> list[Row]:
+    """The rows that matrices are made of: scores after the last step, no measures of retention."""
+    return [row for row in rows if row.at == "last" and not is_retention(row.metric)]
+
+
+class Key(NamedTuple):
+    """What a matrix belongs to. ``transfer`` is None for the language model itself."""
+
+    run: str
+    method: str
+    transfer: str | None
+    order: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The matrices of one method in one order and one metric, one per seed.
+
+    ``seeds[s][i][j]`` is the score of domain j after learning domains 0..i, None where not measured. ``before[s][j]`` is
+    that of the pretrained model. ``tasks`` are the columns that this metric exists for in the run. ``n[j]`` is how many
+    items a score of column j is a mean over.
+    """
+
+    key: Key
+    domains: tuple[str, ...]
+    tasks: tuple[int, ...]
+    seeds: dict[int, list[list[float | None]]]
+    before: dict[int, list[float | None]]
+    n: dict[int, int]
+
+    def mean(self) -> list[list[float | None]]:
+        """Cell by cell, the mean over the seeds that measured it."""
+        size = range(len(self.domains))
+        return [[_average(R[i][j] for R in self.seeds.values()) for j in size] for i in size]
+
+    def mean_before(self) -> list[float | None]:
+        return [_average(row[j] for row in self.before.values()) for j in range(len(self.domains))]
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return fsum(measured) / len(measured) if measured else None
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Raises ``EunoeError`` where two rows give one score two values."""
+    seen: dict[tuple[object, ...], float] = {}
+    for row in rows:
+        first = seen.setdefault((row.run, *row.key), row.value)
+        if first != row.value:
+            raise EunoeError(
+                f"two rows of run {row.run!r} give {row.metric} of {row.task!r} ({row.method}, seed {row.seed}, after "
+                f"{visible(list(row.learnt))}) as {first} and {row.value}. Rows of different runs need different run names."
+            )
+
+
+def domain_orders(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(run, order) -> its domains as learnt; those that no method has come to yet follow, in the order they were scored.
+
+    Raises ``EunoeError`` if two sequences of one order learnt different domains.
+    """
+    longest: dict[tuple[str, str], tuple[str, ...]] = {}
+    for row in rows:
+        known = longest.setdefault((row.run, row.order), ())
+        short, long = sorted((known, row.learnt), key=len)
+        if short != long[: len(short)]:
+            raise EunoeError(
+                f"order {row.order!r} of run {row.run!r} is learnt as {visible(list(long))} and as {visible(list(short))} "
+                f"(method {row.method}). Rows of one order must agree: give the two orders two names."
+            )
+        longest[(row.run, row.order)] = long
+    later: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        if row.task != GENERAL and row.task not in longest[(row.run, row.order)]:
+            later.setdefault((row.run, row.order), {})[row.task] = None
+    return {k: domains + tuple(later.get(k, {})) if domains else () for k, domains in longest.items()}
+
+
+def matrices(rows: Sequence[Row]) -> list[Scores]:
+    """All matrices, by run and metric, methods in the order they first appear. ``base`` is in each one's ``before``."""
+    check_rows(rows)
+    rows = final_scores(rows)
+    runs = {name: i for i, name in enumerate(dict.fromkeys(row.run for row in rows))}
+    orders = domain_orders(rows)
+    rows = [row for row in rows if row.task != GENERAL]
+    columns: dict[tuple[str, str | None, str], set[str]] = {}
+    grouped: dict[Key, list[Row]] = {}
+    for row in rows:
+        columns.setdefault((row.run, row.transfer, row.metric), set()).add(row.task)
+        grouped.setdefault(_key(row), []).append(row)
+    keys = dict.fromkeys(_key(row) for row in rows if row.learnt)
+    return [
+        _scores(key, orders[(key.run, key.order)], columns[(key.run, key.transfer, key.metric)],
+                [row for row in grouped[key] if row.learnt],
+                [row for row in grouped.get(key._replace(method=BASE), []) if not row.learnt])
+        for key in sorted(keys, key=lambda k: (runs[k.run], metric_rank(k.metric), k.metric))
+    ]  # fmt: skip
+
+
+def _scores(
+    key: Key, domains: tuple[str, ...], scored: Container[str], rows: Sequence[Row], base: Sequence[Row]
+) -> Scores:
+    cells, start = _cells(rows), _cells(base)
+    states = [domains[: i + 1] for i in range(len(domains))]
+    places = {name: j for j, name in reversed([*enumerate(domains)])}
+    return Scores(
+        key=key, domains=domains, tasks=tuple(j for j, name in enumerate(domains) if name in scored),
+        seeds={s: [[cells.get((s, learnt, name)) for name in domains] for learnt in states]
+               for s in dict.fromkeys(row.seed for row in rows)},
+        before={s: [start.get((s, (), name)) for name in domains] for s in dict.fromkeys(row.seed for row in base)},
+        n={places[row.task]: row.n for row in rows if row.task in places},
+    )  # fmt: skip
+
+
+def _key(row: Row) -> Key:
+    return Key(row.run, row.method, row.transfer, row.order, row.metric)
+
+
+def metric_rank(name: str) -> int:
+    """Where a metric comes among the others, as ``METRICS`` lists them."""
+    names = [m.name for m in METRICS]
+    return names.index(name) if name in names else len(names)
+
+
+def _cells(rows: Sequence[Row]) -> dict[tuple[int, tuple[str, ...], str], float]:
+    """(seed, learnt, task) -> the mean over few-shot samples; left out until all samples of that task are there."""
+    samples: dict[tuple[int, str], set[int | None]] = {}
+    cells: dict[tuple[int, tuple[str, ...], str], dict[int | None, float]] = {}
+    for row in rows:
+        samples.setdefault((row.seed, row.task), set()).add(row.shots_seed)
+        cells.setdefault((row.seed, row.learnt, row.task), {})[row.shots_seed] = row.value
+    return {k: fsum(v.values()) / len(v) for k, v in cells.items() if set(v) == samples[(k[0], k[2])]}
+
+
+# -- for other programs ----------------------------------------------------------------------------------------------
+def write_matrix(rows: Sequence[Row], path: Path) -> None:
+    """Write ``matrix_csv(rows)``; the file appears whole or not at all."""
+    write_bytes(path, matrix_csv(rows))
+
+
+def matrix_csv(rows: Sequence[Row]) -> bytes:
+    """Every cell of every matrix as one line of CSV, in full precision. Measures of retention, and scores before the last
+    step, are no cells.
+
+    ``learnt`` counts the domains learnt before the score, ``after`` names the last of them; 0 and empty: the pretrained model.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["run", "method", "transfer", "order", "seed", "shots_seed", "metric", "learnt", "after", "task", "value", "n"]
+    )
+    for row in final_scores(rows):
+        after = row.learnt[-1] if row.learnt else ""
+        writer.writerow([row.run, row.method, row.transfer or "", row.order, row.seed,
+                         "" if row.shots_seed is None else row.shots_seed, row.metric, len(row.learnt), after, row.task,
+                         repr(row.value), row.n])  # fmt: skip
+    return out.getvalue().encode("utf-8", "replace")
+
+
+__all__ = [
+    "BASE", "GENERAL", "Key", "Scores", "check_rows", "domain_orders", "final_scores", "matrices", "matrix_csv",
+    "metric_rank", "write_matrix",
+]  # fmt: skip
