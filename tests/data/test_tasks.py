@@ -135,8 +135,18 @@ def test_shots_are_drawn_from_the_training_rows_only(two: dict[str, str]) -> Non
     assert (cpt.shots_seed, four.shots_seed) == (7, 2022)
 
 
-def test_a_class_with_too_few_rows_is_named_with_the_file(two: dict[str, str]) -> None:
-    refused(TaskSettings(**two, shots=51), two["train"], "'a' has 50", "at most 50")
+def test_a_rare_class_gives_all_its_rows_and_the_task_says_so(
+    tmp_path: Path, two: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    two["train"] = jsonl(tmp_path / "rare.jsonl", [*labelled(100), {"text": "rare one", "label": "rare"}])
+    for _ in range(2):
+        task = load_task("news", TaskSettings(**two, shots=8), UNREAD)
+    assert Counter(e.label for e in task.train) == {"a": 8, "b": 8, "rare": 1}
+    assert task.short == {"rare": 1}
+    assert capsys.readouterr().err.replace("\n", " ").count("'rare' has 1") == 1
+    assert load_task("news", TaskSettings(**two, shots=1), UNREAD).short == {}
+    refused(TaskSettings(**two, shots=8, shots_strict=True), two["train"], "'rare' has 1", "shots_strict")
+    refused(TaskSettings(**two, shots_strict=True), "shots_strict is read only where shots are drawn")
 
 
 def test_test_share_parts_the_training_rows(two: dict[str, str]) -> None:
@@ -237,7 +247,7 @@ def test_a_made_task_refuses_the_keys_of_labelled_files(tmp_path: Path, change: 
 def test_every_setting_is_either_read_or_refused() -> None:
     """A new key of TaskSettings must get its place in check_task; this list is what it knows."""
     known = {"made", "train", "test", "dev", "config", "text", "pair", "pair_first", "label", "encoding", "line_limit", "kind", "shots",
-             "shots_seed", "resplit", "test_share", "test_rows"}  # fmt: skip
+             "shots_seed", "resplit", "test_share", "test_rows", "shots_strict", "revision"}  # fmt: skip
     assert set(TaskSettings.__dataclass_fields__) == known
 
 
@@ -252,14 +262,16 @@ def test_a_task_without_rows_or_without_a_test_says_what_to_give(two: dict[str, 
 def test_hub_sources_read_the_split_of_their_role_or_the_one_named(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def hub(name: str, config: str | None, split: str, *_: object) -> Iterator[dict[str, Any]]:
+    def hub(name: str, config: str | None, split: str, revision: str | None) -> Iterator[dict[str, Any]]:
+        assert revision == "v2"
         asked.append((name, config, split))
         yield from labelled(20)
 
     monkeypatch.setattr(records, "read_hub", hub)
     settings = TaskSettings(
-        train="hub:o/glue", dev="hub:o/glue", test="hub:o/glue#test_matched", config="mnli", resplit=0.9
-    )
+        train="hub:o/glue", dev="hub:o/glue", test="hub:o/glue#test_matched", config="mnli", resplit=0.9,
+        revision="v2",
+    )  # fmt: skip
     task = load_task("news", settings, UNREAD)
     assert asked == [("o/glue", "mnli", "train"), ("o/glue", "mnli", "validation"), ("o/glue", "mnli", "test_matched")]
     assert len(task.train) + len(task.test) == 60

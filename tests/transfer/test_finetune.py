@@ -7,14 +7,25 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
-from eunoe.data.tasks import Example, Task
+from eunoe.data.collate import pad_rows
+from eunoe.data.tasks import Example, Task, load_task
 from eunoe.errors import EunoeError
 from eunoe.methods.base import Method
+from eunoe.models.anatomy import anatomy
 from eunoe.models.load import LanguageModel, load_lm
-from eunoe.recipe import ModelSettings
+from eunoe.recipe import CorpusSettings, ModelSettings, TaskSettings
 from eunoe.transfer.finetune import Finetuned, FinetuneSettings, encode_task, finetune
-from tests.tiny import WORDS, tiny_folder
+from tests.conftest import shared
+from tests.tiny import WORDS, size, tiny_folder, tiny_gpt2, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +95,35 @@ def test_rows_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
         EunoeError, match=r"recipe\.transfer\.max_length is 129, but .* reads at most 128 tokens at once"
     ):
         encode_task(lm, task(), FinetuneSettings(max_length=129))
+
+
+@pytest.mark.parametrize("source", ["cases/gpt2_bert_tokenizer", "cases/roberta_bert_tokenizer"])
+def test_pairs_of_a_model_with_another_familys_tokenizer(source: str) -> None:
+    lm = load_lm(ModelSettings(name=str(shared(source))))
+    rows = str(shared("cases/train_pair.csv"))
+    given = load_task("pairs", TaskSettings(train=rows, test=rows, pair="pair"), CorpusSettings(source="unread.txt"))
+    assert fine(lm, given, max_length=64, epochs=1).scores
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "roberta", "distilbert", "bert"])
+def test_token_types_go_only_to_models_with_a_table_of_them(kind: str) -> None:
+    """By effect: only a model with such a table may tell the texts of a pair apart by more than their order."""
+    small = {"vocab_size": size(), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+             "initializer_range": 0.5, "max_position_embeddings": 80, "pad_token_id": 0}  # fmt: skip
+    torch.manual_seed(0)
+    made: dict[str, Any] = {
+        "gpt2": lambda: tiny_gpt2(initializer_range=0.5),
+        "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**small, type_vocab_size=1)),
+        "distilbert": lambda: DistilBertForMaskedLM(
+            DistilBertConfig(vocab_size=size(), dim=16, n_layers=1, n_heads=2, hidden_dim=32, initializer_range=0.5)
+        ),
+        "bert": lambda: BertForMaskedLM(BertConfig(**small)),
+    }
+    lm = LanguageModel(made[kind]().eval(), tiny_tokenizer(), "causal" if kind == "gpt2" else "masked", kind)
+    rows, _ = encode_task(lm, task(pair=True), FinetuneSettings(max_length=16))
+    batch = {k: v for k, v in pad_rows(rows, range(len(rows))).items() if k != "labels"}
+    base = anatomy(lm.model).base
+    with torch.inference_mode():
+        as_given = base(**batch)[0]
+        without = base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0]
+    assert torch.equal(as_given, without) == (kind != "bert")

@@ -1,12 +1,14 @@
-"""Blocks -> batches. Every batch is a pure function of (seed, position), so a run that is taken up again needs no loader state.
+"""Blocks -> batches. Every batch is a pure function of (seed, position), so a resumed run needs no loader state.
 
-Masked LM: BERT's rule, each ordinary token is asked for with probability 0.15; of those 80 % become the mask token,
-10 % a random token, 10 % stay. Causal LM: each token asks for the next. Only asked positions reach the LM head:
-``positions`` indexes the flattened (batch * block) tokens and ``labels`` holds what is asked there.
+Masked LM: BERT's rule, each ordinary token is a target with probability 0.15; of those 80 % become the mask token,
+10 % a random token, 10 % stay. Causal LM: each next token is a target. Only target positions reach the LM head:
+``positions`` indexes the flattened (batch * block) tokens and ``labels`` holds the target tokens there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,9 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eunoe.data.corpus import Blocks
+from eunoe.errors import EunoeError
 
 Objective = Literal["masked", "causal"]
 Batch = dict[str, Tensor]
+MOST_TOKENS = 2**26
+"""Tokens in one batch at most: a batch is made whole, in memory (half a GiB of ids), before it is cut into micro-batches."""
+
+
+def refuse_larger(batch: int, length: int, items: str) -> None:
+    """Raise ``EunoeError`` if ``batch`` items of ``length`` tokens are more than ``MOST_TOKENS``; takes no memory."""
+    if batch * length > MOST_TOKENS:
+        raise EunoeError(f"a batch of {batch:,} {items} of up to {length:,} tokens has more than {MOST_TOKENS:,} tokens, the most that "
+                         f"is made at once. Set batch to {max(1, MOST_TOKENS // length):,} or less.")  # fmt: skip
 
 
 def mask_tokens(
@@ -50,6 +62,8 @@ class LMBatches:
     """``batches[step]``: the micro-batches of one optimizer step, for any step in any order.
 
     Positions run on over epochs: step s takes places s*batch ... of the epochs' seeded permutations laid end to end.
+    ``vocabulary``: random replacements are drawn below it, so it may be no more than the model's embedding has rows.
+    Raises ``EunoeError`` if a batch has more than ``MOST_TOKENS`` tokens.
     """
 
     blocks: Blocks
@@ -63,6 +77,9 @@ class LMBatches:
     mask_rate: float = 0.15
     rank: int = 0
     world: int = 1
+
+    def __post_init__(self) -> None:
+        refuse_larger(self.batch, self.blocks.ids.shape[1], "blocks")
 
     def __len__(self) -> int:
         return self.steps
@@ -132,19 +149,46 @@ class Rows:
         return len(self.inputs)
 
 
+def rows_digest(rows: Rows) -> str:
+    """SHA-256 of what the rows hold: the ids, and the labels in the rows' order; a function of nothing else."""
+    total = hashlib.sha256()
+    for row, label in zip(rows.inputs, rows.labels.tolist(), strict=True):
+        total.update(json.dumps([row, label], sort_keys=True).encode())
+    return total.hexdigest()
+
+
 def encode_rows(
-    tokenizer: Any, texts: Sequence[tuple[str, str | None]], labels: Sequence[int] | Sequence[float], max_length: int
+    tokenizer: Any,
+    texts: Sequence[tuple[str, str | None]],
+    labels: Sequence[int] | Sequence[float],
+    max_length: int,
+    token_types: bool = True,
 ) -> Rows:
-    """Tokenise texts or pairs, cut to ``max_length`` tokens (of a pair the longer part first)."""
+    """Tokenise texts or pairs, cut to ``max_length`` tokens (of a pair the longer part first).
+
+    ``token_types``: the model has a table to look up which text a token belongs to; without one it is not given them
+    (GPT-2 would look them up among its words). Raises ``EunoeError`` if ``max_length`` leaves no token of a text.
+    """
     if not texts:
         raise ValueError("no rows to encode")
     pairs = any(second is not None for _, second in texts)
+    around, what = tokenizer.num_special_tokens_to_add(pair=pairs), "pair of texts" if pairs else "text"
+    least = around + 1 + pairs
+    if max_length < least:
+        raise EunoeError(f"max_length is {max_length}, which leaves nothing of a {what}: the tokenizer puts {around} tokens around it. "
+                         f"Set it to {least} or more.")  # fmt: skip
     first = [a for a, _ in texts]
     second = [b or "" for _, b in texts] if pairs else None
     coded = tokenizer(
-        first, second, truncation="longest_first" if pairs else True, max_length=max_length, verbose=False
+        first,
+        second,
+        truncation="longest_first" if pairs else True,
+        max_length=max_length,
+        padding=False,
+        stride=0,
+        verbose=False,
     )
-    keys = [key for key in ("input_ids", "token_type_ids") if key in coded]
+    keys = [key for key in ("input_ids", "token_type_ids")[: 1 + token_types] if key in coded]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     # an empty text, around which the tokenizer puts nothing, is one padding token: no model reads a row of none
     nothing = {"input_ids": [pad], "token_type_ids": [0]}
@@ -155,13 +199,15 @@ def encode_rows(
 
 def pad_rows(rows: Rows, chosen: Sequence[int]) -> Batch:
     """The chosen rows, padded on the right to the longest of them: ids, ``attention_mask`` and ``labels``."""
-    length = max(len(rows.inputs[i]["input_ids"]) for i in chosen)
+    lengths = torch.tensor([len(rows.inputs[i]["input_ids"]) for i in chosen])
+    length = int(lengths.max())
     batch: Batch = {}
     for key in rows.inputs[chosen[0]]:
-        fill = rows.pad_id if key == "input_ids" else 0
-        lists = [rows.inputs[i][key] + [fill] * (length - len(rows.inputs[i][key])) for i in chosen]
-        batch[key] = torch.tensor(lists, dtype=torch.int64)
-    lengths = torch.tensor([len(rows.inputs[i]["input_ids"]) for i in chosen])
+        padded = torch.full((len(chosen), length), rows.pad_id if key == "input_ids" else 0, dtype=torch.int64)
+        for row, i in zip(padded, chosen, strict=True):
+            ids = rows.inputs[i][key]
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        batch[key] = padded
     batch["attention_mask"] = (torch.arange(length)[None, :] < lengths[:, None]).long()
     batch["labels"] = rows.labels[list(chosen)]
     return batch
@@ -170,6 +216,7 @@ def pad_rows(rows: Rows, chosen: Sequence[int]) -> Batch:
 def by_length(rows: Rows, batch: int) -> Iterator[tuple[list[int], Batch]]:
     """All rows, shortest first, in batches: hardly any padding is computed. Yields (which rows, batch)."""
     order = sorted(range(len(rows)), key=lambda i: (len(rows.inputs[i]["input_ids"]), i))
+    refuse_larger(min(batch, len(rows)), len(rows.inputs[order[-1]]["input_ids"]), "rows")
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         yield chosen, pad_rows(rows, chosen)
@@ -188,7 +235,8 @@ def row_steps(rows: int, batch: int, epochs: float, steps: int | None = None) ->
 class RowBatches:
     """``batches[step]`` for labelled rows: seeded order per epoch, micro-batches cut by length (least padding).
 
-    Each epoch is its own pass, as in the papers' scripts: its last batch may be smaller.
+    Each epoch is its own pass, as in the papers' scripts: its last batch may be smaller. Raises ``EunoeError`` if a batch
+    has more than ``MOST_TOKENS`` tokens.
     """
 
     rows: Rows
@@ -197,6 +245,9 @@ class RowBatches:
     seed: int
     steps: int | None = None
     micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        refuse_larger(min(self.batch, len(self.rows)), max(len(row["input_ids"]) for row in self.rows.inputs), "rows")
 
     @property
     def per_epoch(self) -> int:

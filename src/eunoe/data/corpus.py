@@ -2,35 +2,33 @@
 
 The way of CPT's post-training (papers: EMNLP 2022, arXiv 2210.05549): every document is tokenised with the
 tokenizer's own special tokens, all are joined and cut into blocks; the remainder is dropped. No padding exists.
-Tokenising streams in batches to one flat file, cached under the SHA-256 of the text and of every setting that
-matters, so a corpus larger than memory works and is tokenised once.
+Tokenising streams in batches to one flat file, cached (``cache.py``) under the SHA-256 of the text, of the tokenizer's
+rules (``tokens.py``) and of every setting that matters, so a corpus larger than memory works and is tokenised once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eunoe.data.cache import FORMAT, cached_blocks
 from eunoe.data.files import content_hash, is_folder, kind, resolve
+from eunoe.data.hub import commit
 from eunoe.data.records import read_rows, text_cell
 from eunoe.data.shots import evenly
+from eunoe.data.tokens import encode, identity, largest_id
 from eunoe.errors import EunoeError
+from eunoe.progress import say_once
 from eunoe.recipe import CorpusSettings
 
 Part = Literal["train", "valid", "reserved", "all"]
 VALID_SHARE = 0.05
-_VERSION = 3  # of the cached format
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,6 @@ class Blocks:
         return Blocks(self.ids[evenly(len(self), count)], self.special, f"{self.digest}.{count}")
 
 
-def cache_folder() -> Path:
-    """Where tokenised text is kept: ``EUNOE_CACHE``, else ``~/.cache/eunoe``."""
-    return Path(os.environ.get("EUNOE_CACHE") or Path.home() / ".cache" / "eunoe")
-
-
 def texts(settings: CorpusSettings, source: str | None = None) -> Iterator[str]:
     """The documents of a source, one string each; raises ``EunoeError`` for a missing column or a wrong value.
 
@@ -64,8 +57,9 @@ def texts(settings: CorpusSettings, source: str | None = None) -> Iterator[str]:
     """
     check(settings)
     held_out = source is not None and source == settings.valid
+    source = source or settings.source
     rows = read_rows(
-        source or settings.source,
+        source,
         documents=settings.documents or "paragraphs",
         encoding=settings.encoding,
         fallback_encoding=settings.fallback_encoding,
@@ -73,11 +67,19 @@ def texts(settings: CorpusSettings, source: str | None = None) -> Iterator[str]:
         files=settings.files,
         config=settings.config,
         split="validation" if held_out else settings.split or "train",
+        revision=_revision(settings, source),
     )
     for where, record in rows:
         value = text_cell(record, settings.column or "text", where)
         if value.strip():
             yield value
+
+
+def _revision(settings: CorpusSettings, source: str) -> str | None:
+    """The commit a hub source is read at, as far as it can be known; ``revision`` is that of ``source``'s dataset."""
+    name = source.removeprefix("hub:").partition("#")[0]
+    same = name == settings.source.removeprefix("hub:").partition("#")[0]
+    return commit(name, settings.revision if same else None) if source.startswith("hub:") else None
 
 
 def check(settings: CorpusSettings) -> None:
@@ -88,6 +90,7 @@ def check(settings: CorpusSettings) -> None:
     kinds = {kind(path) for s in sources if s not in hub for path in resolve(s, settings.files)}
     unread = {
         "config": None if hub else "for hub: sources",
+        "revision": None if settings.source in hub else "for a hub: source",
         "split": None if settings.source in hub and "#" not in settings.source else "for a hub: source without #SPLIT",
         "column": None if hub or kinds - {".txt"} else "where files have columns, and plain text has none",
         "documents": None if ".txt" in kinds else "for plain text",
@@ -117,8 +120,11 @@ def place(text: str) -> float:
     return (int.from_bytes(hashlib.sha256(words.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 11) / 2**53
 
 
-def part_of(settings: CorpusSettings, part: Part) -> Iterator[str]:
-    """The documents of one part. The lowest ``reserve`` places are reserved, the next share is held out, the rest trains."""
+def part_of(settings: CorpusSettings, part: Part | Literal["both"]) -> Iterator[str]:
+    """The documents of one part. The lowest ``reserve`` places are reserved, the next share is held out, the rest trains.
+
+    ``both``: what is held out and what trains, in the order of the text.
+    """
     if part == "all" or (settings.valid is not None and part == "valid"):
         yield from texts(settings, settings.valid if part == "valid" else None)
         return
@@ -129,84 +135,96 @@ def part_of(settings: CorpusSettings, part: Part) -> Iterator[str]:
             raise EunoeError(f"corpus {settings.source!r}: reserve = {settings.reserve}, but there are only {len(places)} "
                              "different documents. Reserve fewer.")  # fmt: skip
         edge = places[settings.reserve]
-    share = 0.0 if settings.valid is not None else VALID_SHARE if settings.valid_share is None else settings.valid_share
-    low, high = {"reserved": (0.0, edge), "valid": (edge, edge + share * (1 - edge)),
-                 "train": (edge + share * (1 - edge), 1.0)}[part]  # fmt: skip
+    cut = edge + valid_share(settings) * (1 - edge)
+    low, high = {"reserved": (0.0, edge), "valid": (edge, cut), "train": (cut, 1.0), "both": (edge, 1.0)}[part]
     yield from (text for text in texts(settings) if low <= place(text) < high)
 
 
 def load_blocks(settings: CorpusSettings, tokenizer: Any, block: int, part: Part = "train") -> Blocks:
     """Full blocks of ``block`` tokens from one part of a corpus, from the cache where it has them.
 
-    ``settings.tokens`` caps the train part only. Raises ``EunoeError`` if the part is shorter than one block.
+    Where choosing whole documents would leave ``train`` or ``valid`` without one block (a novel is one document), the
+    text of both is laid end to end and its last blocks are held out; that is said. Hub datasets, which may have no end,
+    are never divided so. ``settings.tokens`` caps the train part only. Raises ``EunoeError`` if the part is shorter than
+    one block.
     """
-    special = np.array(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
-    digest = _digest(settings, tokenizer, block, part)
-    folder = cache_folder() / "blocks" / digest
-    if not (folder / "meta.json").exists():
-        stream = part_of(settings, part)
-        enough = settings.tokens if settings.source.startswith("hub:") and part == "train" else None
-        _write(folder, _encode(stream, tokenizer), block, len(tokenizer), enough)
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    if meta["blocks"] == 0:
-        raise EunoeError(f"the {part} part of {settings.source!r} has {meta['tokens']} tokens, fewer than one block of {block}. "
-                         "Give more text, a smaller block, or another valid_share.")  # fmt: skip
-    ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r", shape=(meta["blocks"], block))
-    blocks = Blocks(ids, special, digest)
+    check(settings)
+    reader = _Reader(settings, tokenizer, block)
+    blocks, tokens = reader.read(part)
+    share = valid_share(settings)
+    if part in ("train", "valid") and 0 < share < 1 and not settings.source.startswith("hub:"):
+        other, _ = reader.read("valid" if part == "train" else "train")
+        if not (len(blocks) and len(other)):
+            both, tokens = reader.read("both")
+            if len(both) > 1:
+                blocks = _by_position(both, share, part)
+                say_once(f"{settings.source}: too few documents to hold any out by a hash of their text; the last "
+                         f"{len(both) - _kept(both, share):,} of {len(both):,} blocks are held out instead. To choose "
+                         f"otherwise: {_ways(settings)}.")  # fmt: skip
+    if not len(blocks):
+        raise EunoeError(f"the {part} part of {settings.source!r} has {tokens:,} tokens, fewer than one block of {block}. "
+                         f"Give more text or a smaller block, or choose what is held out: {_ways(settings)}.")  # fmt: skip
     return blocks.take(max(1, settings.tokens // block)) if settings.tokens and part == "train" else blocks
 
 
-def _digest(settings: CorpusSettings, tokenizer: Any, block: int, part: Part) -> str:
-    """What the cached blocks depend on: the text's bytes, the tokenizer, and each setting that moves a token."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    source = settings.valid if part == "valid" and settings.valid is not None else settings.source
-    content = source if source.startswith("hub:") else content_hash(source, settings.files)
-    own = settings.tokens if source.startswith("hub:") else None
-    parts = (_VERSION, content, settings.column, settings.documents, settings.encoding, settings.fallback_encoding, settings.config,
-             settings.split, settings.reserve, settings.valid is not None, settings.valid_share, part, block, own, rules)  # fmt: skip
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+def valid_share(settings: CorpusSettings) -> float:
+    """The share of the documents held out: none where the held-out text has a source of its own."""
+    if settings.valid is not None:
+        return 0.0
+    return VALID_SHARE if settings.valid_share is None else settings.valid_share
 
 
-def _batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def _kept(both: Blocks, share: float) -> int:
+    """How many blocks train where the last share of them is held out; both sides get one at least."""
+    return len(both) - min(max(1, round(len(both) * share)), len(both) - 1)
 
 
-def _encode(stream: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    """Token ids of each document. A tokenizer that marks no end gets its end-of-text token between documents."""
-    marks = tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
-    end = [] if marks or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for batch in _batched(stream, 256):
-        for ids in tokenizer(batch, truncation=False, verbose=False)["input_ids"]:
-            yield ids + end
+def _by_position(both: Blocks, share: float, part: Part) -> Blocks:
+    kept = _kept(both, share)
+    ids = both.ids[:kept] if part == "train" else both.ids[kept:]
+    return Blocks(ids, both.special, f"{both.digest}.{part}.{kept}")
 
 
-def _write(folder: Path, documents: Iterator[list[int]], block: int, vocabulary: int, enough: int | None) -> None:
-    """Stream tokens to ``ids.bin``; the folder appears whole or not at all."""
-    dtype = "uint16" if vocabulary <= 2**16 else "uint32"
-    tokens, partial = 0, None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
-        with open(partial / "ids.bin", "wb") as file:
-            for ids in documents:
-                file.write(np.asarray(ids, dtype=dtype).tobytes())
-                tokens += len(ids)
-                if enough is not None and tokens >= enough:
-                    break
-            file.truncate(tokens // block * block * np.dtype(dtype).itemsize)
-        meta = {"dtype": dtype, "tokens": tokens, "blocks": tokens // block, "block": block}
-        (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        try:
-            partial.rename(folder)
-        except OSError:  # another process finished the same folder first
-            if not (folder / "meta.json").exists():
-                raise
-    except OSError as error:
-        raise EunoeError(f"the token cache {folder.parent} cannot be written: {error}. "
-                         "Free space there or set EUNOE_CACHE to another folder.") from None  # fmt: skip
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+def _ways(settings: CorpusSettings) -> str:
+    """What divides a corpus otherwise, in its settings' words."""
+    lines = not settings.source.startswith("hub:") and any(
+        kind(p) == ".txt" for p in resolve(settings.source, settings.files)
+    )
+    return f"{'documents: lines (each line is one), ' * lines}valid (a source of its own) or valid_share"
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """The parts of a corpus as blocks, through the cache."""
+
+    settings: CorpusSettings
+    tokenizer: Any
+    block: int
+
+    def read(self, part: Part | Literal["both"]) -> tuple[Blocks, int]:
+        """All blocks of a part, maybe none, and how many tokens they were cut from."""
+        settings, source = self.settings, self._source(part)
+        hub = source.startswith("hub:")
+        digest = self._digest(part, source)
+        ids, tokens = cached_blocks(
+            digest, self.block, largest_id(self.tokenizer), source,
+            lambda: encode(part_of(settings, part), self.tokenizer, f"tokenising {source}"),
+            settings.tokens if hub and part == "train" else None,
+        )  # fmt: skip
+        special = np.array(sorted(set(self.tokenizer.all_special_ids)), dtype=np.int64)
+        return Blocks(ids, special, digest), tokens
+
+    def _source(self, part: Part | Literal["both"]) -> str:
+        own = self.settings.valid if part == "valid" else None
+        return own if own is not None else self.settings.source
+
+    def _digest(self, part: Part | Literal["both"], source: str) -> str:
+        """What the blocks depend on: the text's bytes, or the commit of a hub dataset; the tokenizer; each setting."""
+        hub = source.startswith("hub:")
+        settings = asdict(self.settings) | {"valid": self.settings.valid is not None}
+        for key in ("source", "files", "revision", "line_limit", *(() if hub else ("tokens",))):
+            del settings[key]  # named by what it leads to, moves no token, or is applied after the cache
+        commit_or_bytes = _revision(self.settings, source) if hub else content_hash(source, self.settings.files)
+        content = f"{source}@{commit_or_bytes}" if hub else commit_or_bytes
+        facts = [FORMAT, identity(self.tokenizer), content, self.block, part, settings]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

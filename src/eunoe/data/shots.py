@@ -2,60 +2,98 @@
 
 The rules are those of CPT's release (EMNLP 2022, https://arxiv.org/abs/2210.05549), which shuffles with Hugging Face
 datasets; that shuffle is ``numpy.random.default_rng(seed).permutation(n)``, so the same rows come out here without
-that library. Where the release would hand on fewer rows than its rule says, these functions refuse instead: a
-table of few-shot scores must not hide that a class had no rows.
+that library. Real label sets have rare classes: where one has fewer rows than the rule takes, the draw takes all it has,
+as the release does, and says how many: a table of few-shot scores must not hide that a class had too few.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 
 from eunoe.errors import EunoeError
+from eunoe.foreign import visible
 
 CPT_TOTAL = 32
 CPT_PER_CLASS = 8
+CPT_CLASSES = 5
+"""From this many classes on CPT draws of each class."""
+ALL_CLASSES = "(all classes)"
+"""Stands for the rows in all, where a draw is not of each class."""
+
+
+def draw(
+    labels: Sequence[str], shots: Literal["cpt"] | int, seed: int, classes: Sequence[str] = (), strict: bool = False
+) -> tuple[list[int], dict[str, int]]:
+    """A few-shot draw, and where it falls short: row numbers in shuffled order, and class -> rows it has where too few.
+
+    ``shots``: CPT's rule, or that many rows a class. A class with fewer rows gives all it has; ``classes`` names those
+    that must have rows, so that one without any is counted too. The 32 rows of CPT's rule are of no class: fewer are
+    counted as ``ALL_CLASSES``. Raises ``EunoeError`` with the counts if ``strict``.
+
+    >>> draw(["a", "a", "b"], 2, seed=0)
+    ([2, 0, 1], {'b': 1})
+    """
+    k = CPT_PER_CLASS if shots == "cpt" else shots
+    if k < 1:
+        raise EunoeError(f"shots must be at least 1 row a class, received {k}.")
+    counts = dict.fromkeys(classes, 0) | Counter(labels)
+    total = shots == "cpt" and len(set(labels)) < CPT_CLASSES
+    if total:
+        short = {ALL_CLASSES: len(labels)} if len(labels) < CPT_TOTAL else {}
+    else:
+        short = {label: n for label, n in sorted(counts.items()) if n < k}
+    if short and strict:
+        raise EunoeError(f"{describe(short, shots)}, and shots_strict is set. Give more rows or ask for fewer, or leave "
+                         "shots_strict out to take what there is.")  # fmt: skip
+    order = _shuffled(len(labels), seed)
+    return order[:CPT_TOTAL] if total else _first(order, labels, k), short
+
+
+def describe(short: Mapping[str, int], shots: Literal["cpt"] | int) -> str:
+    """Where a draw falls short, as a sentence's beginning: what it takes, and what there is.
+
+    >>> describe({"b": 1}, 2)
+    "the draw takes 2 rows of each class, but 'b' has 1"
+    """
+    if ALL_CLASSES in short:
+        return f"CPT's rule draws {CPT_TOTAL} rows in all, but there are only {short[ALL_CLASSES]}"
+    listed = ", ".join(f"{visible(label, 60)!r} has {n}" for label, n in list(short.items())[:20])
+    more = f" and {len(short) - 20} more classes have too few" if len(short) > 20 else ""
+    return f"the draw takes {CPT_PER_CLASS if shots == 'cpt' else shots} rows of each class, but {listed}{more}"
 
 
 def cpt_rule(labels: Sequence[str], seed: int = 2022) -> list[int]:
     """CPT's few-shot draw: shuffle; with fewer than 5 classes the first 32 rows in all, otherwise the first 8 of each class.
 
-    Returns row numbers in shuffled order. The draw of 32 is not stratified, as in the release. Raises
-    ``EunoeError`` if there are fewer than 32 rows, or a class has fewer than 8.
+    Returns row numbers in shuffled order, fewer where there are fewer (``draw`` counts them). The draw of 32 is not
+    stratified, as in the release.
 
     >>> len(cpt_rule(["good", "bad"] * 40))
     32
     """
-    if len(set(labels)) >= 5:
-        return per_class(labels, CPT_PER_CLASS, seed)
-    if len(labels) < CPT_TOTAL:
-        raise EunoeError(f"CPT's rule draws {CPT_TOTAL} rows in all, but there are only {len(labels)}. Give more rows, or set "
-                         "shots to a number a class or to all.")  # fmt: skip
-    return _shuffled(len(labels), seed)[:CPT_TOTAL]
+    return draw(labels, "cpt", seed)[0]
 
 
 def per_class(labels: Sequence[str], k: int, seed: int) -> list[int]:
-    """A balanced draw: after a seeded shuffle the first ``k`` rows of each class, in shuffled order.
-
-    Raises ``EunoeError`` naming each class with fewer than ``k`` rows.
+    """A balanced draw: after a seeded shuffle the first ``k`` rows of each class, or all it has, in shuffled order.
 
     >>> sorted(per_class(["a", "b", "a", "b"], 2, seed=0))
     [0, 1, 2, 3]
     """
-    if k < 1:
-        raise EunoeError(f"shots must be at least 1 row a class, received {k}.")
-    short = {label: n for label, n in sorted(Counter(labels).items()) if n < k}
-    if short:
-        listed = ", ".join(f"{label!r} has {n}" for label, n in short.items())
-        raise EunoeError(f"{k} rows of each class are asked for, but {listed}. Give more rows, or ask for at most "
-                         f"{min(short.values())} a class.")  # fmt: skip
+    return draw(labels, k, seed)[0]
+
+
+def _first(order: Sequence[int], labels: Sequence[str], k: int) -> list[int]:
+    """The first ``k`` rows of each class, in the order given."""
     taken: Counter[str] = Counter()
     chosen = []
-    for i in _shuffled(len(labels), seed):
+    for i in order:
         if taken[labels[i]] < k:
             taken[labels[i]] += 1
             chosen.append(i)

@@ -15,14 +15,14 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from eunoe.data.corpus import part_of, place
 from eunoe.data.records import cell, read_rows, shown_value, text_cell
-from eunoe.data.shots import cpt_rule, evenly, per_class, random_split, resplit
+from eunoe.data.shots import describe, draw, evenly, random_split, resplit
 from eunoe.errors import EunoeError
-from eunoe.progress import say
+from eunoe.progress import say, say_once
 from eunoe.recipe import CorpusSettings, TaskSettings
 
 SPLIT_SEED = 2021
@@ -55,6 +55,8 @@ class Task:
     """Seed that drew the shots; None where nothing was drawn at random."""
     metrics: tuple[str, ...] = ()
     """Metrics that come first, in this order, ``matthews`` and ``f1`` among them; the first is what systems are compared by."""
+    short: dict[str, int] = field(default_factory=dict)
+    """Class -> rows it has, where that is fewer than the few-shot draw takes; {} where every class had enough."""
 
 
 def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task:
@@ -89,9 +91,9 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
         kept, scored = list(range(len(train))), list(range(len(train) + len(dev), len(every)))
         if settings.resplit is not None:
             kept, scored = resplit(_labels(train), _labels(dev), _labels(test), settings.resplit)
-    chosen, seed = _draw([every[i] for i in kept], settings, where)
+    chosen, seed, short = _draw([every[i] for i in kept], settings, labels, where)
     scored = [scored[i] for i in evenly(len(scored), settings.test_rows or len(scored))]
-    return Task(name, settings.kind, labels, tuple(chosen), tuple(every[i] for i in scored), seed)
+    return Task(name, settings.kind, labels, tuple(chosen), tuple(every[i] for i in scored), seed, short=short)
 
 
 def draws(settings: TaskSettings) -> list[TaskSettings]:
@@ -121,6 +123,7 @@ def check_task(settings: TaskSettings, where: str = "task") -> None:
     elif settings.test is None and settings.test_share is None:
         raise EunoeError(f"{where}: nothing to score on. Give test, or test_share (0.1 splits off a tenth of train).")
     sources = [s for s in (settings.train, settings.test, settings.dev) if s]
+    hub = any(s.startswith("hub:") for s in sources)
     unread = {
         "test_share": settings.test is not None and "where no test is given",
         "pair_first": settings.pair is None and "with pair",
@@ -128,8 +131,10 @@ def check_task(settings: TaskSettings, where: str = "task") -> None:
         "resplit": (settings.test is None and "with test") or (settings.kind == "regression" and "for classes"),
         "shots": settings.kind == "regression" and "for classes, and regression has none",
         "shots_seed": settings.shots == "all" and "where shots are drawn",
+        "shots_strict": settings.shots == "all" and "where shots are drawn",
         "encoding": all(s.startswith("hub:") for s in sources) and "for files",
-        "config": not any(s.startswith("hub:") for s in sources) and "for hub: sources",
+        "config": not hub and "for hub: sources",
+        "revision": not hub and "for hub: sources",
     }  # fmt: skip
     for key, only in unread.items():
         if only:
@@ -164,6 +169,7 @@ def _read(source: str, split: str, settings: TaskSettings) -> list[tuple[str, Ex
         labelled=True,
         config=settings.config,
         split=split,
+        revision=settings.revision,
     )
     for where, record in rows:
         first = text_cell(record, text, where)
@@ -263,17 +269,21 @@ def _labels(rows: list[Example]) -> list[str]:
     return [str(example.label) for example in rows]
 
 
-def _draw(train: list[Example], settings: TaskSettings, where: str) -> tuple[list[Example], int | None]:
-    """The training rows after the few-shot draw, and its seed."""
+def _draw(
+    train: list[Example], settings: TaskSettings, classes: tuple[str, ...], where: str
+) -> tuple[list[Example], int | None, dict[str, int]]:
+    """The training rows after the few-shot draw, its seed, and the classes that had too few rows for it."""
     if settings.shots == "all":
-        return train, None
-    labels, seed = _labels(train), draw_seed(settings)
+        return train, None, {}
+    seed = draw_seed(settings)
     assert seed is not None
     try:
-        chosen = cpt_rule(labels, seed) if settings.shots == "cpt" else per_class(labels, settings.shots, seed)
+        chosen, short = draw(_labels(train), settings.shots, seed, classes, settings.shots_strict)
     except EunoeError as error:
         raise EunoeError(f"{where} (train: {settings.train}): {error}") from None
-    return [train[i] for i in chosen], seed
+    if short:
+        say_once(f"{where} (train: {settings.train}): {describe(short, settings.shots)}; all there are were taken")
+    return [train[i] for i in chosen], seed, short
 
 
 # -- the task made from the domain itself -----------------------------------------------------------------------

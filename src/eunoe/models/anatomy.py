@@ -246,6 +246,15 @@ def anatomy(model: nn.Module) -> Anatomy:
     )
 
 
+def takes_token_types(model: nn.Module) -> bool:
+    """Does the model look up, in a table of its own with two rows or more, which text of a pair a token belongs to?
+
+    Others must not be given ``token_type_ids``: GPT-2 looks them up among its words, a RoBERTa's table has one row.
+    """
+    tables = (m for name, m in _base(model).named_modules() if name.rpartition(".")[2] == "token_type_embeddings")
+    return any(isinstance(table, nn.Embedding) and table.num_embeddings > 1 for table in tables)
+
+
 def _base(model: nn.Module) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
@@ -297,4 +306,4 @@ def _find(module: nn.Module, name: str, base: nn.Module) -> nn.Module:
     return found
 
 
-__all__ = ["FAMILIES", "Anatomy", "Family", "Layer", "anatomy"]
+__all__ = ["FAMILIES", "Anatomy", "Family", "Layer", "anatomy", "takes_token_types"]

@@ -39,7 +39,7 @@ from transformers.utils import logging as transformers_logging
 from eunoe.data.collate import Objective
 from eunoe.errors import EunoeError
 from eunoe.foreign import first_line, reading, visible
-from eunoe.models.anatomy import anatomy
+from eunoe.models.anatomy import anatomy, takes_token_types
 from eunoe.models.files import (
     Origin,
     Tensors,
@@ -87,6 +87,11 @@ class LanguageModel:
         config: Any = self.model.config
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None else int(limit)
+
+    @property
+    def token_types(self) -> bool:
+        """Is the model given ``token_type_ids``, which say to which text of a pair a token belongs?"""
+        return takes_token_types(self.model)
 
     @property
     def identity(self) -> str:

@@ -31,12 +31,16 @@ class CorpusSettings:
     """Bytes that one line, row or document may have (default 16 MiB); a larger one is refused before it takes memory."""
     config: str | None = None
     """Configuration of a hub dataset."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub dataset (default: the newest). Without a commit, the one that the hub names is noted
+    where it can be asked, so that a resumed run notices other text."""
     split: str | None = None
     """Split of a hub dataset (default ``train``; of ``valid`` it is ``validation`` unless it ends in ``#SPLIT``)."""
     valid: str | None = None
     """A source of its own for the held-out text; else a share of the documents is held out."""
     valid_share: float | None = None
-    """Share of the documents held out, chosen by a hash of their text (default 0.05)."""
+    """Share of the documents held out, chosen by a hash of their text (default 0.05); of text that is too few documents
+    for that, the last blocks."""
     reserve: int = 0
     """This many documents, chosen by hash, are read by neither part: an end task is made from them."""
     tokens: int | None = None
@@ -58,6 +62,8 @@ class TaskSettings:
     """More labelled rows; read only where ``resplit`` joins them to the test rows."""
     config: str | None = None
     """Configuration of a hub dataset."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub dataset (default: the newest)."""
     text: str | None = None
     """Column of the text (default ``text``)."""
     pair: str | None = None
@@ -77,6 +83,8 @@ class TaskSettings:
     shots_seed: int | list[int] = 2022
     """Seed of the few-shot draw (CPT: 2022); several, ``[2022, 2023]``: the end task is fine-tuned on each draw, and a
     score is the mean over them (a domain's end task only)."""
+    shots_strict: bool = False
+    """Refuse a draw for which a class has too few rows; otherwise all that it has are taken, and the rows of scores say so."""
     resplit: float | None = None
     """CPT's resplit rule with this r: dev joins test, then floor(N(1-r)/C) of each class move from train to test."""
     test_share: float | None = None

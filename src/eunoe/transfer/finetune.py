@@ -97,6 +97,7 @@ def encode_examples(lm: LanguageModel, task: Task, examples: Sequence[Example], 
         if task.labels
         else [0.0 if math.isnan(float(e.label)) else float(e.label) for e in examples],
         max_length,
+        lm.token_types,
     )
 
 
