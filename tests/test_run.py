@@ -388,7 +388,7 @@ def test_verify_fails_when_the_pretrained_model_is_another(
 
 
 def test_verify_of_no_run_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(EunoeError, match=r"is no run folder: it has no recipe\.yaml\. Make one: eunoe run"):
+    with pytest.raises(EunoeError, match=r"is not a run folder: it has no recipe\.yaml\. Make one: eunoe run"):
         verify(tmp_path)
 
 

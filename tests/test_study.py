@@ -172,7 +172,7 @@ def test_another_study_in_the_folder_is_refused_by_the_key_that_differs(made: tu
         ({"systems": {"adamw": {"name": "finetun"}}}, r"unknown transfer 'finetun'"),
         ({"systems": {"adamw": {"name": "finetune", "grid": {"lr": 1}}}}, r"grid: expected keys with lists"),
         ({"systems": {"adamw": {"name": "finetune", "grid": {"lrr": [1]}}}}, r"lrr"),
-        ({"systems": {}}, r"systems is empty"),
+        ({"systems": {}}, r"systems: must have at least one entry"),
         ({"published": {"adamw": {"moood": 3}}}, r"moood"),
         ({"tasks": [{"name": "a", "glue": "cola"}]}, r"glue and folder belong together"),
         ({"tasks": [{"name": "a", "glue": "coola", "folder": "x"}]}, r"coola"),

@@ -303,11 +303,9 @@ def _verify(args: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _refuse_study(run: Path, lacks: str) -> None:
-    from eunoe.recipe import parse_yaml
+    from eunoe.recipe import Study, recipe_of_run
 
-    file = run / "recipe.yaml"
-    held = parse_yaml(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else None
-    if isinstance(held, dict) and "tasks" in held:
+    if isinstance(recipe_of_run(run), Study):
         raise EunoeError(f"{run} is a fine-tuning study: it learns no domains and has no {lacks}. Give the folder of a run over "
                          "domains, as eunoe demo makes it.")  # fmt: skip
 
@@ -326,10 +324,10 @@ def _import(args: argparse.Namespace, _rest: list[str]) -> int:
         raise unknown(args.what, ("cpt",), "kind of checkpoint")
 
     from eunoe.plugins.task_mask import refuse_s_max
-    from eunoe.recipe import ModelSettings, check_domain_names
+    from eunoe.recipe import ModelSettings, check_names
 
     refuse_s_max(args.s_max, "--s-max")
-    check_domain_names(args.domains)
+    check_names(args.domains, "domain")
     if args.file.is_dir():
         inside = sorted(map(str, (*args.file.glob("pytorch_model*.bin"), *args.file.glob("*.safetensors"))))
         give = " or ".join(inside) or "their pytorch_model.bin or .safetensors, of which none lies in it"
@@ -369,12 +367,9 @@ def _listed(names: Sequence[str], most: int = 100) -> str:
 def _list(args: argparse.Namespace, _rest: list[str]) -> int:
     rows: list[tuple[str, str]]
     if args.what == "recipes":
-        from eunoe.recipe import parse_yaml, shipped_recipes
+        from eunoe.recipe import read_yaml, shipped_recipes
 
-        rows = [
-            (n, str(parse_yaml(p.read_text(encoding="utf-8"), n).get("about", "")))
-            for n, p in shipped_recipes().items()
-        ]
+        rows = [(n, str(read_yaml(p).get("about", ""))) for n, p in shipped_recipes().items()]
     elif args.what == "methods":
         from eunoe.methods import METHODS
 

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -20,19 +20,19 @@ import torch
 
 from eunoe.atomic import write_text
 from eunoe.errors import EunoeError
-from eunoe.recipe import differences, parse_yaml, to_yaml
+from eunoe.recipe import same_run, to_yaml
 
 _FIRST = (".lock", "recipe.yaml.partial")
 """What a kill in a run's first moment leaves behind."""
 
 
-def refuse_other(recipe: Any, out: Path) -> None:
-    """Raises if the folder holds the run of another recipe (saying what differs), or things that are no run."""
-    file = out / "recipe.yaml"
-    if file.is_file():
-        found = differences(
-            parse_yaml(file.read_text(encoding="utf-8"), str(file)), parse_yaml(to_yaml(recipe), "recipe")
-        )
+def refuse_other(recipe: Any, out: Path, resolve: Callable[[Any], Any]) -> None:
+    """Raises if the folder holds the run of another recipe (saying what differs), or things that are no run.
+
+    ``resolve``: see ``recipe.same_run``.
+    """
+    if (out / "recipe.yaml").is_file():
+        found = same_run(out, recipe, resolve)
         if found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise EunoeError(f"{out} belongs to another recipe: {'; '.join(found[:5])}{more}. Choose another --out, or "

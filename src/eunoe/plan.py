@@ -15,7 +15,7 @@ from eunoe.data.tasks import draw_seed, draws
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup
 from eunoe.optim.schedules import SCHEDULES
-from eunoe.recipe import LoopSettings, Recipe, TrainingSettings, build, check_loop, check_training, named
+from eunoe.recipe import LoopSettings, Recipe, TrainingSettings, build, check_names, named
 from eunoe.train import optimizer_settings
 
 BASE = "base"
@@ -99,22 +99,17 @@ def resolve(recipe: Recipe) -> Plan:
                 )
             merged = {**dataclasses.asdict(recipe.training), **options.pop("training")}
             training = build(TrainingSettings, merged, f"recipe.methods[{i}].training")
-            check_training(training, f"recipe.methods[{i}].training")
             _check_schedule(training, f"recipe.methods[{i}].training")
             if training.block != recipe.training.block:
                 raise EunoeError(f"recipe.methods[{i}].training.block is {training.block}, but all methods read the same blocks: set "
                                  f"recipe.training.block (now {recipe.training.block}).")  # fmt: skip
         training.optimizer = optimizer_settings(training.optimizer, f"recipe.methods[{i}].training.optimizer")[2]
         settings = build(entry.settings, options, f"recipe.methods[{i}] ({name})")
-        chosen.append((str(label), entry, settings, training))
+        chosen.append((label, entry, settings, training))
         kept.append(
             {"name": name, "label": label, **dataclasses.asdict(settings), "training": dataclasses.asdict(training)}
         )
-    labels = [label for label, *_ in chosen]
-    for label in labels:
-        if labels.count(label) > 1 or not label.replace("-", "").replace("_", "").isalnum():
-            raise EunoeError(f"the method label {label!r} is not allowed: it must be its own, of letters, digits, - and _. "
-                             "Give each entry of recipe.methods a `label`.")  # fmt: skip
+    check_names([label for label, *_ in chosen[1:]], "method label")
     first: dict[tuple[str, ...], str] = {}
     for order_name, order in orders.items():
         first.setdefault(order, order_name)
@@ -126,7 +121,6 @@ def resolve(recipe: Recipe) -> Plan:
     transfer_name, options = named(recipe.transfer, "recipe.transfer")
     held = lookup(transfer.TRANSFERS, transfer_name, "transfer")
     settings = build(held.settings, options, f"recipe.transfer ({transfer_name})")
-    check_loop(settings, f"recipe.transfer ({transfer_name})")
     _check_schedule(settings, f"recipe.transfer ({transfer_name})")
     settings.optimizer = optimizer_settings(settings.optimizer, "recipe.transfer.optimizer")[2]
     full = dataclasses.replace(

@@ -46,7 +46,7 @@ from eunoe.models.load import LanguageModel, load_lm, refuse_longer
 from eunoe.plan import Cell, Plan, Sequence, resolve
 from eunoe.plugins.capacity import capacity_report
 from eunoe.progress import say
-from eunoe.recipe import ModelSettings, Recipe, Study, build, parse_yaml
+from eunoe.recipe import ModelSettings, Recipe, Study, as_path, recipe_of_run, refuse_inside
 from eunoe.report.matrices import write_matrix
 from eunoe.report.page import write_report
 from eunoe.report.samples import Sample, read_samples, write_samples
@@ -72,16 +72,18 @@ class Material:
     """Measures what fine-tuning left of the pretrained model, where the recipe asks for it."""
 
 
-def run(recipe: Recipe | Study, out: Path, command: str = "") -> Path:
+def run(recipe: Recipe | Study, out: str | os.PathLike[str], command: str = "") -> Path:
     """Carry out ``recipe`` in the folder ``out`` (made if needed) and return the path of its report.
 
     Raises ``EunoeError`` for anything the user can mend, ``Interrupted`` when asked to stop (place saved).
     """
+    out = as_path(out, "out")
     if isinstance(recipe, Study):
         return run_study(recipe, out, command)
     plan = resolve(recipe)
     _refuse_ranks(plan)
-    refuse_other(plan.recipe, out)
+    refuse_inside(out, (source for source, *_ in _sources(plan.recipe)))
+    refuse_other(plan.recipe, out, lambda old: resolve(old).recipe)
     for domain in plan.recipe.domains:
         if domain.task is not None:
             check_task(domain.task, f"task of {domain.name!r}")
@@ -396,10 +398,12 @@ def _head_rows(plan: Plan, material: Material, start: LanguageModel, after: Mode
 # -- of a run folder ----------------------------------------------------------------------------------------------
 def load_plan(out: Path) -> Plan:
     """The plan of a run folder, from its recipe.yaml; raises ``EunoeError`` if there is none."""
-    file = out / "recipe.yaml"
-    if not file.is_file():
-        raise EunoeError(f"{out} is no run folder: it has no recipe.yaml. Make one: eunoe run RECIPE --out {out}")
-    return resolve(build(Recipe, parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)))
+    recipe = recipe_of_run(out)
+    if isinstance(recipe, Study):
+        raise EunoeError(
+            f"{out} is a fine-tuning study, which learns no domains. Give the folder of a run over domains."
+        )
+    return resolve(recipe)
 
 
 def _started_from(plan: Plan) -> dict[str, str]:

@@ -46,7 +46,7 @@ from eunoe.optim.advice import Point, lambda_curve
 from eunoe.optim.advice import warnings as advice
 from eunoe.optim.schedules import SCHEDULES
 from eunoe.progress import say
-from eunoe.recipe import CorpusSettings, Study, StudyTask, TaskSettings, build, check_loop, named, override
+from eunoe.recipe import CorpusSettings, Study, StudyTask, TaskSettings, build, named, override, refuse_inside
 from eunoe.report.page import write_report
 from eunoe.report.schema import Row, read_rows, to_line
 from eunoe.train import optimizer_settings
@@ -167,7 +167,6 @@ def _typed(
     for key, value in {**of_task, **point}.items():
         override(data, key, value)
     settings: FinetuneSettings = build(entry.settings, data, where)
-    check_loop(settings, where)
     lookup(SCHEDULES, settings.schedule, f"schedule in {where}")
     settings.optimizer = optimizer_settings(settings.optimizer, f"{where}.optimizer")[2]
     return settings
@@ -180,7 +179,8 @@ def run_study(study: Study, out: Path, command: str = "", fill: bool = False) ->
     Raises ``EunoeError`` for anything the user can mend, ``Interrupted`` when asked to stop (place saved).
     """
     plan = resolve_study(study)
-    refuse_other(plan.recipe, out)
+    refuse_inside(out, _sources(plan.recipe))
+    refuse_other(plan.recipe, out, lambda old: resolve_study(old).recipe)
     if finished(out):
         added = _fill(out) if fill else []
         say(
@@ -200,6 +200,12 @@ def run_study(study: Study, out: Path, command: str = "", fill: bool = False) ->
             else:
                 time.sleep(1)  # others are at all that is left
         return _finish(plan, out, fill)
+
+
+def _sources(study: Study) -> list[str]:
+    """Every source that a study reads, but for the folder of GLUE's own files."""
+    tasks = [s for task in study.tasks for s in (task.train, task.dev, task.test)]
+    return [s for s in tasks + [s for c in study.retention.values() for s in (c.source, c.valid)] if s is not None]
 
 
 def done(cell: Cell, out: Path) -> bool:

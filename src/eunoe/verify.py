@@ -11,6 +11,7 @@ method that makes no promise (ncl) is measured too, and said to have changed; th
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,7 @@ from eunoe.folder import environment, finished
 from eunoe.methods.base import Method
 from eunoe.models.anatomy import anatomy
 from eunoe.plan import Sequence
-from eunoe.recipe import ModelSettings
+from eunoe.recipe import ModelSettings, as_path
 from eunoe.run import build_sequence, domain_folder, load_plan, model_settings, reads_hash
 from eunoe.train import restore
 
@@ -49,12 +50,13 @@ class Finding:
         return self.promised and not self.equal
 
 
-def verify(out: Path) -> list[Finding]:
+def verify(out: str | os.PathLike[str]) -> list[Finding]:
     """Check every finished sequence of a run folder; raises ``EunoeError`` if there is nothing to check.
 
     >>> [f.broken for f in verify(Path("runs/demo"))]  # doctest: +SKIP
     [False, False, False, False, False, False, False, False]
     """
+    out = as_path(out, "the run folder")
     plan = load_plan(out)
     model = model_settings(plan, out)
     was, now = json.loads((out / "environment.json").read_text(encoding="utf-8")), environment("")

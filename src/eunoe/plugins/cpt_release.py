@@ -25,7 +25,7 @@ from eunoe.models.anatomy import Anatomy, anatomy
 from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.inject import PARTS, PLACEMENTS, Site, detach, inject
 from eunoe.plugins.task_mask import Active, hard, pack, refuse_s_max
-from eunoe.recipe import check_domain_names
+from eunoe.recipe import check_names
 
 _PLUGIN = re.compile(
     r"(?P<prefix>.*?)encoder\.layer\.(?P<layer>\d+)\.(?P<part>attention\.self|attention\.output|output)"
@@ -64,7 +64,7 @@ def import_cpt(model: nn.Module, tensors: Mapping[str, Tensor], domains: list[st
     >>> import_cpt(model, read_weights(Path("pytorch_model.bin")), ["restaurant", "ai", "acl", "news"])  # doctest: +SKIP
     """
     refuse_s_max(s_max, "s_max")
-    check_domain_names(domains)
+    check_names(domains, "domain")
     found, placement, prefix = _plugins(tensors)
     flat = [key for key, tensor in found.items() if ".efc" in key and tensor.dim() != 2]
     if flat:

@@ -42,7 +42,7 @@ from eunoe.plugins.inject import (
     refuse_skip,
 )
 from eunoe.plugins.task_mask import Active, packed_bytes
-from eunoe.recipe import check_domain_names
+from eunoe.recipe import check_names
 
 KIND = "CL_PLUGIN"
 """What ``peft_type`` says in our config."""
@@ -256,7 +256,7 @@ def _config(path: Path) -> dict[str, Any]:
                 f"{file}: {key} is {received}, but must be {allowed}: it was edited. Save the plug-ins again."
             )
     try:
-        check_domain_names(config["domains"])
+        check_names(config["domains"], "domain")
     except EunoeError as error:
         raise EunoeError(f"{file}: {error} Rename the domain there.") from None
     lookup(PLACEMENTS, config["placement"], "placement")

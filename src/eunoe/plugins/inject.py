@@ -41,7 +41,7 @@ from eunoe.lookup import lookup, unknown
 from eunoe.models.anatomy import FAMILIES, Anatomy, anatomy
 from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.task_mask import Active
-from eunoe.recipe import check_domain_names
+from eunoe.recipe import check_names
 
 PARTS = ("attention", "feed_forward")
 
@@ -259,7 +259,7 @@ def add_domains(model: nn.Module, names: Iterable[str]) -> None:
             f"{', '.join(twice)} cannot be added: known already to the plug-ins ({', '.join(shared.domains) or 'none'}), "
             "or given twice. Give each further domain a name of its own."
         )
-    check_domain_names(domains)
+    check_names(domains, "domain")
     shared.domains = domains
     for adapter in adapters(model).values():
         for mask in adapter.masks().values():

@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
+import numbers
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from eunoe.errors import EunoeError
+from eunoe.foreign import visible
 from eunoe.recipe.settings import LoopSettings, Recipe
+from eunoe.recipe.strict import parse_yaml
+
+Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]
+
+
+def pairs(overrides: Any) -> list[tuple[str, Any]]:
+    """Overrides as (dotted key, plain value): text is read as YAML, as on the command line; other values are taken as they are.
+
+    Raises ``EunoeError`` for what is neither a mapping nor pairs, and for values that no recipe can hold.
+    """
+    given = overrides.items() if isinstance(overrides, Mapping) else overrides
+    found: list[tuple[str, Any]] = []
+    for pair in [given] if isinstance(given, str) or not isinstance(given, Iterable) else given:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise EunoeError(f"overrides: expected keys with values, as in {{'training.steps': 8}} or [('training.steps', 8)]; "
+                             f"received {visible(repr(pair))}.")  # fmt: skip
+        key, value = pair
+        found.append((key, parse_yaml(value, f"--{key}") if isinstance(value, str) else _plain(value, key)))
+    return found
+
+
+def _plain(value: Any, key: str) -> Any:
+    """A Python value as YAML would have given it: paths are text, tuples are lists, numpy's numbers are numbers."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {_plain(name, key): _plain(inner, key) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, key) for inner in value]
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise EunoeError(f"{key}: a recipe cannot hold {type(value).__name__}; received {visible(repr(value))}. Give text, numbers, true, "
+                     "false, None, lists or mappings.")  # fmt: skip
 
 
 def override(data: dict[str, Any], key: str, value: Any) -> None:

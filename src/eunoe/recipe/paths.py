@@ -1,20 +1,63 @@
-"""Paths in recipes: ``$VARIABLES`` and ``~``."""
+"""Paths in recipes and on the command line: ``$VARIABLES`` and ``~``, and folders that must not lie in each other."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from eunoe.errors import EunoeError
 
 
+def as_path(value: Any, what: str) -> Path:
+    """A path given as text or as a path; raises ``EunoeError`` naming ``what`` for anything else, and for empty text."""
+    if isinstance(value, str | os.PathLike):
+        path = os.fspath(value)
+        if isinstance(path, str) and path and "\0" not in path:
+            return Path(path)
+    raise EunoeError(f"{what} is given as {value!r}; give a path, as text or as pathlib.Path.")
+
+
 def expand(text: str) -> str:
-    """``$SHARED``-like variables and ``~`` in a path; an unset variable is an error. What exists as it stands is taken as it stands."""
+    """``~`` and variables (``$NAME``, ``${NAME}``) in a path; raises ``EunoeError`` for an unset variable.
+
+    What exists as it stands, or with the variables that are set, is taken so: a file may be called ``costs$2024.csv``.
+    Otherwise ``$$`` is one ``$``, as in a makefile, and a ``$`` before anything but a name is itself. What a variable holds is not
+    expanded again.
+    """
     if os.path.lexists(text):
         return text
-    out = os.path.expanduser(os.path.expandvars(text))
-    unset = None if os.path.lexists(out) else re.search(r"\$\{?(\w+)", out)
-    if unset:
-        raise EunoeError(f"{text!r} names the environment variable {unset.group(1)}, which is not set. "
-                         f"Set it: export {unset.group(1)}=/path/to/folder")  # fmt: skip
+
+    unset: list[str] = []
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name is not None and name not in os.environ:
+            unset.append(name)
+        return "$" if name is None else os.environ.get(name, found[0])
+
+    out = re.sub(r"\$(?:\$|(\w+)|\{(\w+)\})", value, os.path.expanduser(text))
+    if unset and not os.path.lexists(out):
+        raise EunoeError(f"{text!r} names the environment variable {unset[0]}, which is not set. Set it: "
+                         f"export {unset[0]}=/path/to/folder; or write $$ for a $ that is part of the name.")  # fmt: skip
     return out
+
+
+def refuse_inside(out: Path, sources: Iterable[str]) -> None:
+    """Raise ``EunoeError`` if the folder ``out`` lies in a folder that is read (it would be read as text), or holds what is read.
+
+    ``sources``: as in recipes; ``hub:`` and ``package:`` ones are no places of the user's. Links are followed.
+    """
+    folder = Path(os.path.realpath(out))
+    for source in dict.fromkeys(sources):
+        if source.startswith(("hub:", "package:")):
+            continue
+        read = Path(os.path.realpath(expand(source)))
+        if read.is_dir() and folder.is_relative_to(read):
+            raise EunoeError(
+                f"{out} lies in {source}, which is read: what the run writes would be read as text. Choose an --out outside."
+            )
+        if read.is_relative_to(folder):
+            raise EunoeError(f"{source} lies in {out}, the folder that the run writes to. Choose another --out.")

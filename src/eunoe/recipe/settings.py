@@ -7,7 +7,12 @@ hands them over (``build``), so no key can go unread.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from eunoe.errors import EunoeError
+from eunoe.recipe.ranges import Batch, Below1, Block, Count, Epochs, Name, Positive, Seed, Seeds, Share, Threads
 
 
 @dataclass(kw_only=True)
@@ -27,7 +32,7 @@ class CorpusSettings:
     """Encoding of the files, as in ``gb18030`` (default UTF-8); a byte-order mark in a file goes before it."""
     fallback_encoding: str | None = None
     """Encoding of each file that is not UTF-8, as in ``cp1252``; the whole file is read in it."""
-    line_limit: int | None = None
+    line_limit: Annotated[int, Field(ge=1)] | None = None
     """Bytes that one line, row or document may have (default 16 MiB); a larger one is refused before it takes memory."""
     config: str | None = None
     """Configuration of a hub dataset."""
@@ -38,12 +43,12 @@ class CorpusSettings:
     """Split of a hub dataset (default ``train``; of ``valid`` it is ``validation`` unless it ends in ``#SPLIT``)."""
     valid: str | None = None
     """A source of its own for the held-out text; else a share of the documents is held out."""
-    valid_share: float | None = None
+    valid_share: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of the documents held out, chosen by a hash of their text (default 0.05); of text that is too few documents
     for that, the last blocks."""
-    reserve: int = 0
+    reserve: Annotated[int, Field(ge=0)] = 0
     """This many documents, chosen by hash, are read by neither part: an end task is made from them."""
-    tokens: int | None = None
+    tokens: Annotated[int, Field(ge=1)] | None = None
     """At most this many tokens are trained on, spread evenly over the corpus."""
 
 
@@ -74,22 +79,22 @@ class TaskSettings:
     """Column of the label (default ``label``)."""
     encoding: str | None = None
     """Encoding of the files, as in ``gb18030`` (default UTF-8); a byte-order mark in a file goes before it."""
-    line_limit: int | None = None
+    line_limit: Annotated[int, Field(ge=1)] | None = None
     """Bytes that one line or row may have (default 16 MiB); a larger one is refused before it takes memory."""
     kind: Literal["classification", "regression"] = "classification"
     """``regression`` reads numbers as labels and scores Pearson and Spearman correlation."""
-    shots: Literal["cpt", "all"] | int = "all"
+    shots: Literal["cpt", "all"] | Count = "all"
     """``cpt``: the paper's rule (32 in all, or 8 a class from 5 classes on); a number: that many a class; ``all``."""
-    shots_seed: int | list[int] = 2022
+    shots_seed: Seed | Seeds = 2022
     """Seed of the few-shot draw (CPT: 2022); several, ``[2022, 2023]``: the end task is fine-tuned on each draw, and a
     score is the mean over them (a domain's end task only)."""
     shots_strict: bool = False
     """Refuse a draw for which a class has too few rows; otherwise all that it has are taken, and the rows of scores say so."""
-    resplit: float | None = None
+    resplit: Share | None = None
     """CPT's resplit rule with this r: dev joins test, then floor(N(1-r)/C) of each class move from train to test."""
-    test_share: float | None = None
+    test_share: Share | None = None
     """Share of ``train`` that becomes the test set where no ``test`` is given (CPT's AG News: 0.1, seed 2021)."""
-    test_rows: int | None = None
+    test_rows: Count | None = None
     """Score on at most this many test rows, spread evenly."""
 
 
@@ -97,7 +102,7 @@ class TaskSettings:
 class DomainSettings:
     """One domain: its name, its unlabelled text, its end task."""
 
-    name: str
+    name: Name
     """Letters, digits, ``-`` and ``_``."""
     corpus: CorpusSettings
     """The text to post-train on."""
@@ -109,23 +114,23 @@ class DomainSettings:
 class HeadSettings:
     """How an LM head (and a low-rank change of the encoder) is trained for an encoder that has none."""
 
-    corpora: list[CorpusSettings]
+    corpora: Annotated[list[CorpusSettings], Field(min_length=1)]
     """General text to train it on."""
-    rank: int = 16
+    rank: Annotated[int, Field(ge=0, le=100_000)] = 16
     """Rank of the change beside every linear layer of the encoder; 0 trains the head alone."""
-    block: int = 128
+    block: Block = 128
     """Tokens in a block."""
-    batch: int = 16
+    batch: Batch = 16
     """Blocks in a step."""
-    steps: int = 600
+    steps: Count = 600
     """Optimizer steps."""
-    mask_rate: float = 0.15
+    mask_rate: Share = 0.15
     """Share of the tokens that a masked LM is asked for."""
-    lr: float = 2e-3
+    lr: Positive = 2e-3
     """Highest rate."""
-    warmup: float = 0.05
+    warmup: Below1 = 0.05
     """Share of the steps over which the rate rises; then it falls linearly to 0."""
-    checkpoint_every: int = 100
+    checkpoint_every: Count = 100
     """Steps between checkpoints."""
 
 
@@ -141,7 +146,7 @@ class ModelSettings:
     """``train``: the encoder has no LM head, train one first (section ``head``)."""
     patch: str | None = None
     """Folder with an LM head and low-rank change that ``head: train`` made earlier."""
-    dropout: float | None = None
+    dropout: Below1 | None = None
     """Overrides every dropout rate of the model's configuration."""
 
 
@@ -149,21 +154,21 @@ class ModelSettings:
 class LoopSettings:
     """What the training loop reads. Defaults are CPT's post-training (batch 48, 1e-4, one epoch, linear, 10%)."""
 
-    batch: int = 48
+    batch: Batch = 48
     """Blocks (or labelled rows) in one optimizer step."""
-    micro_batch: int | None = None
+    micro_batch: Batch | None = None
     """Blocks that pass the model at once; a step accumulates batch / micro_batch of them. Default: all."""
-    epochs: float = 1.0
+    epochs: Epochs = 1.0
     """Passes over the data."""
-    steps: int | None = None
+    steps: Count | None = None
     """Optimizer steps, instead of ``epochs``."""
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     """Highest rate."""
     schedule: str = "linear"
     """linear | cosine | constant, after the warm-up."""
-    warmup: float = 0.1
+    warmup: Below1 = 0.1
     """Share of the steps over which the rate rises to its highest; the first step already trains."""
-    clip: float | None = 1.0
+    clip: Positive | None = 1.0
     """Largest gradient norm; null: no clipping."""
     clip_by: Literal["global", "tensor"] = "global"
     """``global``: one norm over all weights; ``tensor``: each weight by itself, as CPT's optimizer does."""
@@ -171,17 +176,21 @@ class LoopSettings:
     """A name of the optimizer table, or a mapping ``{name: recadam, gamma: 5000, ...}``."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """``auto``: bf16 where the accelerator has it, else float32."""
-    checkpoint_every: int = 200
+    checkpoint_every: Count = 200
     """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.batch % self.micro_batch:
+            raise EunoeError(f"micro_batch must divide batch = {self.batch}, received {self.micro_batch}.")
 
 
 @dataclass(kw_only=True)
 class TrainingSettings(LoopSettings):
     """Post-training on unlabelled text."""
 
-    block: int = 164
+    block: Block = 164
     """Tokens in a block (CPT: 164)."""
-    mask_rate: float = 0.15
+    mask_rate: Share = 0.15
     """Share of the tokens that a masked LM is asked for (80/10/10 rule)."""
 
 
@@ -189,9 +198,9 @@ class TrainingSettings(LoopSettings):
 class EvaluationSettings:
     """What is scored after each domain."""
 
-    blocks: int | None = 256
+    blocks: Count | None = 256
     """Held-out blocks a domain, spread evenly; null: all."""
-    batch: int = 32
+    batch: Batch = 32
     """Blocks, or labelled rows, that pass the model at once."""
     matrix: Literal["full", "ends"] = "full"
     """``full``: after each domain the end tasks of all domains so far; ``ends``: the diagonal and the last row."""
@@ -201,7 +210,7 @@ class EvaluationSettings:
     """Also score the end tasks from the pretrained model, before any domain."""
     prompts: list[str] = field(default_factory=list)
     """Put to a causal LM before the first domain and after the last; its greedy answers go to ``samples.jsonl``."""
-    answer_tokens: int = 48
+    answer_tokens: Batch = 48
     """Tokens of an answer at most."""
 
 
@@ -209,7 +218,7 @@ class EvaluationSettings:
 class Recipe:
     """One run: each method learns the domains in each order with each seed; scores become rows."""
 
-    name: str
+    name: Name
     """Name of the run: letters, digits, ``-`` and ``_``."""
     about: str = ""
     """What this run is for; printed on the report."""
@@ -229,10 +238,13 @@ class Recipe:
     """A name of the transfer table, or a mapping with its options."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """What is scored after each domain."""
-    orders: dict[str, list[str]] = field(default_factory=dict)
+    orders: dict[Name, list[str]] = field(default_factory=dict)
     """Named orders of the domains; default: one, ``given``."""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: Seeds = field(default_factory=lambda: [0])
     """Seeds of masking, dropout, plug-ins and classifiers."""
+    threads: Threads | Literal["auto"] = "auto"
+    """Threads that a cell computes with; ``auto``: one for models below 100M weights, else all cores. It is written out as a
+    number, because sums of other lengths end in other bits."""
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Named sets of overrides, ``{full: {training.block: 164}}``, chosen by ``--scale``."""
 
@@ -242,15 +254,15 @@ class Recipe:
 class StudyTask(TaskSettings):
     """One labelled task of a study: a GLUE task, or rows of your own as in a domain's ``task``."""
 
-    name: str
+    name: Name
     """Letters, digits, ``-`` and ``_``."""
     glue: str | None = None
     """A GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli; scored on its development set."""
     folder: str | None = None
     """Folder of the official GLUE layout (``folder/CoLA/train.tsv``), or ``hub``; read with ``glue``."""
-    train_rows: int | None = None
+    train_rows: Count | None = None
     """Fine-tune on at most this many rows, spread evenly; read with ``glue``."""
-    seeds: list[int] | None = None
+    seeds: Seeds | None = None
     """Seeds of this task instead of the study's."""
     transfer: dict[str, Any] = field(default_factory=dict)
     """Settings of the transfer for this task alone, over those of every system."""
@@ -260,7 +272,7 @@ class StudyTask(TaskSettings):
 class SearchSettings:
     """How a system with a grid is set: every point with one seed; the best goes on with the study's seeds."""
 
-    seed: int
+    seed: Seed
     """Seed of the search; it may not be among the study's seeds."""
     by: Literal["last", "best"] = "last"
     """Compare the scores after the last step, or the best of all evaluations."""
@@ -270,13 +282,13 @@ class SearchSettings:
 class StudyEvaluation:
     """How a study scores."""
 
-    batch: int = 64
+    batch: Batch = 64
     """Labelled rows, or blocks, that pass the model at once."""
-    block: int = 128
+    block: Block = 128
     """Tokens in a block of retention text."""
-    blocks: int | None = 64
+    blocks: Count | None = 64
     """Blocks a retention text, spread evenly; null: all."""
-    mask_rate: float = 0.15
+    mask_rate: Share = 0.15
     """Share of the tokens that a masked LM is asked for."""
     predict_test: bool = False
     """Also answer the unlabelled test rows of GLUE tasks, for a submission."""
@@ -286,21 +298,21 @@ class StudyEvaluation:
 class Study:
     """A fine-tuning study: one pretrained model, labelled tasks, systems that fine-tune it, seeds."""
 
-    name: str
+    name: Name
     """Name of the study: letters, digits, ``-`` and ``_``."""
     about: str = ""
     """What this study is for; printed on the report."""
     model: ModelSettings = field(default_factory=ModelSettings)
     """The pretrained language model."""
-    tasks: list[StudyTask]
+    tasks: Annotated[list[StudyTask], Field(min_length=1)]
     """The labelled tasks."""
-    systems: dict[str, Any]
+    systems: Annotated[dict[Name, Any], Field(min_length=1)]
     """Label -> a transfer with its options; ``grid: {lr: [1e-4, 2e-4]}`` makes one point of each combination."""
     search: SearchSettings | None = None
     """How the points of grids are chosen from; without it every point gets every seed."""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: Seeds = field(default_factory=lambda: [0])
     """Seeds of classifiers, row order and dropout."""
-    retention: dict[str, CorpusSettings] = field(default_factory=dict)
+    retention: dict[Name, CorpusSettings] = field(default_factory=dict)
     """Name -> general text: what is left of the pretrained model after each fine-tuning is measured on it."""
     evaluation: StudyEvaluation = field(default_factory=StudyEvaluation)
     """How scores are made."""
@@ -309,5 +321,8 @@ class Study:
     beside ours; ``anchor_distance@TASK`` and ``loss@TASK``: the distance and the training loss at the end of the run."""
     published_note: str | None = None
     """Where the published numbers come from and of what model they are; printed below them."""
+    threads: Threads | Literal["auto"] = "auto"
+    """Threads that a cell computes with; ``auto``: one for models below 100M weights, else all cores. It is written out as a
+    number, because sums of other lengths end in other bits."""
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Named sets of overrides, chosen by ``--scale``."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from eunoe.atomic import write_bytes
 from eunoe.errors import EunoeError
+from eunoe.recipe import as_path
 from eunoe.report import domains, html, study_page
 from eunoe.report.files import clean
 from eunoe.report.metrics import typeset
@@ -31,7 +32,7 @@ def write_report(runs: str | Path | Iterable[str | Path], out: str | Path | None
     >>> write_report("runs/demo")  # doctest: +SKIP
     PosixPath('runs/demo/report.html')
     """
-    given = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    given = [as_path(run, "a run folder") for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     if not given:
         raise EunoeError("no run folder was given. Name one or more: eunoe report RUN [RUN ...]")
     folders = list({run.resolve(): run for run in given}.values())
@@ -39,7 +40,8 @@ def write_report(runs: str | Path | Iterable[str | Path], out: str | Path | None
     if out is None:
         path = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
     else:
-        path = Path(out) / "report.html" if os.path.isdir(out) else Path(out)
+        path = as_path(out, "out")
+        path = path / "report.html" if path.is_dir() else path
     write_bytes(path, render(loaded).encode("utf-8", "replace"))
     return path
 

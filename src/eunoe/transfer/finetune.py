@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from eunoe.data.collate import RowBatches, Rows, encode_rows
 from eunoe.data.tasks import Example, Task
-from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, task_scores
 from eunoe.evaluate.retention import distances
 from eunoe.methods.base import Method
@@ -29,7 +28,7 @@ from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import Classifier, Pooling
 from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.optim.groups import scale_rates
-from eunoe.recipe import LoopSettings
+from eunoe.recipe import Batch, Below1, Epochs, LoopSettings, Positive
 from eunoe.train import Job, Trained, make_optimizer, train
 
 
@@ -37,30 +36,30 @@ from eunoe.train import Job, Trained, make_optimizer, train
 class FinetuneSettings(LoopSettings):
     """Fine-tuning; the defaults are CPT's end tasks."""
 
-    batch: int = 20
+    batch: Batch = 20
     """Labelled rows in one optimizer step."""
-    epochs: float = 20
+    epochs: Epochs = 20
     """Passes over the training rows; the last one is scored (there is no validation set)."""
-    lr: float = 5e-5
+    lr: Positive = 5e-5
     """Highest rate; a method may lower it for its own weights (CPT's plug-ins: x 0.6)."""
-    warmup: float = 0.0
+    warmup: Below1 = 0.0
     """Share of the steps over which the rate rises."""
     optimizer: Any = field(default_factory=lambda: {"name": "adamw", "weight_decay": 0.01})
     """A name of the optimizer table, or a mapping with its options."""
-    max_length: int = 164
+    max_length: Batch = 164
     """Tokens of a row; longer ones are cut."""
     freeze: Literal["none", "backbone"] = "none"
     """``backbone``: the pretrained weights stay, plug-ins and classifier train."""
-    dropout: float = 0.1
+    dropout: Below1 = 0.1
     """Dropout rate of the classifier."""
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
     """Which state the classifier reads: of the first token, of the last, or the mean; auto: first of encoders, last of decoders."""
     start: Literal["pretrained", "random"] = "pretrained"
     """``random``: the trunk starts afresh, as RecAdam's script does; its optimizer pulls it to the pretrained weights."""
-    evaluate_every: float | None = None
+    evaluate_every: Positive | None = None
     """Score the test rows every so many steps (below 1: share of the run) and report the best of them too; null: only
     after the last step."""
-    observe_every: float | None = None
+    observe_every: Positive | None = None
     """Record the distance to the pretrained weights every so many steps (below 1: share of the run)."""
 
 
@@ -180,8 +179,6 @@ def _steps(every: float | None, steps: int) -> int:
     """A number of steps, or a share of the run, as steps; 0 for never."""
     if every is None:
         return 0
-    if every <= 0:
-        raise EunoeError(f"evaluate_every and observe_every are above 0, or null for never; received {every:g}.")
     return max(1, round(every * steps if every < 1 else every))
 
 
