@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
+from transformers.utils import logging
 
 from eunoe.errors import EunoeError
 from eunoe.models import load
-from eunoe.models.load import MODELS, Embedded, load_lm
+from eunoe.models.load import MODELS, Embedded, load_lm, pretrained
 from eunoe.recipe import ModelSettings
-from tests.tiny import tiny_folder, tiny_llama
+from tests.tiny import tiny_causal_tokenizer, tiny_folder, tiny_llama
 
 
 def package(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -144,3 +146,105 @@ def test_the_models_that_packages_carry_load_where_they_are_installed(name: str)
         pytest.skip(str(error))
     assert digest(file) == MODELS[name].sha256
     assert MODELS["minilm-encoder"].patch is None
+
+
+# -- once a process, and what it was ------------------------------------------------------------------------------
+def bits(lm: load.LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in lm.model.state_dict().items()}
+
+
+def test_the_shelf_hands_out_equal_copies_and_reads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_folder(tmp_path)
+    settings = ModelSettings(name=str(folder), dropout=0.2)
+    loads = []
+    monkeypatch.setattr(load, "load_lm", lambda s: loads.append(s) or load_lm(s))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = pretrained(settings)
+    start = bits(first)
+    with torch.no_grad():
+        for p in first.model.parameters():
+            p += 1  # a copy of one's own: the next one does not see it
+    second = pretrained(ModelSettings(name=str(folder), dropout=0.2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(loads) == 1
+    assert all(torch.equal(value, start[name]) for name, value in bits(second).items())
+    assert second.model.get_input_embeddings().weight is second.model.get_output_embeddings().weight
+    assert not second.model.training
+    ids = torch.arange(5, 12)[None]
+    with torch.no_grad():
+        assert torch.equal(second.model(input_ids=ids).logits, load_lm(settings).model(input_ids=ids).logits)
+
+    pretrained(ModelSettings(name=str(folder), dropout=0.3))
+    assert len(loads) == 2
+    tiny_folder(tmp_path, seed=1)  # other weights in the same place
+    assert not all(torch.equal(value, start[name]) for name, value in bits(pretrained(settings)).items())
+
+
+def test_a_head_that_is_not_trained_yet_follows_from_the_seed_alone(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, "llama")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = ModelSettings(name=str(folder), head="train")
+    heads = []
+    for seed in (0, 1, 0):
+        load._shelf.clear()
+        torch.randn(seed + 3)
+        heads.append(bits(pretrained(settings, seed))["lm_head.weight"])
+    assert torch.equal(heads[0], heads[2])
+    assert not torch.equal(heads[0], heads[1])
+
+
+def test_identity_says_whether_it_is_the_same_pretrained_model(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "here")
+    settings = ModelSettings(name=str(folder))
+    identity = load_lm(settings).identity
+    assert len(identity) == 64
+    assert load_lm(ModelSettings(name=str(tiny_folder(tmp_path / "there")))).identity == identity
+    lm = load_lm(settings)
+    with torch.no_grad():
+        next(lm.model.parameters()).zero_()
+    assert lm.identity == identity  # of the pretrained model, whatever became of it
+    assert pretrained(settings).identity == identity
+    (folder / "README.md").write_text("a model")
+    assert load_lm(settings).identity == identity
+
+    lm = load_lm(settings)
+    whole = {file: file.read_bytes() for file in folder.iterdir()}
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        file = folder / name
+        file.write_bytes(whole[file][:-1] + b" " + whole[file][-1:] if name != "model.safetensors" else whole[file])
+        if name == "model.safetensors":
+            other = tiny_folder(tmp_path / "other", seed=3)
+            file.write_bytes((other / name).read_bytes())
+        assert load_lm(settings).identity != identity, name
+        with pytest.raises(EunoeError, match="was replaced while this process was using it"):
+            _ = lm.identity
+        file.write_bytes(whole[file])
+    assert load_lm(settings).identity == identity
+
+
+def test_a_model_made_in_memory_has_an_identity_too() -> None:
+    one, same, other = (
+        load.LanguageModel(tiny_llama(seed), tiny_causal_tokenizer(), "causal", "made") for seed in (0, 0, 1)
+    )
+    assert one.identity == same.identity != other.identity
+
+
+def test_loading_leaves_the_logging_of_transformers_as_it_was(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_folder(tmp_path)
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    capfd.readouterr()
+    try:
+        lm = load_lm(ModelSettings(name=str(folder)))
+        assert capfd.readouterr().err == ""
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled()
+        lm.tokenizer("the " * 500)  # a document longer than the model reads at once; it is cut into blocks
+        assert capfd.readouterr().err == ""
+    finally:
+        logging.set_verbosity_warning()

@@ -195,6 +195,8 @@ def _embedded(name: str) -> Place | None:
 
 
 def _folder(name: str) -> Place | None:
+    if not name.strip():
+        raise _no_model(name, "the name is empty")
     folder = Path(expand(name))
     if folder.is_dir():
         return Place(where=str(folder), files=model_files(folder))
@@ -270,8 +272,14 @@ def _transformers(place: Place, settings: ModelSettings) -> tuple[LanguageModel,
         _refuse_oversized(blank, found, settings)
     with reading(f"the weights of {settings.name!r}", "Nothing of them was run."):
         model, info = loader.from_pretrained(
-            place.where, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, ignore_mismatched_sizes=True, **place.form
-        )  # fmt: skip
+            place.where,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
+            **place.form,
+        )
     _refuse_other_trunk(model, info, settings)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
