@@ -340,7 +340,7 @@ def test_wrong_models_are_refused(tmp_path: Path) -> None:
 
 def test_every_setting_reaches_the_optimizer(tmp_path: Path) -> None:
     other: dict[str, Any] = {
-        "gamma": 7.0, "anneal": "linear", "k": 0.3, "t0": 3.0, "weight": 0.9, "correct_bias": False, "form": "paper",
+        "gamma": 7.0, "anneal": "sigmoid", "k": 0.3, "t0": 3.0, "weight": 0.9, "correct_bias": False, "form": "paper",
     }  # fmt: skip
     assert set(other) == set(OURS) - {"rise"}  # rise: above
     other["gamma"] = 0.1
@@ -349,6 +349,9 @@ def test_every_setting_reaches_the_optimizer(tmp_path: Path) -> None:
     run.create_optimizer()
     for group in inner(run).param_groups:
         assert {name: group[name] for name in other} == other
+    straight = trainer(model, args, chosen=recadam(model, args, gamma=500.0, anneal="linear", t0=3.0))
+    straight.create_optimizer()
+    assert inner(straight).param_groups[0]["anneal"] == "linear"
     infinite = trainer(model, args, chosen=recadam(model, args, gamma=500.0, k=float("inf"), t0=0.5))
     infinite.create_optimizer()
     assert inner(infinite).param_groups[0]["k"] == float("inf")

@@ -98,7 +98,8 @@ def test_what_the_optimizer_refuses_is_refused_here_too() -> None:
 def test_any_allowed_settings_give_a_finite_curve_and_sentences(
     steps: int, pull: float, k: Any, t0: float, weight: float, form: Any, start: Any, warmup: float
 ) -> None:
-    settings = RecAdamSettings(gamma=pull / 1e-4, k=k, t0=t0, weight=weight, anneal=form)
+    read = {"sigmoid": {"k": k, "t0": t0}, "linear": {"t0": t0}, "constant": {}}[form]
+    settings = RecAdamSettings(gamma=pull / 1e-4, weight=weight, anneal=form, **read)
     curve = lambda_curve(settings, 1e-4, steps, "linear", warmup)
     assert len(curve) == steps
     assert all(0 <= point.pull <= 2 and 0 <= point.rate <= 2e-4 for point in curve)

@@ -62,6 +62,57 @@ def test_biases_and_norms_never_decay(name: str) -> None:
             assert group["weight_decay"] == (0.3 if p.ndim > 1 else 0.0)
 
 
+BASE: dict[str, dict[str, Any]] = {"adamw": {}, "bert_adam": {}, "recadam": {"t0": 3.0}}
+OTHER: dict[str, list[dict[str, Any]]] = {
+    "adamw": [{"betas": (0.5, 0.999)}, {"betas": (0.9, 0.9)}, {"eps": 1e-2}, {"weight_decay": 0.5}],
+    "bert_adam": [{"betas": (0.5, 0.999)}, {"betas": (0.9, 0.9)}, {"eps": 1e-2}, {"weight_decay": 0.5}],
+    "recadam": [
+        {"betas": (0.5, 0.999)}, {"betas": (0.9, 0.9)}, {"eps": 1e-2}, {"weight_decay": 0.5}, {"gamma": 500.0},
+        {"anneal": "linear"}, {"anneal": "constant", "t0": 250}, {"k": 0.1}, {"k": "inf"}, {"rise": 0.9}, {"t0": 5}, {"t0": 0.9},
+        {"weight": 0.5}, {"correct_bias": False}, {"form": "paper", "gamma": 0.5},
+    ],
+}  # fmt: skip
+
+
+def moved(name: str, **named: Any) -> torch.Tensor:
+    net, entry = model(), OPTIMIZERS[name]
+    anchor = {key: p.detach() + 0.5 for key, p in net.named_parameters()}
+    optimizer = entry.build(net, entry.settings(**{**BASE[name], **named}), 1e-4, 8, anchor)
+    g = torch.Generator().manual_seed(1)
+    for _ in range(8):
+        for p in net.parameters():
+            p.grad = torch.randn(p.shape, generator=g) * 0.1
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_setting_of_every_row_changes_the_weights(name: str) -> None:
+    assert {key for change in OTHER[name] for key in change} == {f.name for f in fields(OPTIMIZERS[name].settings)}
+    ends = [moved(name), *(moved(name, **change) for change in OTHER[name])]
+    for i, one in enumerate(ends):
+        for j in range(i):
+            assert (one - ends[j]).abs().max() > 1e-6, (OTHER[name][i - 1], j and OTHER[name][j - 1])
+    assert torch.equal(ends[0], moved(name))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("value", [float("nan"), inf, -inf, -1.0, None, True, "much", torch.tensor([0.1, 0.1])])
+def test_no_row_takes_an_odd_value_in_any_of_its_numbers(name: str, value: Any) -> None:
+    entry = OPTIMIZERS[name]
+    for field in fields(entry.settings):
+        if field.type == "float":
+            if field.name == "t0" and value is inf:  # lambda stays 0
+                continue
+            with pytest.raises(EunoeError, match=field.name):
+                entry.build(model(), entry.settings(**{field.name: value}), 1e-4, 8)
+    for betas in ((value, 0.9), (0.9, value)):
+        with pytest.raises(EunoeError, match="betas"):
+            entry.build(model(), entry.settings(betas=betas), 1e-4, 8)
+    with pytest.raises(EunoeError, match=r"lr is .*finite number >= 0"):
+        entry.build(model(), entry.settings(), value, 8)
+
+
 def test_recadam_in_the_table_has_the_defaults_of_the_optimizer() -> None:
     signature = inspect.signature(RecAdam.__init__).parameters
     for field in fields(RecAdamSettings):
@@ -117,10 +168,19 @@ def test_rise_is_the_share_of_the_run_in_which_lambda_goes_from_5_to_95_percent(
         ({"rise": 0.0}, "rise is 0; it is a share of the run"),
         ({"rise": 20.0}, "rise is 20; it is a share of the run"),
         ({"rise": 0.2, "k": 0.1}, "k 0.1 and rise 0.2 say the same thing twice"),
-        ({"rise": 0.2, "anneal": "linear"}, "anneal is linear: leave rise out"),
+        (
+            {"rise": 0.2, "anneal": "linear"},
+            "rise is 0.2, but anneal is linear, which does not read it: leave rise out",
+        ),
+        (
+            {"k": 0.3, "anneal": "linear", "t0": 0.5},
+            "k is 0.3, but anneal is linear, which does not read it: leave k out",
+        ),
+        ({"k": "inf", "anneal": "constant"}, "k is inf, but anneal is constant"),
+        ({"t0": 0.25, "anneal": "constant"}, "t0 is 0.25, but anneal is constant"),
     ],
 )
-def test_a_rise_that_cannot_be_is_refused(named: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_or_would_not_be_read_is_refused(named: dict[str, Any], told: str) -> None:
     with pytest.raises(EunoeError, match=told):
         OPTIMIZERS["recadam"].build(model(), RecAdamSettings(**named), 1e-5, 1000)
 

@@ -39,7 +39,8 @@ def refuse_settings(group: Mapping[str, Any]) -> None:
         raise unknown(group["form"], FORMS, "form of RecAdam")
     if not isinstance(group["correct_bias"], bool):
         raise EunoeError(f"correct_bias is {group['correct_bias']!r}; RecAdam needs True or False.")
-    refuse_numbers({name: group[name] for name in NUMBERS}, group["betas"], "RecAdam")
+    refuse_numbers({name: group[name] for name in NUMBERS}, "RecAdam")
+    refuse_betas(group["betas"], "RecAdam")
     if 0 < group["t0"] < 1:
         raise EunoeError(
             f"t0 is {group['t0']:g}; RecAdam takes it in steps, and below 1 it looks like a share of the run. In steps that "
@@ -49,13 +50,17 @@ def refuse_settings(group: Mapping[str, Any]) -> None:
     _refuse_divergence(group)
 
 
-def refuse_numbers(named: Mapping[str, Any], betas: Any, optimizer: str) -> None:
-    """Raise ``EunoeError`` for a number below 0, infinite or not a number, and for betas that are not two below 1."""
+def refuse_numbers(named: Mapping[str, Any], optimizer: str) -> None:
+    """Raise ``EunoeError`` for what is no number, below 0, or infinite where that means nothing."""
     for name, value in named.items():
         number, endless = _number(value), name in ENDLESS
         least = -ROUNDING if name == "lr" else 0
         if number is None or not least <= number <= (inf if endless else sys.float_info.max):
             raise EunoeError(f"{name} is {value!r}; {optimizer} needs a {'' if endless else 'finite '}number >= 0.")
+
+
+def refuse_betas(betas: Any, optimizer: str) -> None:
+    """Raise ``EunoeError`` for what is not two numbers in [0, 1)."""
     found = [_number(beta) for beta in betas] if isinstance(betas, tuple | list) else []
     if len(found) != 2 or not all(beta is not None and 0 <= beta < 1 for beta in found):
         raise EunoeError(f"betas are {betas!r}; {optimizer} needs two numbers >= 0 and < 1.")

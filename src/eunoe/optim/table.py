@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from eunoe.errors import EunoeError
 from eunoe.optim.groups import anchored_groups, param_groups
 from eunoe.optim.recadam import RecAdam
+from eunoe.optim.refuse import refuse_betas, refuse_numbers
 
 
 @dataclass(kw_only=True)
@@ -52,7 +53,7 @@ class RecAdamSettings:
     anneal: Literal["sigmoid", "linear", "constant"] = "sigmoid"
     """How lambda, the share of the target task, grows; constant is Adam without any pull."""
     k: float | Literal["inf"] = 0.5
-    """How fast lambda grows, per step; the paper tried 0.05 to 1. ``inf`` is a step from 0 to 1 at ``t0``."""
+    """How fast lambda grows, per step; the paper tried 0.05 to 1. ``inf`` is a step from 0 to 1 at ``t0``. Sigmoid only."""
     rise: float | None = None
     """Instead of ``k``: the share of the run in which lambda climbs from 0.05 to 0.95."""
     t0: float = 250
@@ -71,11 +72,14 @@ class RecAdamSettings:
     """The authors' code, which the published numbers come from, or Algorithm 1 as printed."""
 
     def __post_init__(self) -> None:
-        if self.k == inf:  # one spelling, which a recipe may hold: YAML's own .inf is refused there as a slip
+        if (
+            isinstance(self.k, float) and self.k == inf
+        ):  # one spelling, which a recipe may hold: YAML's own .inf is refused there as a slip
             self.k = "inf"
 
     def in_steps(self, steps: int | None) -> tuple[float, float]:
-        """``k`` per step and ``t0`` in steps, for a run of ``steps``; raises ``EunoeError`` where shares do not add up.
+        """``k`` per step and ``t0`` in steps, for a run of ``steps``; raises ``EunoeError`` where shares do not add up, and for
+        what ``anneal`` would not read.
 
         The logistic curve goes from 0.05 to 0.95 in 2 ln 19 / k steps, so ``rise`` is k = 2 ln 19 / (rise * steps).
 
@@ -84,6 +88,14 @@ class RecAdamSettings:
         >>> round(RecAdamSettings(rise=0.1).in_steps(1000)[0], 6)
         0.058889
         """
+        given = {"k": inf if self.k == "inf" else self.k, "t0": self.t0}
+        refuse_numbers({**given, **({} if self.rise is None else {"rise": self.rise})}, "recadam")
+        unread = {"sigmoid": (), "linear": ("k", "rise"), "constant": ("k", "rise", "t0")}.get(self.anneal, ())
+        for name in unread:
+            if getattr(self, name) != getattr(RecAdamSettings, name):
+                raise EunoeError(
+                    f"{name} is {getattr(self, name)}, but anneal is {self.anneal}, which does not read it: leave {name} out."
+                )
         if self.rise is None:
             return float(self.k), steps_of(self.t0, steps)
         if not 0 < self.rise <= 1:
@@ -92,8 +104,6 @@ class RecAdamSettings:
             )
         if self.k != RecAdamSettings.k:
             raise EunoeError(f"k {self.k} and rise {self.rise:g} say the same thing twice: give one of the two.")
-        if self.anneal != "sigmoid":
-            raise EunoeError(f"rise is read by the sigmoid alone, and anneal is {self.anneal}: leave rise out.")
         if steps is None:
             raise EunoeError(
                 f"rise is {self.rise:g}, a share of the run, but the length of the run is not known here. Give k."
@@ -129,6 +139,9 @@ def _adamw(
     model: nn.Module, settings: AdamWSettings, lr: float, steps: int | None, anchor: Mapping[str, Tensor] | None,
     free: Collection[str],
 ) -> Optimizer:  # fmt: skip
+    named = {"lr": lr, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    refuse_numbers(named, "adamw")  # torch's AdamW takes infinities
+    refuse_betas(settings.betas, "adamw")
     groups = param_groups(model, settings.weight_decay)
     # The kernel exists for these two; elsewhere torch chooses.
     fused = True if all(p.device.type in ("cpu", "cuda") for p in model.parameters() if p.requires_grad) else None
