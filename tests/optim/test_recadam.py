@@ -269,7 +269,7 @@ def test_frozen_weights_are_left_alone() -> None:
 def test_a_tied_weight_listed_twice_moves_once() -> None:
     ps, qs = weights()[:2], weights()[:2]
     a = anchors_of(ps)
-    with pytest.warns(UserWarning, match=r"more than once \(repeats: 1\)") as told:
+    with pytest.warns(UserWarning, match=r"duplicate parameters \(repeats: 1\)") as told:
         twice = RecAdam([{"params": [ps[0], ps[1], ps[0]], "anchor": [a[0], a[1], a[0]]}], 1e-4)
     assert told[0].filename == __file__
     once = RecAdam([{"params": qs, "anchor": a}], 1e-4)

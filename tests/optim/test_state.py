@@ -178,3 +178,19 @@ def test_a_state_without_steps_fits_any_anchors_and_one_with_steps_does_not() ->
         RecAdam([{"params": list(plain.parameters())[i::2], "anchor": None} for i in (0, 1)], 1e-4).load_state_dict(
             optimizer_of(net()).state_dict()
         )
+
+
+def test_what_a_wrapper_keeps_beside_a_weights_moments_is_left_there() -> None:
+    """Lookahead and its like put values of their own into the optimizer's state, some before the first step."""
+    model, twin = net(), net()
+    optimizer, alone = optimizer_of(model), optimizer_of(twin)
+    for p in model.parameters():
+        optimizer.state[p]["slow"] = p.detach().clone()
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, 2)
+    train(twin, alone, 2)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 2, seed=3)
+    train(twin, alone, 2, seed=3)
+    assert same(model, twin)
+    assert all(torch.equal(optimizer.state[p]["slow"], q) for p, q in zip(model.parameters(), net().parameters(), strict=True))

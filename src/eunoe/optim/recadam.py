@@ -236,7 +236,7 @@ class RecAdam(Optimizer):
 
     def _start(self, p: Tensor) -> None:
         """Give a weight with its first gradient its counter and moments."""
-        if not self.state[p]:
+        if "step" not in self.state[p]:  # wrappers such as Lookahead keep values of their own beside ours
             # Half moments would be wrong, not just coarse: in bfloat16 0.999 v rounds to v, in float16 v underflows.
             dtype = torch.promote_types(p.dtype, torch.float32)
             self.state[p]["step"] = torch.tensor(0.0, dtype=torch.float32)
@@ -246,7 +246,11 @@ class RecAdam(Optimizer):
     def _fit_moments(self, p: Tensor) -> None:
         """Moments of a weight whose dtype was changed since (``model.double()``) follow it: kernels read them as they are told."""
         state = self.state.get(p)
-        if not state or (state["exp_avg"].dtype is p.dtype and state["exp_avg"].shape == p.shape):
+        if (
+            not state
+            or "step" not in state
+            or (state["exp_avg"].dtype is p.dtype and state["exp_avg"].shape == p.shape)
+        ):
             return
         dtype = torch.promote_types(p.dtype, torch.float32)
         for name in refuse.MOMENTS:
@@ -291,7 +295,7 @@ class RecAdam(Optimizer):
             group.pop("anchor_fingerprint", None)
         for i, p in zip(ids, weights, strict=True):
             state = self.state.get(p)
-            if not state:
+            if not state or "step" not in state:
                 continue
             state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)  # counted on the CPU
             dtype = torch.promote_types(p.dtype, torch.float32)
@@ -319,8 +323,8 @@ def _drop_repeats(group: dict[str, Any]) -> None:
     if len(first) == len(group["params"]):
         return
     warnings.warn(
-        f"a group lists weights more than once (repeats: {len(group['params']) - len(first)}); each moves once, and its first "
-        "anchor and name count. List tied weights once.",
+        f"a parameter group with duplicate parameters (repeats: {len(group['params']) - len(first)}): each moves once, and its "
+        "first anchor and name count. List tied weights once.",
         stacklevel=5,
     )
     for name in ("params", "anchor", "param_names"):

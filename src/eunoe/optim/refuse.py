@@ -190,8 +190,8 @@ def refuse_other_settings(saved: Mapping[str, Any], group: Mapping[str, Any], in
 
 
 def refuse_other_state(saved: Mapping[str, Any], p: Tensor, index: int) -> None:
-    """A weight's saved state must be a counter and two moments of its shape, or nothing."""
-    if not saved:
+    """A weight's saved state must be a counter and two moments of its shape, or none of them."""
+    if not any(name in saved for name in ("step", *MOMENTS)):
         return
     lacking = [name for name in ("step", *MOMENTS) if name not in saved]
     if lacking:
