@@ -102,6 +102,16 @@ BAD: dict[str, tuple[Callable[[Path], Callable[[dict[str, Any]], None]], list[st
     "binary": (put("photo.txt", TEXT + b"\x89PNG\x00\x01"), ["photo.txt, line 81: a NUL byte; this is a binary file"]),
     "broken UTF-8": (put("latin.txt", TEXT + "Käse\n".encode("latin-1")), ["latin.txt, line 81: not UTF-8", "0xe4"]),
     "shorter than one block": (put("short.txt", b"one\n\ntwo words\n"), ["has", "tokens, fewer than one block of 16"]),
+    "not UTF-8": (put("gbk.txt", "目录\n第一章 赔案处理的基本规定\n".encode("gb18030") * 40),
+                  ["gbk.txt, line 2: not UTF-8", "Set encoding: gb18030"]),
+    "unknown encoding": (setting("domains.1.corpus.encoding", "gb18031"), ["encoding: 'gb18031' is not an encoding of text"]),
+    "line above the limit": (setting("domains.1.corpus.line_limit", 10), ["line 1: ", "more than 10 bytes", "raise line_limit"]),
+    "a list for a text": (put("chat.jsonl", b'{"text": [{"role": "user", "content": "hi"}]}\n', "domains.0.task.train"),
+                        ["chat.jsonl, line 1: column 'text' holds [{"]),
+    "files of a file": (setting("domains.1.corpus.files", "*.md"), ["files is read only for a folder; leave it out"]),
+    "labels alike": (put("rows.csv", ROWS + b"good match,good \n", "domains.0.task.train"),
+                     ["rows.csv, line 4: the label 'good ' differs from 'good'", "only in white space"]),
+    "deep JSON": (put("deep.jsonl", b'{"text": ' + b"[" * 99999, "domains.0.task.train"), ["deep.jsonl, line 1: not JSON"]),
     "no label column": (put("rows.csv", b"text,lable\na,b\n", "domains.0.task.train"),
                         ["rows.csv, line 2: unknown column 'label'. Did you mean lable?"]),
     "unseen label": (put("rows.csv", ROWS + b"dull match,dull\n", "domains.0.task.test"),
@@ -137,6 +147,32 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
         assert part in line
     assert state(folder) == before
     assert not (folder / "out").exists()
+
+
+ODD_ROWS: dict[str, tuple[str, bytes, str]] = {
+    "conversations": ("rows.jsonl", b'{"text": [{"role": "user"}], "label": 1}\n', "line 1: column 'text' holds [{"),
+    "null": ("rows.jsonl", b'{"text": "a", "label": 1}\n{"text": null, "label": 0}\n', "line 2: column 'text' is null"),
+    "GB18030": ("rows.csv", "text,label\n很好,好\n".encode("gb18030"), "line 2: not UTF-8"),
+    "alike": ("rows.csv", b"text,label\na,x\nb,y\nc,x \nd,y\n", "only in white space"),
+    "NUL": ("rows.csv", b"text,label\na,x\0\n", "line 2: a NUL byte"),
+    "semicolons": ("rows.csv", b"text;label\na;x\n", "put the line sep=; before it"),
+    "deep": ("rows.jsonl", b"[" * 10**5, "line 1: not JSON"),
+    "half a parquet": ("rows.parquet", b"PAR1", "cannot be read"),
+    "half a gzip": ("rows.csv.gz", b"\x1f\x8b\x08\0", "broken gzip"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_ROWS)
+def test_odd_labelled_rows_end_finetune_in_one_line(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, data, told = ODD_ROWS[case]
+    write_recipe(folder)
+    (folder / name).write_bytes(data)
+    line = refused(capsys, "finetune", "--train", name, "--test-share", "0.5", "--model", "bert", "--out", "out")
+    assert told in line
+    assert len(line) < 700
+    assert not (folder / "out" / "rows.jsonl").exists()
 
 
 def test_the_folder_of_another_recipe_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ Every table of the project (methods, transfers, optimizers, families, recipes, c
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -34,13 +35,14 @@ _COMPARED = 2_000
 
 def unknown(name: str, known: Iterable[str], kind: str) -> EunoeError:
     """The error for a name that is not among ``known``: what was given, the close matches, what is allowed (20 of them at most)."""
-    names = sorted(visible(entry, 80) for entry in known)
-    folded = {known.lower(): known for known in names}
-    if len(folded) > _COMPARED:  # comparing letter by letter takes minutes: those that begin alike are near enough
-        start = str(name)[:2].lower()
-        folded = dict([(low, known) for low, known in folded.items() if low.startswith(start)][:_COMPARED])
-    close = [folded[match] for match in get_close_matches(str(name).lower(), folded, n=3, cutoff=0.6)]
+    names = sorted(str(entry) for entry in known)
+    folded = {entry.lower(): entry for entry in names}
+    if len(folded) > _COMPARED:  # letter by letter takes minutes for all; those that begin alike stand around its place
+        order = sorted(folded)
+        place = bisect(order, str(name).lower())
+        folded = {low: folded[low] for low in order[max(0, place - _COMPARED // 2) : place + _COMPARED // 2]}
+    close = [visible(folded[match], 80) for match in get_close_matches(str(name).lower(), folded, n=3, cutoff=0.6)]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    allowed = ", ".join(names[:SHOWN]) if names else "none"
+    allowed = ", ".join(visible(entry, 80) for entry in names[:SHOWN]) if names else "none"
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return EunoeError(f"unknown {kind} {visible(repr(name), 80)}.{hint} Allowed: {allowed}{more}.")

@@ -18,7 +18,7 @@ console = Console(stderr=True, quiet=os.environ.get("EUNOE_QUIET") == "1" or not
 
 def say(text: str) -> None:
     """One line for people, on stderr."""
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)  # a line of a log is looked for as a whole
 
 
 @cache

@@ -281,3 +281,40 @@ def test_the_hubs_columns_and_numbers_become_the_files_texts_and_names(monkeypat
 )  # fmt: skip
 def test_real_files_have_the_rows_that_their_readme_counts(task: str, split: str, rows: int) -> None:
     assert len(read_glue(task, str(shared("data")), split)) == rows
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("index\tsentence1\tsentence2\tlabel\n0\tcafé\tb\tentailment\n".encode("latin-1"), "line 2: not UTF-8"),
+        (b"index\tsentence1\tsentence2\tlabel\n0\ta\0\tb\tentailment\n", "line 2: a NUL byte"),
+        (b"index\tsentence1\tsentence2\tlabel\n0\ta\tb\t" + b"x" * 10**6 + b"\n", "line 2: the label is 'xxx"),
+        (b"word " * 4_000_000, "line 1: the line has more than"),
+    ],
+)
+def test_odd_files_are_told_in_a_few_words(own: Path, data: bytes, told: str) -> None:
+    (own / "RTE" / "train.tsv").write_bytes(data)
+    with pytest.raises(EunoeError) as caught:
+        read_glue("rte", str(own), "train")
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert "encoding:" not in str(caught.value), "there is no such setting for GLUE"
+
+
+def test_lines_that_end_as_on_other_systems_are_the_same_rows(own: Path) -> None:
+    right = read_glue("rte", str(own), "train")
+    for end in (b"\r\n", b"\r"):
+        data = (own / "RTE" / "train.tsv").read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        (own / "RTE" / "train.tsv").write_bytes(data.replace(b"\n", end))
+        assert read_glue("rte", str(own), "train") == right
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"premise": "a"}, {"sentence1": "a", "sentence2": None, "label": 1}, {"sentence1": "a", "sentence2": "b", "label": None},
+     {"sentence1": "a", "sentence2": "b", "label": "yes"}, {"sentence1": ["a"], "sentence2": "b", "label": 1}],
+)  # fmt: skip
+def test_rows_of_the_hub_that_are_not_of_glue_are_told(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any]) -> None:
+    monkeypatch.setattr("eunoe.data.glue.read_hub", lambda *_: iter([record]))
+    with pytest.raises(EunoeError, match=r"nyu-mll/glue \(rte, train\), row 1: "):
+        read_glue("rte", "hub", "train")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from eunoe.data.glue import GLUE, read_glue
-from eunoe.data.submission import FILES, fill_submission, submission_file, validate_submission, write_submission
+from eunoe.data.submission import (
+    FILES,
+    LARGEST,
+    fill_submission,
+    submission_file,
+    validate_submission,
+    write_submission,
+)
 from eunoe.errors import EunoeError
 from tests.data.glue_layout import TEST_ROWS, write_glue
 
@@ -161,7 +169,7 @@ def test_a_stranger_a_missing_file_and_something_else_are_told(sent: Path, tmp_p
     assert "RTE.tsv is missing" in problems
     assert "'rte.tsv'" in problems
     (tmp_path / "no.zip").write_bytes(b"nothing")
-    with pytest.raises(EunoeError, match="is no submission"):
+    with pytest.raises(EunoeError, match=r"cannot be read: .*Give the zip"):
         validate_submission(tmp_path / "no.zip")
 
 
@@ -178,3 +186,49 @@ def test_what_is_no_class_or_number_is_refused_before_anything_is_written(tmp_pa
 def test_files_go_by_the_servers_names() -> None:
     assert submission_file("mnli") == "MNLI-m.tsv"
     assert submission_file("ax") == "AX.tsv"
+
+
+@pytest.mark.parametrize("name", ["RTE.tsv", "stranger.bin"])
+def test_a_small_zip_that_unpacks_to_a_large_file_takes_no_memory(tmp_path: Path, name: str) -> None:
+    packed = tmp_path / "s.zip"
+    with (
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(name, "w", force_zip64=True) as file,
+    ):
+        for _ in range(120):
+            file.write(bytes(10**6))
+    tracemalloc.start()
+    with pytest.raises(EunoeError, match=rf"more than 64 MiB up to its file {name}"):
+        validate_submission(packed)
+    with pytest.raises(EunoeError, match="more than 64 MiB"):
+        fill_submission(packed)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * LARGEST
+
+
+@pytest.mark.parametrize("damage", ["encrypted", "method", "cut", "sum"])
+def test_a_damaged_zip_is_told_in_one_line(sent: Path, damage: str) -> None:
+    data = bytearray(sent.read_bytes())
+    local, central = data.find(b"PK\x03\x04"), data.find(b"PK\x01\x02")
+    if damage == "encrypted":
+        data[local + 6] |= 1
+        data[central + 8] |= 1
+    elif damage == "method":
+        data[local + 8] = data[central + 10] = 99
+    elif damage == "cut":
+        del data[central - 40 : central]
+    else:
+        data[central + 16] ^= 0xFF
+    sent.write_bytes(bytes(data))
+    with pytest.raises(EunoeError, match=r"cannot be read: .* Give the zip, or the folder") as caught:
+        validate_submission(sent)
+    assert "\n" not in str(caught.value)
+
+
+def test_long_cells_are_cut_in_what_is_told(sent: Path, tmp_path: Path) -> None:
+    folder = unpacked(sent, tmp_path / "out")
+    (folder / "RTE.tsv").write_text("index\tprediction\n0\t" + "x" * 10**6 + "\n")
+    assert max(map(len, validate_submission(folder, FEW))) < 300
+    with pytest.raises(EunoeError, match="stsb test, row 0: the prediction is 'high'"):
+        write_submission(tmp_path / "t.zip", {("stsb", "test"): ["high"]})

@@ -378,3 +378,89 @@ def test_the_demos_bbc_articles_make_its_tasks() -> None:
     task = load_task("sports", TaskSettings(made="headlines", shots=16, test_rows=190), corpus)
     assert (len(task.train), len(task.test)) == (32, 190)
     assert tasks.split_headline("\n One \n\n two\n\nthree ") == ("One", "two\n\nthree")
+
+
+# -- labels that a person reads as one ---------------------------------------------------------------------------------
+def rows_of(path: Path, labels: list[Any]) -> str:
+    return jsonl(path, [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("good", "good "), ("good", " good"), ("very good", "very  good"), ("good", "good\u00a0"), ("é", "e\u0301"), ("1", "1.0"),
+     (1, "1.0"), ("0.00", "0")],
+)  # fmt: skip
+def test_labels_that_only_look_different_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    source = rows_of(tmp_path / "a.jsonl", ["bad", one, "bad", one, other])
+    refused(TaskSettings(train=source, test_share=0.5), f"{source}, line 5", f"({source}, line 2)", "write them alike")
+    clean = rows_of(tmp_path / "b.jsonl", ["bad", one, "bad", one])
+    scored = rows_of(tmp_path / "c.jsonl", ["bad", other])
+    refused(TaskSettings(train=clean, test=scored), f"{scored}, line 2", "write them alike")
+    assert load_task("news", TaskSettings(train=clean, test=clean), UNREAD).labels == tuple(sorted(("bad", str(one))))
+
+
+def test_the_shared_labels_with_white_space_are_refused() -> None:
+    refused(
+        TaskSettings(train=str(shared("cases/rows_space_label.csv")), test_share=0.5), "only in white space", "line 4"
+    )
+
+
+def test_labels_that_differ_in_capitals_are_two_classes_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = rows_of(tmp_path / "a.jsonl", ["US", "us", "US", "us"])
+    assert load_task("news", TaskSettings(train=source, test=source), UNREAD).labels == ("US", "us")
+    assert "'us' and 'US' differ only in capitals; they are two classes" in capsys.readouterr().err
+
+
+def test_whole_numbers_of_every_type_are_one_class(tmp_path: Path) -> None:
+    source = rows_of(tmp_path / "a.jsonl", [0, 0.0, 1, 1.0, -1.0])
+    assert load_task("news", TaskSettings(train=source, test=source), UNREAD).labels == ("-1", "0", "1")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": ["a", "b"] * 4, "label": [0.0, 1.0] * 4}), tmp_path / "a.parquet")
+    settings = TaskSettings(train=str(tmp_path / "a.parquet"), test=str(tmp_path / "a.parquet"))
+    assert load_task("news", settings, UNREAD).labels == ("0", "1")
+
+
+def test_the_shared_labels_of_pandas_are_two_classes() -> None:
+    settings = TaskSettings(train=str(shared("cases/rows_float.csv")), test_share=0.5)
+    assert load_task("news", settings, UNREAD).labels == ("0.0", "1.0")
+
+
+@pytest.mark.parametrize(
+    ("label", "advice"), [(0.5, "set kind: regression"), (float("nan"), "the label is missing"), ([1], "as text")]
+)
+def test_the_advice_fits_the_label(tmp_path: Path, label: Any, advice: str) -> None:
+    source = rows_of(tmp_path / "a.jsonl", ["bad", label])
+    message = refused(TaskSettings(train=source, test=source), f"{source}, line 2")
+    assert advice.lower() in message.lower()
+    assert ("regression" in message) == (label == 0.5)
+
+
+# -- what else labelled files hold -------------------------------------------------------------------------------------
+def test_the_shared_null_text_is_refused_by_its_line() -> None:
+    refused(
+        TaskSettings(train=str(shared("cases/rows_null_text.jsonl")), test_share=0.5), "line 25: column 'text' is null"
+    )
+
+
+def test_empty_texts_are_read_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text("text,label\none,a\n,b\n \t,a\ntwo,b\n")
+    task = load_task("news", TaskSettings(train=str(tmp_path / "a.csv"), test_share=0.5), UNREAD)
+    assert len(task.train) + len(task.test) == 4
+    assert (
+        f"2 rows have an empty text and are read as they are; the first: {tmp_path}/a.csv, line 3"
+        in capsys.readouterr().err
+    )
+    source = jsonl(tmp_path / "b.jsonl", [{"text": "one", "label": "a"}, {"text": None, "label": "b"}])
+    refused(TaskSettings(train=source, test=source), f"{source}, line 2: column 'text' is null")
+
+
+def test_labelled_files_have_an_encoding_and_a_limit_too(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text,label\n我是學生,好\n今天天氣,壞\n很好,好\n很壞,壞\n".encode("big5"))
+    own = {"train": str(tmp_path / "a.csv"), "test": str(tmp_path / "a.csv")}
+    refused(TaskSettings(**own), "a.csv, line 2: not UTF-8", "encoding: ")
+    task = load_task("news", TaskSettings(**own, encoding="big5"), UNREAD)
+    assert (task.labels, task.train[0].text) == (("壞", "好"), "我是學生")
+    refused(TaskSettings(**own, encoding="big5", line_limit=14), "a.csv, line 2: the line has more than 14 bytes")
+    refused(TaskSettings(train="hub:o/n", test_share=0.5, encoding="big5"), "encoding is read only for files")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from eunoe.errors import EunoeError
-from eunoe.foreign import reading, visible
+from eunoe.foreign import first_line, reading, visible
 
 LINE_LIMIT = 16 * 2**20
 """Default of ``line_limit``, bytes: far above what people write, far below what a computer holds once it is tokenised."""
@@ -30,6 +30,8 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _CHUNK = 2**16
+_OF_NAMES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined")
+"""Codecs that Python counts among those of text, but that write host names and source code."""
 _EXAMPLES = "cp1252 (Western Europe), cp1251 (Cyrillic), gb18030 (Chinese), cp932 (Japanese) or cp949 (Korean)"
 
 
@@ -37,7 +39,9 @@ def checked_encoding(name: str, key: str) -> str:
     """The name of an encoding of text, as Python knows it; raises ``EunoeError`` naming the setting ``key``."""
     try:
         info = codecs.lookup(name)
-        fits = info._is_text_encoding and "a,\r\n1".encode(name).decode(name) == "a,\r\n1"
+        fits = (
+            info._is_text_encoding and info.name not in _OF_NAMES and "a,\r\n1".encode(name).decode(name) == "a,\r\n1"
+        )
     except (LookupError, ValueError):  # ValueError: a NUL in the name, and codecs that are no encodings of text
         fits = False
     if not fits:
@@ -78,16 +82,19 @@ def lines_of(
                     yield number, line
         except UnicodeDecodeError:
             raise _undecodable(path, codec, advice) from None
+        except UnicodeError as error:
+            raise EunoeError(f"{visible(path)} cannot be read as {codec.upper()}: {first_line(error)} If it is that without a "
+                             f"byte-order mark, name the order: encoding: {codec}-le or {codec}-be.") from None  # fmt: skip
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise EunoeError(
                 f"{visible(path)}, after line {number}: broken gzip ({error}). Compress it again."
             ) from None
 
 
-def too_long(where: str, limit: int, what: str = "the line") -> EunoeError:
+def too_long(where: str, limit: int, what: str = "the line", advice: str = "Break it up") -> EunoeError:
     """The error for a line, row or document above ``line_limit``."""
-    return EunoeError(f"{where}: {what} has more than {limit:,} bytes, the most that is held in memory at once. Break it up (for a text "
-                      "file, documents: lines makes each line a document), or raise line_limit.")  # fmt: skip
+    return EunoeError(f"{where}: {what} has more than {limit:,} bytes, the most that is held in memory at once. {advice}, or raise "
+                      "line_limit.")  # fmt: skip
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -127,13 +134,18 @@ def _is_utf8(file: IO[bytes]) -> bool:
 def _binary(path: Path, number: int) -> EunoeError:
     with _opened(path) as file:
         start = file.read(4096)
+    fits = []
+    for name in ("utf-16-le", "utf-16-be"):
+        text = start[: len(start) // 2 * 2].decode(name, "replace")
+        likely = not start.isascii() or start.count(0) > len(start) // 4  # ASCII with a NUL can also be read as Chinese
+        if likely and len(text) > 2 and all(c.isprintable() or c in "\r\n\t" for c in text[:-1]):
+            fits.append(name)
     where = f"{visible(path)}, line {number}: a NUL byte; "
-    even, odd = start[::2].count(0), start[1::2].count(0)
-    if len(start) > 8 and max(even, odd) > len(start) // 4 and not min(even, odd):
-        name = "utf-16-le" if odd else "utf-16-be"
-        return EunoeError(f"{where}it looks like {name.upper()} without a byte-order mark. Set encoding: {name}, or convert it: iconv "
-                          f"-f {name} -t utf-8.")  # fmt: skip
-    return EunoeError(f"{where}this is a binary file, not text. Leave it out, or convert it to text.")
+    if len(fits) == 1:
+        return EunoeError(f"{where}it looks like {fits[0].upper()} without a byte-order mark. Set encoding: {fits[0]}, or convert it: "
+                          f"iconv -f {fits[0]} -t utf-8.")  # fmt: skip
+    return EunoeError(f"{where}this is a binary file, not text. Leave it out or convert it to text; if it is text, take the bytes out: "
+                      "tr -d '\\000'.")  # fmt: skip
 
 
 def _undecodable(path: Path, codec: str, advice: str | None) -> EunoeError:
@@ -211,13 +223,12 @@ def _guess(sample: bytes) -> str | None:
         return None
     best, rest = matches[0], [m for m in matches[1:] if str(m) != str(matches[0])]
     if best.encoding in _EAST_ASIAN:
-        return None if best.chaos > 0 or any(m.chaos <= best.chaos for m in rest) else best.encoding
-    if best.coherence < 0.4 or any(m.chaos <= best.chaos and m.coherence >= best.coherence for m in rest):
+        if best.chaos > 0 or any(m.chaos <= best.chaos for m in rest):
+            return None
+    elif best.coherence < 0.4 or any(m.chaos <= best.chaos and m.coherence >= best.coherence for m in rest):
         return None
-    try:
-        return "cp1252" if sample.decode("cp1252") == str(best) else best.encoding
-    except UnicodeDecodeError:
-        return best.encoding
+    same = (name for name in ("cp1252", "euc_jp") if sample.decode(name, "replace") == str(best))
+    return next(same, best.encoding).replace("_", "-")
 
 
 __all__ = ["LINE_LIMIT", "checked_encoding", "lines_of", "too_long"]

@@ -46,7 +46,7 @@ def resolve(source: str, files: str | None = None, labelled: bool = False) -> li
     their ending. ``labelled``: of a folder the files with columns alone. What a folder's files are is said once a process.
     """
     path = _path_of(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # False, not an error, for what no path can be
         found, left_out = _below(path, files, labelled)
         if not found:
             raise _nothing(path, files, labelled, left_out)
@@ -56,7 +56,7 @@ def resolve(source: str, files: str | None = None, labelled: bool = False) -> li
             say(f"{visible(source)}: reads {_counted(_endings(found))} files{others}")
         return found
     if not os.path.lexists(path):
-        held = os.listdir(path.parent) if path.parent.is_dir() else []
+        held = os.listdir(path.parent) if os.path.isdir(path.parent) and os.access(path.parent, os.R_OK) else []
         near = get_close_matches(path.name, sorted(held)[:10_000], n=5)
         hint = f" Near it: {', '.join(map(visible, near))}." if near else ""
         raise EunoeError(
@@ -104,7 +104,7 @@ def content_hash(source: str, files: str | None = None) -> str:
 
 def is_folder(source: str) -> bool:
     """Is a source that is no hub dataset a folder?"""
-    return _path_of(source).is_dir()
+    return os.path.isdir(_path_of(source))
 
 
 def kind(path: Path) -> str:

@@ -148,12 +148,16 @@ def _spread(rows: list[Example], most: int | None) -> tuple[Example, ...]:
 
 # -- the official folders -----------------------------------------------------------------------------------------------
 def _file(task: str, of: GlueTask, root: Path, split: str) -> Path:
+    with reading(root):  # whatever the file system says of folders that may not be listed
+        return _found(task, of, root, split)
+
+
+def _found(task: str, of: GlueTask, root: Path, split: str) -> Path:
     wanted = {_bare(of.folder), task}
     if not root.is_dir():
         raise EunoeError(f"{root} {'is no folder' if root.exists() else 'does not exist'}. Give the folder that holds {of.folder}, as the "
                          "official download makes it.")  # fmt: skip
-    with reading(root):
-        folders = [p for p in sorted(root.iterdir()) if p.is_dir()]
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir()]
     found = next((p for p in folders if _bare(p.name) in wanted), None)
     if found is None:
         of_one = next((name for name, o in GLUE.items() if _bare(root.resolve().name) in (_bare(o.folder), name)), None)

@@ -26,6 +26,7 @@ from eunoe.lookup import unknown
 Record = dict[str, Any]
 Placed = Iterator[tuple[str, Record]]
 """Rows, each with its place in the file: ``line 3`` (its first) or ``row 3``."""
+_SHORTER = "Part documents by blank lines, set documents: lines"
 _LOOK = 256
 """Rows between two looks at whether a signal came."""
 _BATCH = 64
@@ -181,7 +182,7 @@ def _read_text(path: Path, how: _How) -> Placed:
         lines.append(line)
         size += len(line) + 1
         if size > how.limit:
-            raise too_long(f"{visible(path)}, line {first}", how.limit, "the document that begins here")
+            raise too_long(f"{visible(path)}, line {first}", how.limit, "the document that begins here", _SHORTER)
     if not blank:
         yield f"line {first}", {"text": "\n".join(lines)}
 
@@ -219,7 +220,7 @@ def _read_separated(path: Path, how: _How, separator: str) -> Placed:
             size += len(line) + 1
             if size > how.limit:  # a quote that is never closed takes in the rest of the file
                 raise too_long(
-                    f"{visible(path)}, line {first}", how.limit, "the row that begins here (is a quote closed?)"
+                    f"{visible(path)}, line {first}", how.limit, "the row that begins here", "Close its quote"
                 )
             yield line + "\n"
 

@@ -11,17 +11,22 @@ import io
 import math
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from eunoe.atomic import write_bytes
 from eunoe.data.glue import GLUE, GlueTask
+from eunoe.data.records import shown_value
 from eunoe.errors import EunoeError
+from eunoe.foreign import reading, visible
 from eunoe.lookup import unknown
 
 HEADER = "index\tprediction"
 OLDEST = (1980, 1, 1, 0, 0, 0)
 """The first date a zip can hold; all files have it, so that equal predictions are equal bytes."""
+LARGEST = 64 * 2**20
+"""Bytes of a whole submission at most; GLUE's have about 5 MB."""
 SHOWN = 5
 """Faults told of one file; the rest are counted."""
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -104,7 +109,10 @@ def _text(of: GlueTask, answers: Sequence[str | float], what: str) -> str:
                 )
             lines.append(f"{i}\t{answer}")
         else:
-            number = float(answer)
+            try:
+                number = float(answer)
+            except ValueError:
+                number = math.nan
             if not math.isfinite(number):
                 raise EunoeError(f"{what}, row {i}: the prediction is {answer!r}, expected a number from 0 to 5.")
             lines.append(f"{i}\t{min(max(number, 0.0), 5.0):.3f}")
@@ -128,15 +136,27 @@ def validate_submission(path: Path, rows: Mapping[str, int] | None = None) -> li
 
 
 def _read(path: Path) -> dict[str, bytes]:
-    if path.is_dir():
-        return {p.name: p.read_bytes() for p in sorted(path.iterdir()) if p.is_file()}
-    try:
+    """The files of a zip or folder; raises ``EunoeError`` if it is neither, or larger than any submission, before that takes memory."""
+    with reading(path, "Give the zip, or the folder with its .tsv files."):
+        if path.is_dir():
+            return _whole((p.name, p.open("rb")) for p in sorted(path.iterdir()) if p.is_file())
         with zipfile.ZipFile(path) as archive:
-            return {entry.filename: archive.read(entry) for entry in archive.infolist() if not entry.is_dir()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise EunoeError(
-            f"{path} is no submission: {error}. Give the zip, or the folder with its .tsv files."
-        ) from None
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            return _whole((entry.filename, archive.open(entry)) for entry in entries)
+
+
+def _whole(files: Iterable[tuple[str, IO[bytes]]]) -> dict[str, bytes]:
+    texts: dict[str, bytes] = {}
+    left = LARGEST
+    for name, file in files:
+        with file:
+            texts[name] = file.read(left + 1)  # what a zip says of a size may not be so
+        left -= len(texts[name])
+        if left < 0:
+            raise EunoeError(
+                f"more than {LARGEST // 2**20} MiB up to its file {visible(name)}, which no submission has. Leave that file out."
+            )
+    return texts
 
 
 def _faults(name: str, data: bytes, rows: int) -> list[str]:
@@ -155,18 +175,20 @@ def _faults(name: str, data: bytes, rows: int) -> list[str]:
             f"{name}, line {crlf[0]}: {len(crlf):,} lines end as on Windows (CRLF), expected a line feed alone"
         )
     if not lines or lines[0] != HEADER:
-        found.append(f"{name}, line 1: the header is {lines[0] if lines else ''!r}, expected {HEADER!r}")
+        found.append(f"{name}, line 1: the header is {shown_value(lines[0] if lines else '')}, expected {HEADER!r}")
     for place, line in enumerate(lines[1:]):
         cells = line.split("\t")
         where = f"{name}, line {place + 2}"
         if len(cells) != 2:
             found.append(f"{where}: {len(cells)} columns, expected an index, a tab and a prediction")
         elif cells[0] != str(place):
-            found.append(f"{where}: the index is {cells[0]!r}, expected {place}: rows stand in the test file's order")
+            found.append(
+                f"{where}: the index is {shown_value(cells[0])}, expected {place}: rows stand in the test file's order"
+            )
         elif of.labels and cells[1] not in of.labels:
-            found.append(f"{where}: the prediction is {cells[1]!r}, expected one of {', '.join(of.labels)}")
+            found.append(f"{where}: the prediction is {shown_value(cells[1])}, expected one of {', '.join(of.labels)}")
         elif not of.labels and not _score(cells[1]):
-            found.append(f"{where}: the prediction is {cells[1]!r}, expected a number from 0 to 5")
+            found.append(f"{where}: the prediction is {shown_value(cells[1])}, expected a number from 0 to 5")
     more = len(found) - SHOWN
     found = found[:SHOWN] + ([f"{name}: {more} more faults"] if more > 0 else [])
     if len(lines) - 1 != rows:

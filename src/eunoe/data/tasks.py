@@ -214,7 +214,7 @@ def _class(value: Any, column: str, where: str) -> str:
         advice = "Write it as text or a whole number."
         if isinstance(value, float):
             missing = "The label is missing: fill it in, or leave the row out."
-            advice = "If labels are numbers on a scale, set kind: regression." if math.isfinite(value) else missing
+            advice = missing if math.isnan(value) else "If labels are numbers on a scale, set kind: regression."
         raise EunoeError(
             f"{where}: column {column!r} holds {shown_value(value)}, not a class (text or a whole number). {advice}"
         )
