@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eunoe import stop
 from eunoe.data.collate import (
     LMBatches,
     RowBatches,
@@ -21,7 +22,7 @@ from eunoe.data.collate import (
     rows_digest,
 )
 from eunoe.data.corpus import Blocks
-from eunoe.errors import EunoeError
+from eunoe.errors import EunoeError, Interrupted
 from tests.tiny import sentences, size, tiny_causal_tokenizer, tiny_tokenizer
 
 MASK, VOCABULARY = 4, 161
@@ -282,3 +283,15 @@ def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made() -> None:
         with pytest.raises(EunoeError, match=r"a batch of 65 rows of up to 1,048,576 tokens.*Set batch to 64 or less"):
             take()
     assert len(RowBatches(long, 64, epochs=1, seed=0)) == 2
+
+
+def test_many_rows_are_tokenised_in_parts_and_a_signal_stops_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    texts: list[tuple[str, str | None]] = [(text, text[:9] if i % 2 else None) for i, text in enumerate(sentences(600))]
+    held = encode_rows(tokenizer, texts, [0] * 600, 20)
+    whole = tokenizer([a for a, _ in texts], [b or "" for _, b in texts], truncation="longest_first", max_length=20)
+    assert [row["input_ids"] for row in held.inputs] == whole["input_ids"]
+    assert [row["token_type_ids"] for row in held.inputs] == whole["token_type_ids"]
+    monkeypatch.setattr(stop, "_asked", "SIGINT")
+    with pytest.raises(Interrupted, match="SIGINT while tokenising labelled rows"):
+        encode_rows(tokenizer, texts, [0] * 600, 20)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eunoe import stop
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError
 
@@ -177,22 +178,24 @@ def encode_rows(
     if max_length < least:
         raise EunoeError(f"max_length is {max_length}, which leaves nothing of a {what}: the tokenizer puts {around} tokens around it. "
                          f"Set it to {least} or more.")  # fmt: skip
-    first = [a for a, _ in texts]
-    second = [b or "" for _, b in texts] if pairs else None
-    coded = tokenizer(
-        first,
-        second,
-        truncation="longest_first" if pairs else True,
-        max_length=max_length,
-        padding=False,
-        stride=0,
-        verbose=False,
-    )
-    keys = [key for key in ("input_ids", "token_type_ids")[: 1 + token_types] if key in coded]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     # an empty text, around which the tokenizer puts nothing, is one padding token: no model reads a row of none
     nothing = {"input_ids": [pad], "token_type_ids": [0]}
-    inputs = [{key: coded[key][i] or nothing[key] for key in keys} for i in range(len(first))]
+    inputs: list[dict[str, list[int]]] = []
+    for start in range(0, len(texts), 256):  # what a tokenizer returns is many times as large as the ids
+        stop.check("tokenising labelled rows")
+        some = texts[start : start + 256]
+        coded = tokenizer(
+            [a for a, _ in some],
+            [b or "" for _, b in some] if pairs else None,
+            truncation="longest_first" if pairs else True,
+            max_length=max_length,
+            padding=False,
+            stride=0,
+            verbose=False,
+        )
+        keys = [key for key in ("input_ids", "token_type_ids")[: 1 + token_types] if key in coded]
+        inputs += [{key: coded[key][i] or nothing[key] for key in keys} for i in range(len(some))]
     dtype = torch.float32 if any(isinstance(label, float) for label in labels) else torch.int64
     return Rows(inputs, torch.tensor(labels, dtype=dtype), int(pad))
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -162,8 +163,10 @@ def load_blocks(settings: CorpusSettings, tokenizer: Any, block: int, part: Part
                          f"{len(both) - _kept(both, share):,} of {len(both):,} blocks are held out instead. To choose "
                          f"otherwise: {_ways(settings)}.")  # fmt: skip
     if not len(blocks):
+        held_out = part in ("train", "valid") and settings.valid is None
         raise EunoeError(f"the {part} part of {settings.source!r} has {tokens:,} tokens, fewer than one block of {block}. "
-                         f"Give more text or a smaller block, or choose what is held out: {_ways(settings)}.")  # fmt: skip
+                         "Give more text or a smaller block"
+                         f"{f', or choose what is held out: {_ways(settings)}' if held_out else ''}.")  # fmt: skip
     return blocks.take(max(1, settings.tokens // block)) if settings.tokens and part == "train" else blocks
 
 
@@ -203,28 +206,38 @@ class _Reader:
 
     def read(self, part: Part | Literal["both"]) -> tuple[Blocks, int]:
         """All blocks of a part, maybe none, and how many tokens they were cut from."""
-        settings, source = self.settings, self._source(part)
-        hub = source.startswith("hub:")
+        settings = self.settings
+        source = settings.valid if part == "valid" and settings.valid is not None else settings.source
         digest = self._digest(part, source)
         ids, tokens = cached_blocks(
-            digest, self.block, largest_id(self.tokenizer), source,
+            digest, self.block, self._largest, source,
             lambda: encode(part_of(settings, part), self.tokenizer, f"tokenising {source}"),
-            settings.tokens if hub and part == "train" else None,
+            settings.tokens if source.startswith("hub:") and part == "train" else None,
         )  # fmt: skip
         special = np.array(sorted(set(self.tokenizer.all_special_ids)), dtype=np.int64)
         return Blocks(ids, special, digest), tokens
 
-    def _source(self, part: Part | Literal["both"]) -> str:
-        own = self.settings.valid if part == "valid" else None
-        return own if own is not None else self.settings.source
+    @cached_property
+    def _largest(self) -> int:
+        return largest_id(self.tokenizer)
+
+    @cached_property
+    def _rules(self) -> str:
+        return identity(self.tokenizer)
+
+    @cached_property
+    def _contents(self) -> dict[str, str]:
+        """What each source holds: a hash of its files, or the commit of a hub dataset; a large text is hashed once."""
+        settings = self.settings
+        return {
+            source: f"{source}@{_revision(settings, source)}" if source.startswith("hub:") else content_hash(source, settings.files)
+            for source in (settings.source, settings.valid) if source is not None
+        }  # fmt: skip
 
     def _digest(self, part: Part | Literal["both"], source: str) -> str:
-        """What the blocks depend on: the text's bytes, or the commit of a hub dataset; the tokenizer; each setting."""
-        hub = source.startswith("hub:")
+        """What the blocks depend on: what the text holds, the tokenizer, and each setting that moves a token."""
         settings = asdict(self.settings) | {"valid": self.settings.valid is not None}
-        for key in ("source", "files", "revision", "line_limit", *(() if hub else ("tokens",))):
+        for key in ("source", "files", "revision", "line_limit", *(() if source.startswith("hub:") else ("tokens",))):
             del settings[key]  # named by what it leads to, moves no token, or is applied after the cache
-        commit_or_bytes = _revision(self.settings, source) if hub else content_hash(source, self.settings.files)
-        content = f"{source}@{commit_or_bytes}" if hub else commit_or_bytes
-        facts = [FORMAT, identity(self.tokenizer), content, self.block, part, settings]
+        facts = [FORMAT, self._rules, self._contents[source], self.block, part, settings]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -24,7 +24,7 @@ def answer(lm: LanguageModel, prompt: str, tokens: int) -> str:
             [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
     else:
-        asked = lm.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        asked = lm.tokenizer(prompt, truncation=False, padding=False, return_tensors="pt", return_token_type_ids=False)
     asked = asked.to(next(lm.model.parameters()).device)
     model: Any = lm.model  # every causal LM of transformers can generate
     found = model.generate(
