@@ -262,8 +262,14 @@ def test_packed_weights_that_no_configuration_tells_of(whole: dict[str, dict[str
     assert f"quantised ({name} is I8)" in refused(folder)
 
 
-def test_the_folder_of_an_adapter_says_what_to_do(tmp_path: Path) -> None:
-    assert "merge it into its model" in refused(written(tmp_path / "adapter", {"adapter_config.json": b"{}"}))
+@pytest.mark.parametrize("whole_model", [False, True])
+def test_the_folder_of_an_adapter_says_what_to_do(
+    whole_model: bool, whole: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    files = whole["bert"] if whole_model else {}
+    said = refused(written(tmp_path / "adapter", {**files, "adapter_config.json": b"{}"}))
+    assert "holds an adapter of PEFT" in said
+    assert "merge_and_unload" in said
 
 
 # -- a file of tensors ------------------------------------------------------------------------------------------
@@ -336,7 +342,9 @@ def test_code_of_a_model_never_runs_whatever_stands_on_standard_input(
         "auto_map": {"AutoTokenizer": ["code.Slow", "code.Fast"]},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    (folder / "code.py").write_text(REMOTE.format(proof=str(tmp_path / "proof")))
+    (folder / "custom_generate").mkdir()
+    for file in (folder / "code.py", folder / "custom_generate" / "generate.py"):
+        file.write_text(REMOTE.format(proof=str(tmp_path / "proof")))
     work = tmp_path / "work"
     work.mkdir()
     recipe = tiny_recipe(work, model={"name": str(folder)}, methods=["ncl"], seeds=[0])

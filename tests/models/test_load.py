@@ -95,7 +95,7 @@ def write_gguf(file: Path, model: LlamaForCausalLM, gguf: Any) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     letters = [chr(ord("A") + i) for i in range(config.vocab_size - 4)]
-    writer.add_token_list(["<|end|>", "<|start|>", "Ġ", *letters, "ab"])
+    writer.add_token_list(["<|endoftext|>", "<|start|>", "Ġ", *letters, "ab"])
     writer.add_token_types([3, 3] + [1] * (config.vocab_size - 2))
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(1)
@@ -248,3 +248,26 @@ def test_loading_leaves_the_logging_of_transformers_as_it_was(
         assert capfd.readouterr().err == ""
     finally:
         logging.set_verbosity_warning()
+
+
+# -- patches ------------------------------------------------------------------------------------------------------
+LAYER = "bert.encoder.layer.0.output.dense"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({f"{LAYER}.down": torch.zeros(1, 32)}, rf"holds {LAYER}.down but not {LAYER}.up"),
+        ({f"{LAYER}.up": torch.zeros(16, 1)}, rf"holds {LAYER}.up but not {LAYER}.down"),
+        ({f"{LAYER}.down": torch.zeros(1, 32), f"{LAYER}.up": torch.zeros(16, 2)}, "the patch .* cannot be read"),
+        ({f"{LAYER}.down": torch.zeros(1, 9), f"{LAYER}.up": torch.zeros(16, 1)}, r"changes .* \(16, 9\), which"),
+        ({"nowhere": torch.zeros(1)}, "holds nowhere"),
+        ({f"{LAYER}.bias": torch.full((16,), float("nan"))}, "not finite"),
+    ],
+)
+def test_a_patch_of_another_model_or_half_of_one_is_refused(
+    tensors: dict[str, torch.Tensor], says: str, tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / "patch.safetensors")
+    with pytest.raises(EunoeError, match=says):
+        load_lm(ModelSettings(name=str(tiny_folder(tmp_path)), patch=str(tmp_path)))

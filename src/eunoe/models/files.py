@@ -93,15 +93,15 @@ def model_files(folder: Path) -> list[Path]:
 
     Raises ``EunoeError`` if config or weights are missing, or if one of these files is a Git LFS pointer.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        adapter = folder / "adapter_config.json"
-        more = (
-            " It holds an adapter of PEFT: merge it into its model (merge_and_unload) and save that."
-            * adapter.is_file()
-        )
+    config, adapter = folder / "config.json", folder / "adapter_config.json"
+    if adapter.is_file():  # transformers would load another model's weights, those that it names
         raise EunoeError(
-            f"{visible(folder)} has no config.json, so it is not the folder of a model.{more} Give the folder that "
+            f"{visible(folder)} holds an adapter of PEFT ({adapter.name}), not a model alone. Merge it into its model and give "
+            "that folder: model.merge_and_unload().save_pretrained(FOLDER)."
+        )
+    if not config.is_file():
+        raise EunoeError(
+            f"{visible(folder)} has no config.json, so it is not the folder of a model. Give the folder that "
             "save_pretrained wrote."
         )
     files = [config, *(folder / name for name in TOKENIZER if (folder / name).is_file())]
@@ -164,11 +164,11 @@ def check_config(file: Path, weights: Iterable[Path]) -> Tensors | None:
             bits = next((f", {n} bit" for n in (4, 8) if value.get(f"load_in_{n}bit") or value.get("bits") == n), "")
             raise _quantised(file, f"{visible(value.get('quant_method', 'quantization_config'), 60)}{bits}")
     found = headers(weights)
-    held = len(found.names) if found is not None and found.names else MOST
+    tensors = len(found.names) if found is not None and found.names else MOST
     for key, value in _entries(config):
-        most = min(held, MOST) if _LAYERS.search(key) else MOST
+        most = min(tensors, MOST) if _LAYERS.search(key) else MOST
         if _COUNT.search(key) and isinstance(value, int | float) and value > most:
-            limit = f"its weights hold {held} tensors" if most < MOST else f"{MOST} is the most"
+            limit = f"its weights hold {tensors} tensors" if most < MOST else f"{MOST} is the most"
             raise EunoeError(
                 f"{visible(file)} asks for {visible(key, 60)}: {value}, but {limit}. Is it the config.json of these weights?"
             )

@@ -1,7 +1,7 @@
-"""Heads on a pretrained model: the LM head at asked positions only, a low-rank change to train one cheaply, a classifier.
+"""Heads on a pretrained model: the LM head at target positions only, a low-rank change to train one cheaply, a classifier.
 
-The vocabulary product is more than half of a small model's arithmetic, and a masked LM asks for 15 % of the tokens.
-One forward hook on the base model hands only the asked positions to whatever head the family has; it works for
+The vocabulary product is more than half of a small model's arithmetic, and a masked LM has 15 % of the tokens as targets.
+One forward hook on the base model hands only the target positions to whatever head the family has; it works for
 every Hugging Face masked or causal LM and changes no number (each position passes the head by itself).
 """
 
@@ -43,7 +43,7 @@ def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
 
 
 def asked_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Logits (n, vocabulary) at the n asked positions of a batch made by ``data.collate``."""
+    """Logits (n, vocabulary) at the n target positions of a batch made by ``data.collate``."""
     core = getattr(model, "module", model)
     with only_positions(core, batch["positions"]):
         logits: Tensor = model(input_ids=batch["input_ids"]).logits
@@ -51,7 +51,7 @@ def asked_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def lm_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, Tensor]:
-    """Summed cross-entropy (nats) over the asked positions, how many there are, and the logits (n, vocabulary)."""
+    """Summed cross-entropy (nats) over the target positions, how many there are, and the logits (n, vocabulary)."""
     logits = asked_logits(model, batch)
     return F.cross_entropy(logits.float(), batch["labels"], reduction="sum"), len(batch["labels"]), logits
 
@@ -146,8 +146,16 @@ def patch_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def apply_patch(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Merge what ``patch_tensors`` kept into a plain model: W + up @ down, and the other weights as they stand."""
+    """Merge what ``patch_tensors`` kept into a plain model: W + up @ down, and the other weights as they stand.
+
+    Raises ``EunoeError`` for a patch of another model, or half of one.
+    """
     named = plain_names(model)
+    for name in tensors:
+        stem, _, half = name.rpartition(".")
+        other = {"up": f"{stem}.down", "down": f"{stem}.up"}.get(half)
+        if other is not None and other not in tensors:
+            raise EunoeError(f"the patch holds {name} but not {other}. Train the head again.")
     with torch.no_grad():
         for name, value in tensors.items():
             if name.endswith(".up"):

@@ -234,14 +234,14 @@ def load_lm(settings: ModelSettings) -> LanguageModel:
     place = next(place for find in KINDS.values() if (place := find(settings.name)) is not None)
     with _quiet(place):
         lm, missing = _transformers(place, settings)
-    check_fit(lm, {file.name for file in place.files})
     patch = Path(expand(settings.patch)) if settings.patch is not None else place.patch
     if settings.head == "train":
         if patch is not None:
             raise EunoeError("model.head is train, but the model already comes with a patch; use one or the other.")
         start_at_identity(lm.model, missing)
     elif patch is not None:
-        apply_patch(lm.model, read_weights(patch_file(patch)))
+        with reading(f"the patch {patch}", "Train the head again."):
+            apply_patch(lm.model, read_weights(patch_file(patch)))
         place.files.append(patch_file(patch))
     elif missing:
         raise EunoeError(
@@ -249,6 +249,7 @@ def load_lm(settings: ModelSettings) -> LanguageModel:
             f"{', '.join(missing[:3])}{' and more' * (len(missing) > 3)}. Give it one: set model.head: train and "
             "say in the section `head` which text to train it on; or name a model with an LM head."
         )
+    check_fit(lm, {file.name for file in place.files})
     lm.origin = Origin(place.files) if weight_files(place.files) else None
     return lm
 
@@ -348,9 +349,9 @@ def _refuse_oversized(blank: nn.Module, found: Tensors | None, settings: ModelSe
 
 def _refuse_other_trunk(model: nn.Module, info: Any, settings: ModelSettings) -> None:
     """The weights must fit, and fill the trunk, and the trunk must have a place for all weights of one."""
-    for name, held, asked in info["mismatched_keys"]:
+    for name, loaded, asked in info["mismatched_keys"]:
         raise EunoeError(
-            f"the weights of {settings.name!r} hold {visible(name)} {tuple(held)}, where its config.json asks for "
+            f"the weights of {settings.name!r} hold {visible(name)} {tuple(loaded)}, where its config.json asks for "
             f"{tuple(asked)}. Is it the config.json of these weights?"
         )
     base = anatomy(model).base
