@@ -30,6 +30,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from benchmarks.arithmetic import Shape, as_released, plugins_alone
 from benchmarks.measure import peak_flops, quartiles, ratio, side_by_side, taking_turns
+from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.methods.base import Method
@@ -37,7 +38,7 @@ from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
 from eunoe.recipe import LoopSettings
-from eunoe.train import Job, make_optimizer
+from eunoe.train import Job
 
 ROWS, ATTENTION, FFN, TURNS, EACH, SETTLE, AGAINST = 4, 512, 768, 3, 6, 3, 15
 SHAPE = Shape(layers=12, width=768, inner=3072, vocabulary=50265, block=164)

@@ -18,13 +18,14 @@ from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks.arithmetic import Shape, all_weights, plugins_alone
 from benchmarks.measure import in_turn, peak_flops, ratio
+from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.methods import METHODS
 from eunoe.methods.base import Method
 from eunoe.models.heads import lm_loss
 from eunoe.recipe import LoopSettings
-from eunoe.train import Job, make_optimizer, train
+from eunoe.train import Job, train
 
 ROWS, BLOCK, STEPS, ROUNDS = 32, 128, 2, 4
 LAYERS, WIDTH, INNER, VOCABULARY = 6, 384, 1536, 30522

@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import eunoe.run
 import torch
+from eunoe.run import Material, build_sequence, read_material
 from torch import Tensor
 from torch.nn import functional as F
 
-import eunoe.run
 from benchmarks.cpt import released
 from eunoe.data.collate import LMBatches, RowBatches, Rows, pad_rows
 from eunoe.data.tasks import Task
@@ -43,7 +44,6 @@ from eunoe.models.load import load_lm
 from eunoe.plan import Plan, resolve
 from eunoe.recipe import Recipe, load_recipe
 from eunoe.report.schema import read_rows
-from eunoe.run import Material, build_sequence, read_material
 
 ROOT = Path(__file__).resolve().parents[1]
 PADDED = 164

@@ -9,6 +9,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("EUNOE_JOBS", "1")  # in this process, where tests can look into it
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; workers that share the cores only get in each other's way
 
 SHARED = Path(os.environ.get("EUNOE_SHARED", Path(__file__).resolve().parents[2] / "shared"))

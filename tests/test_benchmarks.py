@@ -15,11 +15,13 @@ from benchmarks.arithmetic import Shape, all_weights, as_released, plugins_alone
 from benchmarks.cpt import ATTENTION, FFN, SHAPE, finish, released, speed
 from benchmarks.measure import ratio, side_by_side, taking_turns
 from benchmarks.protocol import REST, STAGES, Stages, ours, pad, table, theirs
+from eunoe.run import read_material
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
+from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.methods.cpt import Cpt, CptSettings
@@ -27,8 +29,8 @@ from eunoe.models.heads import lm_loss
 from eunoe.models.load import load_lm
 from eunoe.plan import resolve
 from eunoe.recipe import LoopSettings, Recipe, load_recipe
-from eunoe.run import read_material
-from eunoe.train import Job, make_optimizer, train
+from eunoe.train import Job, train
+from tests.stages import stage
 from tests.tiny import tiny_bert
 from tests.tiny_run import tiny_recipe
 
@@ -84,7 +86,7 @@ def test_roberta_base_needs_what_was_reckoned_by_hand() -> None:
 
 def test_our_step_does_what_is_counted_and_no_more() -> None:
     model, method = tiny()
-    method.before_task("a")
+    method.begin(stage("a"))
     model.train()
     (batch,) = batches(1)[0]
     asked = len(batch["labels"]) / (ROWS * SMALL.block)

@@ -17,10 +17,10 @@ from transformers import AutoModelForMaskedLM
 
 import eunoe
 from eunoe.cli import main
+from eunoe.engine import run
 from eunoe.errors import EunoeError
 from eunoe.recipe import load_recipe
 from eunoe.report.schema import read_rows
-from eunoe.run import run
 from eunoe.verify import verify
 from tests.faults.test_kill import EXEMPT, forks
 from tests.tiny_run import state, tiny_recipe

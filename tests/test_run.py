@@ -21,6 +21,7 @@ import yaml
 from torch import Tensor
 from transformers import BertModel
 
+from eunoe.engine import run
 from eunoe.errors import EunoeError
 from eunoe.head import train_head
 from eunoe.methods.cpt import Cpt, CptSettings
@@ -28,7 +29,6 @@ from eunoe.models.load import load_lm
 from eunoe.plan import resolve
 from eunoe.recipe import load_recipe, recipe_of
 from eunoe.report.schema import Row, read_rows
-from eunoe.run import run
 from eunoe.verify import Finding, verify
 from tests.tiny import sentences, tiny_bert, tiny_tokenizer
 from tests.tiny_run import state, tiny_recipe, tiny_settings

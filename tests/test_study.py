@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from eunoe.engine import run
 from eunoe.errors import EunoeError
 from eunoe.recipe import Study, load_recipe
 from eunoe.report.schema import Row, read_rows
-from eunoe.run import run
 from eunoe.study import resolve_study
 from tests.tiny import tiny_folder
 from tests.tiny_run import write_task, write_text

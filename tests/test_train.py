@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eunoe import checkpoint
+from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches, collate_lm
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError, Interrupted
-from eunoe.methods.base import Method
+from eunoe.methods.base import Batches, Method
 from eunoe.models.anatomy import anatomy
-from eunoe.models.heads import asked_logits, lm_loss
+from eunoe.models.heads import lm_loss, target_logits
 from eunoe.recipe import LoopSettings
-from eunoe.train import Batches, Job, Trained, make_optimizer, restore, train
+from eunoe.train import Job, Trained, train
 from tests.models.families import CAUSAL, SMALL, tiny
+from tests.stages import put_back
 from tests.tiny import size, tiny_bert, tiny_gpt2, tiny_llama
 
 MASK = 4
@@ -75,7 +77,7 @@ def test_the_head_sees_asked_positions_only_and_answers_as_the_plain_model(famil
         if id(module) not in inside and module is not model and not list(module.children()):
             module.register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape[:-1])))
     with torch.no_grad():
-        logits = asked_logits(model, batch)
+        logits = target_logits(model, batch)
         assert set(seen) == {(1, asked)}
         plain = model(input_ids=batch["input_ids"]).logits
     assert logits.shape == (asked, vocabulary)
@@ -132,7 +134,7 @@ def test_a_step_is_the_mean_over_asked_items_however_it_is_split(micro: int) -> 
     assert again.curve[0][1] == pytest.approx(done.curve[0][1], rel=1e-6)
     model = tiny_bert()
     with torch.no_grad():
-        sums = [F.cross_entropy(asked_logits(model, b), b["labels"], reduction="sum").item() for b in given]
+        sums = [F.cross_entropy(target_logits(model, b), b["labels"], reduction="sum").item() for b in given]
     assert done.curve[0][1] == pytest.approx(sum(sums) / sum(len(b["labels"]) for b in given), rel=1e-6)
 
 
@@ -375,7 +377,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     train(job(tiny_bert(), batches(steps=2), tmp_path))
     held = checkpoint.load(tmp_path / "step-00000002").groups["weights"]
     with pytest.raises(EunoeError, match=r"does not fit this model: .* differ\. It belongs to another recipe"):
-        restore(tiny_bert(hidden_size=8), held, "the checkpoint")
+        put_back(tiny_bert(hidden_size=8), held, "the checkpoint")
 
 
 def test_the_loss_falls_on_text_that_repeats_itself() -> None:

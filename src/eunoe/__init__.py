@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "EunoeError": "eunoe.errors:EunoeError",
@@ -15,7 +15,7 @@ _PUBLIC = {
     "anchored_groups": "eunoe.optim.groups:anchored_groups",
     "load_plugins": "eunoe.plugins.files:load_plugins",
     "load_recipe": "eunoe.recipe:load_recipe",
-    "run_recipe": "eunoe.run:run",
+    "run_recipe": "eunoe.engine:run",
     "set_domain": "eunoe.plugins.inject:set_domain",
     "verify_run": "eunoe.verify:verify",
     "write_report": "eunoe.report.page:write_report",
@@ -29,6 +29,7 @@ __all__ = [
 
 TYPE_CHECKING = False  # as in typing, whose import would cost more than all the rest here
 if TYPE_CHECKING:
+    from eunoe.engine import run as run_recipe
     from eunoe.errors import EunoeError
     from eunoe.optim.groups import anchored_groups
     from eunoe.optim.recadam import RecAdam
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from eunoe.plugins.inject import set_domain
     from eunoe.recipe import load_recipe
     from eunoe.report.page import write_report
-    from eunoe.run import run as run_recipe
     from eunoe.verify import verify as verify_run
 
 

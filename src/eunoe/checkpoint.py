@@ -3,6 +3,9 @@
 A checkpoint is a folder: one safetensors file per group of tensors, ``values.json`` for plain values, and
 ``manifest.json`` with every file's SHA-256. It is written to ``NAME.partial``, each file fsynced, the folder renamed,
 the parent fsynced: a kill at any moment leaves either the whole checkpoint or none. Loading verifies every hash.
+
+The manifest also says what the checkpoint is of (``identity``: the run, the cell, what it started from), so one that was put
+in place from elsewhere is refused. Checkpoints of versions before 0.2 have no identity.
 """
 
 from __future__ import annotations
@@ -10,20 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+import torch
 from torch import Tensor
 
 from eunoe.atomic import sync_folder, write_synced
 from eunoe.errors import EunoeError
+from eunoe.foreign import first_line, visible
 
 _FORMAT = 1
 _TENSOR, _PAIRS, _TUPLE = "__tensor__", "__pairs__", "__tuple__"
+
+
+class Damaged(EunoeError):  # noqa: N818 - says what it is
+    """A checkpoint that is not there as it was written: files missing, cut, changed, or of odd content."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,16 @@ class Checkpoint:
 
     folder: Path
     groups: dict[str, Any]
+    identity: dict[str, str] | None
+    """What it is of; None: a version wrote it that did not say."""
+    digest: str
+    """SHA-256 of its manifest, which holds the hashes of all its files."""
 
 
-def save(folder: Path, groups: Mapping[str, Any]) -> None:
+def save(folder: Path, groups: Mapping[str, Any], identity: Mapping[str, str] | None = None) -> None:
     """Write ``groups`` (name -> nested dicts/lists of tensors and plain values) as the checkpoint ``folder``.
+
+    ``identity``: what it is a checkpoint of, which ``load`` compares.
 
     An older checkpoint of the same name is replaced; a kill between the two renames leaves it as ``NAME.old``, which
     ``load``, ``newest`` and ``prune`` put back. Raises ``EunoeError`` if the disk is full or not writable; what was
@@ -57,7 +72,8 @@ def save(folder: Path, groups: Mapping[str, Any]) -> None:
                 )
         text = json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True)
         hashes["values.json"] = write_synced(partial / "values.json", text.encode("utf-8"))
-        manifest = json.dumps({"format": _FORMAT, "sha256": hashes}, indent=1, sort_keys=True)
+        said = {"identity": dict(identity)} if identity is not None else {}
+        manifest = json.dumps({"format": _FORMAT, "sha256": hashes, **said}, indent=1, sort_keys=True)
         write_synced(partial / "manifest.json", manifest.encode("utf-8"))
         sync_folder(partial)
         if folder.exists():
@@ -83,38 +99,41 @@ def _put_back(folder: Path) -> None:
         old.rename(folder)
 
 
-def load(folder: Path) -> Checkpoint:
-    """Read and verify a checkpoint; raises ``EunoeError`` naming the file that is missing or does not match its hash."""
-    try:
-        _put_back(folder)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        hashes, form = dict(manifest["sha256"]), manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EunoeError(f"{folder} is no whole checkpoint: its manifest.json cannot be read ({error}).") from None
-    if form != _FORMAT:
-        raise EunoeError(
-            f"{folder} has the checkpoint format {form!r}; this version of eunoe reads {_FORMAT}. Use the version that wrote it."
-        )
-    held: dict[str, bytes] = {}
+def load(folder: Path, identity: Mapping[str, str] | None = None) -> Checkpoint:
+    """Read and verify a checkpoint; raises ``EunoeError`` naming the file that is missing or does not match its hash.
+
+    ``identity``: what it must be a checkpoint of, as far as it says so (``Checkpoint.identity`` is None where it does not).
+    """
+    hashes, said, digest = _manifest(folder)
+    _refuse_other(folder, said, identity)
+    contents: dict[str, bytes] = {}
     for name, expected in hashes.items():
-        if Path(name).name != name or Path(name).suffix not in (".json", ".safetensors"):
-            raise EunoeError(f"{folder}: the manifest names {name!r}, which is no file of this folder.")
         try:
-            held[name] = (folder / name).read_bytes()
+            contents[name] = (folder / name).read_bytes()
         except OSError as error:
-            raise EunoeError(f"{folder / name} cannot be read: {error.strerror}.") from None
-        found = hashlib.sha256(held[name]).hexdigest()
+            raise Damaged(f"{folder / name} cannot be read: {error.strerror}.") from None
+        found = hashlib.sha256(contents[name]).hexdigest()
         if found != expected:
-            raise EunoeError(f"{folder / name} was changed: its SHA-256 is {found}, the manifest says {expected}.")
-    try:
-        values = json.loads(held["values.json"])
+            raise Damaged(f"{folder / name} was changed: its SHA-256 is {found}, the manifest says {expected}.")
+    with forged(folder):
+        values = json.loads(contents["values.json"])
         groups = {}
         for name, tree in values.items():
-            data = held.get(f"{name}.safetensors")
+            data = contents.get(f"{name}.safetensors")
             groups[name] = _join(tree, safetensors.torch.load(data) if data is not None else {})
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise EunoeError(f"{folder} cannot be read as a checkpoint: {error}.") from None
-    return Checkpoint(folder, groups)
+    return Checkpoint(folder, groups, said, digest)
+
+
+@contextmanager
+def forged(folder: Path) -> Iterator[None]:
+    """Whatever a checkpoint with right hashes but odd content makes torch and others raise becomes one ``EunoeError``."""
+    try:
+        yield
+    except EunoeError:
+        raise
+    except Exception as error:
+        raise Damaged(f"{folder} cannot be read as a checkpoint: {first_line(error)} Its files have the right hashes but not what a "
+                         "checkpoint of this version holds. Delete the folder; the same command makes it again.") from error  # fmt: skip
 
 
 def whole(folder: Path) -> bool:
@@ -123,15 +142,101 @@ def whole(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
-def newest(parent: Path, prefix: str = "step-") -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint below ``parent`` that verifies, and why newer ones were passed over."""
+def manifest_digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint's manifest, which names all its content; raises ``EunoeError`` if it cannot be read."""
+    return _manifest(folder)[2]
+
+
+def identity_of(folder: Path) -> dict[str, str] | None:
+    """What a checkpoint says it is of; None: it does not say. Raises ``EunoeError`` if the manifest cannot be read."""
+    return _manifest(folder)[1]
+
+
+def newest(
+    parent: Path, identity: Mapping[str, str] | None = None, prefix: str = "step-"
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint below ``parent`` that verifies, and why newer ones were skipped.
+
+    Raises ``EunoeError`` for one that says it is of something else than ``identity``; with ``identity`` given, one that says
+    nothing (of a version before 0.2) is skipped.
+    """
     skipped: list[str] = []
     for folder in reversed(_series(parent, prefix)):
+        try:
+            said = _manifest(folder)[1]
+        except EunoeError as error:
+            skipped.append(str(error))
+            continue
+        if identity and said is None:
+            skipped.append(
+                f"{folder} was written by an earlier version of eunoe, which does not say what it is a checkpoint of."
+            )
+            continue
+        _refuse_other(folder, said, identity)
         try:
             return load(folder), skipped
         except EunoeError as error:
             skipped.append(str(error))
     return None, skipped
+
+
+def newest_whole(parent: Path, prefix: str = "step-") -> Path | None:
+    """The newest checkpoint below ``parent`` whose files have their hashes; nothing of it is loaded."""
+    return next((folder for folder in reversed(_series(parent, prefix)) if intact(folder)), None)
+
+
+def intact(folder: Path) -> bool:
+    """Are all files of a checkpoint there with the hashes that its manifest says?"""
+    try:
+        for name, expected in _manifest(folder)[0].items():
+            with open(folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    return False
+    except (OSError, EunoeError):
+        return False
+    return True
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over nested tensors and plain values: the same for the same bits."""
+    tensors: dict[str, Tensor] = {}
+    total = hashlib.sha256(json.dumps(_split(tree, "", tensors), sort_keys=True).encode())
+    for name, tensor in tensors.items():
+        total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _manifest(folder: Path) -> tuple[dict[str, str], dict[str, str] | None, str]:
+    """A manifest's hashes, what it says it is of, and its own hash."""
+    try:
+        _put_back(folder)
+        data = (folder / "manifest.json").read_bytes()
+        manifest = json.loads(data)
+        hashes, form, said = dict(manifest["sha256"]), manifest["format"], manifest.get("identity")
+        said = None if said is None else {str(key): str(value) for key, value in said.items()}
+    except Exception as error:  # a damaged file can raise anything
+        raise Damaged(
+            f"{folder} is not a whole checkpoint: its manifest.json cannot be read ({first_line(error)})"
+        ) from None
+    if form != _FORMAT:
+        raise EunoeError(
+            f"{folder} has the checkpoint format {form!r}; this version of eunoe reads {_FORMAT}. Use the version that wrote it."
+        )
+    for name in hashes:
+        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in (".json", ".safetensors"):
+            raise Damaged(f"{folder}: the manifest names {name!r}, which is not a file of this folder.")
+    return hashes, said, hashlib.sha256(data).hexdigest()
+
+
+def _refuse_other(folder: Path, said: Mapping[str, str] | None, identity: Mapping[str, str] | None) -> None:
+    if said is None or not identity:
+        return
+    wrong = [key for key, value in identity.items() if said.get(key) != value]
+    if wrong:
+        listed = "; ".join(f"{key}: {visible(said.get(key))} there, {visible(identity[key])} here" for key in wrong)
+        raise EunoeError(f"{folder} belongs to another training ({listed}). Put back what it began with, or delete the folder: the same "
+                         "command then starts this part over.")  # fmt: skip
 
 
 def prune(parent: Path, keep: int, prefix: str = "step-") -> None:

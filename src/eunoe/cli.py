@@ -9,9 +9,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from eunoe import ranks
+from eunoe import ranks, stop
 from eunoe.errors import EunoeError
 from eunoe.foreign import visible
 from eunoe.lookup import lookup, unknown
@@ -28,6 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 2 the user can mend it, 130 stopped with its place saved)."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        with stop.watching(command=argv is None):
+            return _main(words)
+    except EunoeError as error:  # from the last look of the watch
+        print(f"eunoe: {error}", file=sys.stderr)
+        return error.code
+
+
+def _main(words: list[str]) -> int:
+    try:
         if words and not words[0].startswith("-") and words[0] not in COMMANDS:
             raise unknown(words[0], COMMANDS, "command")
         args, rest = _parser().parse_known_args(words)
@@ -43,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"eunoe: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
-        print("eunoe: stopped. Run the same command to go on from the last checkpoint.", file=sys.stderr)
+        print("eunoe: stopped. Run the same command to resume from the last checkpoint.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--model", default="minilm", metavar=f"{{{','.join(DEMOS)}}}",
                       help="an encoder and four domains (minilm, the default), or a small LLM and two (smollm2)")  # fmt: skip
     demo.add_argument("--out", type=Path, help="run folder (default runs/demo, or runs/demo_smollm2)")
+    _sharing(demo)
     demo.set_defaults(go=_demo, overrides=True)
 
     run = commands.add_parser(
@@ -83,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", help="a YAML file, or the name of a shipped recipe (eunoe list recipes)")
     run.add_argument("--out", type=Path, help="run folder (default runs/NAME)")
     run.add_argument("--scale", help="a named set of overrides from the recipe's `scales`")
+    _sharing(run)
     run.set_defaults(go=_run, overrides=True)
 
     finetune = commands.add_parser(
@@ -107,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         help="show RecAdam's lambda, pull and rate over the steps, also as OUT.lambda.html, and train nothing",
     )
     _fine_tuning(finetune, optimizer=["adamw"], seeds=[0], epochs=None)
+    _sharing(finetune, relearn=False)
     finetune.set_defaults(go=_finetune, overrides=True)
 
     glue = commands.add_parser(
@@ -128,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     glue.add_argument("--check", type=Path, metavar="ZIP", help="only check a submission's files, headers and rows")
     _fine_tuning(glue, optimizer=["adamw"], seeds=[0, 1, 2, 3, 4], epochs=3)
+    _sharing(glue, relearn=False)
     glue.set_defaults(go=_glue, overrides=True)
 
     report = commands.add_parser("report", help="make the page of a run again, or compare several runs")
@@ -165,6 +178,18 @@ def _parser() -> argparse.ArgumentParser:
     lists.add_argument("what", metavar="{methods,models,transfers,recipes}")
     lists.set_defaults(go=_list, overrides=False)
     return parser
+
+
+def _sharing(parser: argparse.ArgumentParser, relearn: bool = True) -> None:
+    """The options on who does the work, and what is done again."""
+    parser.add_argument(
+        "--jobs", default=os.environ.get("EUNOE_JOBS") or "auto", metavar="N",
+        help="processes that share the work; auto (the default): one a core for models below 100M weights, else one",
+    )  # fmt: skip
+    if relearn:
+        parser.add_argument(
+            "--relearn", action="store_true", help="delete damaged states of stages, and learn those stages again"
+        )
 
 
 def _fine_tuning(parser: argparse.ArgumentParser, optimizer: list[str], seeds: list[int], epochs: float | None) -> None:
@@ -210,13 +235,24 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     recipe = load_recipe(args.recipe, _overrides(rest), args.scale)
     out = args.out or Path("runs") / recipe.name
 
-    from eunoe.run import run  # torch and transformers: seconds
+    from eunoe.engine import run  # torch and transformers: seconds
 
-    report = run(recipe, out, args.words)
+    report = run(recipe, out, args.words, jobs=_jobs(args.jobs), relearn=args.relearn)
     if ranks.first():
         _summary([out])
         print(f"report: {report}")
     return 0
+
+
+def _jobs(text: str) -> int | Literal["auto"]:
+    """``auto`` or a number of processes."""
+    if text == "auto":
+        return "auto"
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise EunoeError(
+            f"--jobs is {text!r}; give a number of processes from 1 to 1024, or auto (one a core for models below 100M weights, else one)."
+        )
+    return int(text)
 
 
 def _finetune(args: argparse.Namespace, rest: list[str]) -> int:
@@ -248,9 +284,9 @@ def _glue(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _study(study: Study, args: argparse.Namespace) -> int:
-    from eunoe.study import run_study
+    from eunoe.engine import run
 
-    report = run_study(study, args.out, args.words, getattr(args, "fill", False))
+    report = run(study, args.out, args.words, jobs=_jobs(args.jobs), fill=getattr(args, "fill", False))
     _summary([args.out])
     print(f"report: {report}")
     return 0
@@ -281,8 +317,6 @@ def _summary(runs: list[Path]) -> None:
 
 
 def _verify(args: argparse.Namespace, _rest: list[str]) -> int:
-    _refuse_study(args.run, "promises to verify")
-
     from eunoe.verify import verify
 
     findings = verify(args.run)
@@ -302,17 +336,7 @@ def _verify(args: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
-def _refuse_study(run: Path, lacks: str) -> None:
-    from eunoe.recipe import Study, recipe_of_run
-
-    if isinstance(recipe_of_run(run), Study):
-        raise EunoeError(f"{run} is a fine-tuning study: it learns no domains and has no {lacks}. Give the folder of a run over "
-                         "domains, as eunoe demo makes it.")  # fmt: skip
-
-
 def _route(args: argparse.Namespace, _rest: list[str]) -> int:
-    _refuse_study(args.run, "plug-ins to choose from")
-
     from eunoe.route import route_run
 
     print(route_run(args.run, args.top))

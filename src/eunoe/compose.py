@@ -23,7 +23,7 @@ from eunoe.optim.table import OPTIMIZERS
 from eunoe.progress import console
 from eunoe.recipe import Study, recipe_of
 from eunoe.report.lines import together
-from eunoe.study import annealing, load_study_task, resolve_study
+from eunoe.study import course, load_study_task, resolve_study
 
 Overrides = list[tuple[str, str]]
 
@@ -86,13 +86,13 @@ def plot_lambda(study: Study, out: Path) -> Path:
     Raises ``EunoeError`` where no system uses recadam.
     """
     rows = {task.name: len(load_study_task(task).train) for task in study.tasks}
-    cells = [cell for cells in resolve_study(study).points.values() for cell in cells]
+    works = [work for works in resolve_study(study).points.values() for work in works]
     figures: list[str] = []
-    for cell in cells:
-        plan = annealing(cell, rows[cell.task])
+    for work in works:
+        plan = course(work, rows[work.task])
         if plan is None:
             continue
-        title = f"{cell.task} · {cell.label} · {plan.steps} steps"
+        title = f"{work.task} · {work.label} · {plan.steps} steps"
         _print_curve(title, plan.curve)
         for line in plan.warnings:
             console.print(f"warning: {line}", markup=False, highlight=False)

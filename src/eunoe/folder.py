@@ -1,16 +1,22 @@
-"""The run folder: whose it is, what made it, when it is finished. Domains' runs and fine-tuning studies share it.
+"""The run folder: whose it is, what made it, what is done in it, when it is finished. Runs over domains and studies share it.
 
-recipe.yaml (as resolved) says whose folder it is, environment.json what its numbers may depend on, times.jsonl how long
-things took (it differs from run to run), finished.json that nothing is owed any more.
+recipe.yaml (as resolved) says whose folder it is, texts.json what model and text it reads, environment.json what its numbers may
+depend on, times.jsonl how long things took (it differs from run to run), finished.json that nothing is owed any more.
+
+Work is cut into cells, each with a folder of its own. ``cell.json`` is written last and means done: it names the run, the cell,
+the SHA-256 of the cell's files, and the marks of the cells it needed. So a file that was damaged, or put in place from another
+run, is noticed, and so is all that was computed from something that is no longer there.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,51 +24,44 @@ from typing import Any, TextIO
 
 import torch
 
+from eunoe import stop
 from eunoe.atomic import write_text
 from eunoe.errors import EunoeError
+from eunoe.foreign import reading, visible
+from eunoe.progress import say, say_once
 from eunoe.recipe import same_run, to_yaml
 
-_FIRST = (".lock", "recipe.yaml.partial")
+_FIRST = (".lock", ".locks", "recipe.yaml.partial")
 """What a kill in a run's first moment leaves behind."""
+FORMAT = 2
+"""Of texts.json and cell.json; folders of before 0.2 have neither."""
 
 
+# -- whose it is ----------------------------------------------------------------------------------------------------
 def refuse_other(recipe: Any, out: Path, resolve: Callable[[Any], Any]) -> None:
-    """Raises if the folder holds the run of another recipe (saying what differs), or things that are no run.
+    """Raises if the folder holds the run of another recipe (saying what differs), or things that are not a run.
 
     ``resolve``: see ``recipe.same_run``.
     """
     if (out / "recipe.yaml").is_file():
-        found = same_run(out, recipe, resolve)
+        found = [line for line in same_run(out, recipe, resolve) if not line.startswith("threads: 'auto'")]
         if found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise EunoeError(f"{out} belongs to another recipe: {'; '.join(found[:5])}{more}. Choose another --out, or "
                              "give the settings it was begun with.")  # fmt: skip
     elif out.exists() and (not out.is_dir() or any(p.name not in _FIRST for p in out.iterdir())):
-        raise EunoeError(f"{out} exists and is no run folder. Choose another --out, or empty it.")
-
-
-def finished(out: Path) -> bool:
-    """Everything the recipe owes is there and the report was made from these rows."""
-    mark = out / "finished.json"
-    if not mark.is_file() or not (out / "report.html").is_file():
-        return False
-    return bool(json.loads(mark.read_text(encoding="utf-8"))["rows_sha256"] == rows_hash(out))
-
-
-def mark_finished(out: Path) -> None:
-    write_text(out / "finished.json", json.dumps({"rows_sha256": rows_hash(out)}) + "\n")
-
-
-def rows_hash(out: Path) -> str:
-    file = out / "rows.jsonl"
-    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
+        raise EunoeError(f"{out} exists and is not a run folder. Choose another --out, or empty it.")
 
 
 @contextmanager
-def claimed(recipe: Any, out: Path, command: str, shared: bool = False) -> Iterator[None]:
-    """The folder with its recipe and environment: for this process alone, or ``shared`` with others of the same recipe.
+def claimed(
+    recipe: Any, out: Path, command: str, reads: Mapping[str, str], resolve: Callable[[Any], Any], shared: bool
+) -> Iterator[str]:
+    """The folder with its recipe, environment and what it reads: ``shared`` with others of the same recipe, or alone.
 
-    Raises ``EunoeError`` if it cannot be written, or another process has it for itself.
+    ``reads``: name -> SHA-256 of what the run reads. Everything is compared under the lock, so of two starts that meet one
+    is refused. Yields the run's fingerprint, which stands in every checkpoint and cell. Raises ``EunoeError`` if the folder
+    cannot be written, belongs to another recipe, read other text or weights, or another process has it for itself.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -70,26 +69,178 @@ def claimed(recipe: Any, out: Path, command: str, shared: bool = False) -> Itera
     except OSError as error:
         raise EunoeError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from None
     with lock:
-        first = _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not first and not shared:
-            raise EunoeError(f"another process is at work in {out}. Wait for it, or choose another --out.")
-        if first:
-            write_text(out / "recipe.yaml", to_yaml(recipe))
+        alone = try_lock(lock)
+        if not alone and (not shared or not _wait_for_share(lock)):
+            raise EunoeError(f"another process is running in {out}. Wait for it, or choose another --out.")
+        refuse_other(recipe, out, resolve)
+        if alone:
+            if not (out / "recipe.yaml").is_file():
+                write_text(out / "recipe.yaml", to_yaml(recipe))
             if not (out / "environment.json").is_file():
                 write_text(out / "environment.json", json.dumps(environment(command), indent=1) + "\n")
-        if shared:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # waits for the one that writes the recipe
-        yield
+        _refuse_other_reads(out, reads, write=alone)
+        if alone and shared:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield fingerprint(out)
 
 
-def _lock(file: TextIO, kind: int) -> bool:
+def _refuse_other_reads(out: Path, reads: Mapping[str, str], write: bool) -> None:
+    """Note what the run reads, or raise if a run that is resumed would read something else than it began with."""
+    file = out / "texts.json"
+    if not file.is_file():
+        if write and not (out / "rows.jsonl").is_file():
+            write_text(file, json.dumps({"format": str(FORMAT), **reads}, indent=1) + "\n")
+        return
+    with reading(file, "Delete it to resume without this check."):
+        kept: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+    if kept.get("format") != str(FORMAT):
+        say(f"{out} was begun by an earlier version of eunoe, which names texts and weights in another way: whether they are still "
+            "the same cannot be checked.")  # fmt: skip
+        return
+    changed = [name for name, digest in reads.items() if kept.get(name, digest) != digest]
+    if changed:
+        raise EunoeError(f"what {out} was begun with is no longer the same: {', '.join(map(visible, changed))}. The files have changed "
+                         "since. Put the old ones back, or choose another --out.")  # fmt: skip
+
+
+def says_whose(out: Path) -> bool:
+    """Do the folder's checkpoints and cells say whose they are? Those of versions before 0.2 do not."""
     try:
-        fcntl.flock(file, kind)
-    except OSError:
+        return bool(json.loads((out / "texts.json").read_text(encoding="utf-8")).get("format") == str(FORMAT))
+    except Exception:  # not there, or damaged
         return False
+
+
+def fingerprint(out: Path) -> str:
+    """What names a run in its checkpoints and cells: its recipe and what it reads."""
+    total = hashlib.sha256()
+    for name in ("recipe.yaml", "texts.json"):
+        file = out / name
+        total.update(file.read_bytes() if file.is_file() else b"")
+    return total.hexdigest()[:32]
+
+
+def try_lock(lock: TextIO) -> bool:
+    """Take a file's lock for this process alone, if it is free. A file system that has no locks lets everyone pass, and says so."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        say_once(
+            f"the file system of {lock.name} has no locks ({error.strerror}): take care that no other process runs there."
+        )
     return True
 
 
+def _wait_for_share(lock: TextIO, seconds: float = 10) -> bool:
+    """Share the lock; who writes the recipe has it alone for a moment, who runs alone for long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            stop.check("waiting for another process")
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
+# -- cells ----------------------------------------------------------------------------------------------------------
+def write_mark(out: Path, run: str, key: str, needs: Mapping[str, str], files: Sequence[str]) -> None:
+    """``cell.json``: the cell is done. ``needs``: key -> SHA-256 of the mark of a cell it was computed from.
+
+    ``files``: what the cell left, as paths from the run's folder ``out``.
+    """
+    hashes = {name: file_hash(out / name) for name in files}
+    mark = {"format": FORMAT, "run": run, "cell": key, "needs": dict(needs), "sha256": hashes}
+    write_text(out / key / "cell.json", json.dumps(mark, indent=1, sort_keys=True) + "\n")
+
+
+def read_mark(out: Path, run: str | None, key: str) -> tuple[str, dict[str, str]] | None:
+    """The SHA-256 of a cell's mark, and of the marks it was computed from; None where it is not done, or its files were damaged.
+
+    Raises ``EunoeError`` where the mark is of another run (``run`` None: any) or cell.
+    """
+    file = out / key / "cell.json"
+    try:
+        data = file.read_bytes()
+        mark = json.loads(data)
+        own, cell, needs, hashes = str(mark["run"]), str(mark["cell"]), dict(mark["needs"]), dict(mark["sha256"])
+        safe = not any(Path(name).is_absolute() or ".." in Path(name).parts for name in hashes)
+    except FileNotFoundError:
+        return None
+    except Exception:  # damaged: the cell is made again
+        safe = False
+    if not safe:
+        say_once(f"{file} is damaged: that piece of work is done again.")
+        return None
+    if cell != key or own != (run or own):
+        raise EunoeError(f"{out / key} belongs to another run or place (run {visible(own)}, cell {visible(cell)}; here it is run {run}, "
+                         f"cell {key}). Put back what was there, or delete the folder: the same command makes it again.")  # fmt: skip
+    for name, expected in hashes.items():
+        if file_hash(out / name) != expected:
+            say_once(f"{out / name} is missing or was changed: that piece of work is done again.")
+            return None
+    return hashlib.sha256(data).hexdigest(), {str(k): str(v) for k, v in needs.items()}
+
+
+def recorded(out: Path, key: str) -> dict[str, str]:
+    """The SHA-256 of a cell's files as its mark says, by path from the run's folder; {} where no mark can be read."""
+    try:
+        return {
+            str(name): str(sha) for name, sha in json.loads((out / key / "cell.json").read_bytes())["sha256"].items()
+        }
+    except Exception:  # not there, or damaged
+        return {}
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file; of one that cannot be read a word that is no hash."""
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return "missing"
+
+
+# -- when it is finished --------------------------------------------------------------------------------------------
+def finished(out: Path) -> bool:
+    """Everything the recipe owes is there, and what was made from the rows is as it was made."""
+    kept = _finished(out)
+    if kept is None:
+        return False
+    if kept.get("rows_sha256") != rows_hash(out) or not (out / "report.html").is_file():
+        return False
+    return all(file_hash(out / name) == sha for name, sha in dict(kept.get("sha256") or {}).items())
+
+
+def was_finished(out: Path) -> bool:
+    """Was everything there once? (Something may have been damaged since.)"""
+    return _finished(out) is not None
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    try:
+        kept = json.loads((out / "finished.json").read_text(encoding="utf-8"))
+        return dict(kept)
+    except Exception:  # not there, or damaged: it is looked at again what is owed
+        return None
+
+
+def mark_finished(out: Path, files: Sequence[str]) -> None:
+    """``files``: what was made from the rows."""
+    hashes = {name: file_hash(out / name) for name in files if (out / name).is_file()}
+    write_text(out / "finished.json", json.dumps({"rows_sha256": rows_hash(out), "sha256": hashes}) + "\n")
+
+
+def rows_hash(out: Path) -> str:
+    file = out / "rows.jsonl"
+    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
+
+
+# -- beside it ------------------------------------------------------------------------------------------------------
 def environment(command: str) -> dict[str, Any]:
     """Versions and machine facts that the numbers may depend on, and the command."""
     packages = (

@@ -1,24 +1,46 @@
-"""What people see while something long runs: one bar on stderr with the loss, tokens a second and the time left."""
+"""What people see while something long runs: bars on stderr with the loss, tokens a second and the time left.
+
+On a terminal one bar, or one a job. In a log one line every half minute. In a job (jobs.py) one line of JSON on stdout, which
+the process that started it turns into its bar.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from functools import cache
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eunoe import ranks
+from eunoe.foreign import visible
 
-console = Console(stderr=True, quiet=os.environ.get("EUNOE_QUIET") == "1" or not ranks.first(), highlight=False)
+EVERY = 30.0
+"""Seconds between two lines of a log."""
+
+
+def _quiet() -> bool:
+    return os.environ.get("EUNOE_QUIET") == "1" or os.environ.get("RANK", "0") not in ("0", "")
+
+
+console = Console(stderr=True, quiet=_quiet(), highlight=False)
+_spoke = time.monotonic()  # when the log last had a line: one clock for all bars of the process
+
+
+def _job() -> bool:
+    return os.environ.get("EUNOE_PROGRESS") == "json"
 
 
 def say(text: str) -> None:
     """One line for people, on stderr."""
-    console.print(text, markup=False, soft_wrap=True)  # a line of a log is looked for as a whole
+    if _job():
+        print(json.dumps({"say": text}), flush=True)
+    else:
+        console.print(text, markup=False, soft_wrap=True)  # a line of a log is looked for as a whole
 
 
 @cache
@@ -28,18 +50,14 @@ def say_once(text: str) -> None:
 
 
 class Bar:
-    """A bar over ``total`` steps of which ``done`` are behind us. On something that is no terminal: a line now and then."""
+    """A bar over ``total`` steps of which ``done`` are behind us."""
 
     def __init__(self, name: str, total: int, done: int = 0) -> None:
         self.name, self.total, self.done, self.start = name, total, done, done
-        self.tokens, self.began, self.spoke = 0, time.monotonic(), time.monotonic()
-        self.live = console.is_terminal and not console.quiet
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}  {task.fields[rate]}"), TimeRemainingColumn(),
-            console=console, transient=True, expand=True, disable=not self.live,
-        )  # fmt: skip
-        self.task = self.progress.add_task(name, total=total, completed=done, loss="", rate="")
+        self.tokens, self.began, self.sent = 0, time.monotonic(), 0.0
+        self.live = console.is_terminal and not console.quiet and not _job()
+        self.progress = _progress(self.live)
+        self.task = self.progress.add_task(visible(name), total=total, completed=done, loss="", rate="")
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -56,12 +74,68 @@ class Bar:
         self.tokens += tokens
         now = time.monotonic()
         rate = self.tokens / max(now - self.began, 1e-9)
-        said = "" if loss is None else f"loss {loss:.3f}"
-        self.progress.update(self.task, completed=self.done, loss=said, rate=f"{rate:,.0f} tokens/s")
-        if not self.live and not console.quiet and now - self.spoke > 30:
-            self.spoke = now
-            left = (self.total - self.done) * (now - self.began) / (self.done - self.start)
-            print(
-                f"{self.name}: step {self.done}/{self.total} {said} {rate:,.0f} tokens/s, {left:,.0f} s left",
-                file=sys.stderr,
-            )
+        left = (self.total - self.done) * (now - self.began) / max(1, self.done - self.start)
+        shown = {"name": self.name, "done": self.done, "total": self.total, "rate": f"{rate:,.0f} tokens/s", "left": left,
+                 "loss": "" if loss is None else f"loss {loss:.3f}"}  # fmt: skip
+        if _job():
+            if now - self.sent > 0.5 or self.done == self.total:
+                self.sent = now
+                print(json.dumps(shown), flush=True)
+        elif self.live:
+            self.progress.update(self.task, completed=self.done, loss=shown["loss"], rate=shown["rate"])
+        elif not console.quiet:
+            _log(shown)
+
+
+class Lines:
+    """What several jobs are at: one bar a job on a terminal, else a line every half minute for each in turn."""
+
+    def __init__(self, count: int) -> None:
+        self.live = console.is_terminal and not console.quiet
+        self.progress = _progress(self.live)
+        self.tasks = [self.progress.add_task(f"job {k + 1}", total=None, loss="", rate="") for k in range(count)]
+        self.errors: dict[int, str] = {}
+
+    def __enter__(self) -> Lines:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def take(self, k: int, event: Any) -> None:
+        """What job ``k`` sent: progress, a line to say, or the error that it ended with."""
+        if not isinstance(event, dict):
+            return
+        if "say" in event:
+            console.print(str(event["say", "say_once"]), markup=False)
+        elif "error" in event:
+            self.errors[k] = str(event["error"])
+        elif "name" in event and self.live:
+            self.progress.update(self.tasks[k], description=f"{k + 1}: {visible(event['name'])}", total=event["total"],
+                                 completed=event["done"], loss=event["loss"], rate=event["rate"])  # fmt: skip
+        elif "name" in event and not console.quiet:
+            _log({**event, "name": f"job {k + 1}: {event['name']}"})
+
+
+def _log(shown: dict[str, Any]) -> None:
+    """One line of a log, if the last one is half a minute ago."""
+    global _spoke
+    now = time.monotonic()
+    if now - _spoke > EVERY:
+        _spoke = now
+        place = f"{visible(shown['name'])}: step {shown['done']}/{shown['total']}"
+        print(f"{place} {shown['loss']} {shown['rate']}, {shown['left']:,.0f} s left", file=sys.stderr)
+
+
+def _progress(live: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}  {task.fields[rate]}"), TimeRemainingColumn(),
+        console=console, transient=True, expand=True, disable=not live,
+    )  # fmt: skip
+
+
+__all__ = ["Bar", "Lines", "console", "say", "say_once"]

@@ -18,16 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eunoe import checkpoint
+from eunoe import checkpoint, stop
 from eunoe.atomic import write_text
 from eunoe.data.corpus import load_blocks
 from eunoe.errors import EunoeError
 from eunoe.evaluate.routing import mixed_losses, mixture, route, routing_batches, row_means, second_half, token_losses
-from eunoe.models.load import LanguageModel
-from eunoe.plan import Plan, Sequence
-from eunoe.plugins.inject import adapters
-from eunoe.run import build_sequence, domain_folder, load_plan, model_settings
-from eunoe.train import restore
+from eunoe.plan import RunPlan, load_run, model_settings
+from eunoe.recipe import as_path
+from eunoe.sequence import Sequence, Walk
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,15 @@ def route_run(out: Path, top: int = 2) -> str:
     """
     if top < 1:
         raise EunoeError(f"--top is {top}; mix at least 1 plug-in.")
-    plan = load_plan(out)
+    out = as_path(out, "out")
+    plan = load_run(out)
     found = [
-        _route_sequence(plan, sequence, out, top)
-        for sequence in plan.sequences
-        if sequence.method is not None and not sequence.method.method.forgets
+        _route(plan, way, out, top) for way in plan.sequences if way.method is not None and way.method.needs_domain
     ]
     if not found:
-        raise EunoeError(f"no method of {out} has plug-ins to choose from. Route a run of the method cpt.")
+        raise EunoeError(
+            f"no method of {out} reads text by its domain, so there is nothing to choose. Route a run of the method cpt."
+        )
     write_text(out / "routing.json", json.dumps({"top": top, "sequences": [asdict(f) for f in found]}, indent=1) + "\n")
     write_text(out / "routing.csv", _csv(found))
     methods = dict.fromkeys((f.method, tuple(sorted(f.choices))) for f in found)
@@ -71,23 +70,20 @@ def route_run(out: Path, top: int = 2) -> str:
     )
 
 
-def _route_sequence(plan: Plan, sequence: Sequence, out: Path, top: int) -> Routing:
-    last = domain_folder(out, sequence, len(sequence.order) - 1) / "final"
-    if not checkpoint.whole(last):
+def _route(plan: RunPlan, way: Sequence, out: Path, top: int) -> Routing:
+    last = len(way.stages) - 1
+    if not checkpoint.whole(out / way.stage_key(last) / "final"):
         raise EunoeError(
-            f"{sequence.folder} of {out} is not finished. Let it run first: eunoe run {out / 'recipe.yaml'} --out {out}"
+            f"{way.folder} of {out} is not finished. Let it run first: eunoe run {out / 'recipe.yaml'} --out {out}"
         )
-    lm, method = build_sequence(sequence, model_settings(plan, out))
-    held = checkpoint.load(last)
-    restore(lm.model, held.groups["weights"], str(last))
-    method.load_state_dict(held.groups["method"])
-    if not adapters(lm.model):
-        raise EunoeError(f"the method {sequence.label} has no plug-ins to choose from. Route a run of the method cpt.")
-    domains, choices = sequence.order, (*method.earlier, *sequence.order)
+    walk = Walk(way, model_settings(plan.recipe, out), out)
+    walk.after(last)
+    domains = tuple(dict.fromkeys(way.order))
+    choices = (*walk.method.earlier, *domains)
     whole, half = [], []
     loss: dict[str, list[float]] = {name: [] for name in ("base", "told", "routed", "mixed")}
     for domain in domains:
-        losses, rows, late, count = _read(plan, lm, domain, choices)
+        losses, rows, late, count = _read(plan, walk, domain, choices)
         own, base = losses[:, :-1], losses[:, -1]
         whole.append(_counts(route(row_means(own, rows, count)), len(choices)))
         first = row_means(own[~late], rows[~late], count)
@@ -98,19 +94,21 @@ def _route_sequence(plan: Plan, sequence: Sequence, out: Path, top: int) -> Rout
         loss["told"].append(float(after[:, choices.index(domain)].double().mean()))
         loss["routed"].append(float(after.gather(1, chosen[where][:, None]).double().mean()))
         loss["mixed"].append(float(mixed_losses(after.double(), mixture(first, top)[where]).mean()))
-    return Routing(sequence.label, sequence.order_name, sequence.seed, domains, choices, whole, half, loss)
+    return Routing(way.label, way.order_name, way.seed, domains, choices, whole, half, loss)
 
 
-def _read(plan: Plan, lm: LanguageModel, domain: str, choices: Listed[str]) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Losses (n, C + 1) of a domain's held-out tokens under every choice of plug-in and none, their blocks, which stand in a second
+def _read(plan: RunPlan, walk: Walk, domain: str, choices: Listed[str]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Losses (n, C + 1) of a domain's held-out tokens read as every choice and as none, their blocks, which stand in a second
     half, and how many blocks there are."""
-    recipe = plan.recipe
+    recipe, lm = plan.recipe, walk.lm
     corpus = next(d.corpus for d in recipe.domains if d.name == domain)
     blocks = load_blocks(corpus, lm.tokenizer, recipe.training.block, "valid").take(recipe.evaluation.blocks)
     losses, rows, late = [], [], []
     device = next(lm.model.parameters()).device
     for batch, owners in routing_batches(lm, blocks, recipe.evaluation.batch, recipe.training.mask_rate):
-        losses.append(token_losses(lm.model, {k: v.to(device) for k, v in batch.items()}, [*choices, None]))
+        stop.check("routing")
+        here = {k: v.to(device) for k, v in batch.items()}
+        losses.append(token_losses(lm.model, here, [*choices, None], walk.method.log_probs))
         rows.append(owners)
         late.append(second_half(batch))
     return torch.cat(losses), torch.cat(rows), torch.cat(late), len(blocks)

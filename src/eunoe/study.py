@@ -1,12 +1,8 @@
-"""A fine-tuning study: one pretrained model, labelled tasks, systems that fine-tune it, seeds; what each learnt and lost.
+"""A fine-tuning study made ready: one pretrained model, labelled tasks, systems that fine-tune it, seeds; its work cut into cells.
 
 RecAdam's tables (EMNLP 2020, https://arxiv.org/abs/2004.12651) are such studies; ``eunoe glue`` and ``eunoe finetune`` make
 one from their options. A system is a transfer with its settings. One with a ``grid`` has several points; with ``search``
-every point runs with the search seed, and the best goes on with the seeds that are reported.
-
-The work is cut into cells, one fine-tuning each, whose results lie in folders of their own. Processes that are started
-with the same command share the work: each takes the next cell that nobody is at. rows.jsonl is put together from the
-cells in the plan's order, so it does not matter who did what, nor how often one was killed.
+every point runs with the search seed, and the best goes on with the seeds that are reported. A cell is one fine-tuning.
 
 Study folder: recipe.yaml, environment.json, times.jsonl, cells/TASK/SYSTEM[-POINT].seedN/{rows.jsonl, curve.csv,
 observed.csv}, rows.jsonl, report.html.
@@ -15,46 +11,40 @@ observed.csv}, rows.jsonl, report.html.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import itertools
 import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eunoe import transfer
+from eunoe import ranks, transfer
 from eunoe.atomic import write_text
-from eunoe.data.collate import Rows, row_steps
+from eunoe.cells import Board, Cell
 from eunoe.data.corpus import Part, load_blocks
 from eunoe.data.glue import GLUE, has_split, load_glue, read_glue
 from eunoe.data.shots import evenly
 from eunoe.data.submission import fill_submission, validate_submission, write_submission
 from eunoe.data.tasks import Example, Task, load_task
 from eunoe.errors import EunoeError
-from eunoe.evaluate.evaluator import Score, eval_batches, predictions, task_scores
+from eunoe.evaluate.evaluator import Score, answer_scores, eval_batches
 from eunoe.evaluate.retention import Retention
-from eunoe.folder import claimed, derived_seed, finished, mark_finished, note_time, refuse_other
+from eunoe.folder import derived_seed, note_time
 from eunoe.lookup import lookup
+from eunoe.material import sha256
 from eunoe.methods.base import Method
-from eunoe.models.load import LanguageModel, load_lm, refuse_longer
-from eunoe.optim.advice import Point, lambda_curve
-from eunoe.optim.advice import warnings as advice
-from eunoe.optim.schedules import SCHEDULES
+from eunoe.models.load import LanguageModel, pretrained, refuse_longer
 from eunoe.progress import say
-from eunoe.recipe import CorpusSettings, Study, StudyTask, TaskSettings, build, named, override, refuse_inside
-from eunoe.report.page import write_report
-from eunoe.report.schema import Row, read_rows, to_line
-from eunoe.train import optimizer_settings
-from eunoe.transfer.finetune import Finetuned, FinetuneSettings, encode_examples, encode_task
+from eunoe.recipe import CorpusSettings, Study, StudyTask, TaskSettings, build, named, override
+from eunoe.report.schema import Row, to_line
+from eunoe.transfer import Course, Start
 
 
 @dataclass(frozen=True)
-class Cell:
+class Finetune:
     """One fine-tuning: a task, a system at one point of its grid, a seed."""
 
     task: str
@@ -63,73 +53,186 @@ class Cell:
     """What rows call it: the system, and the point in brackets."""
     point: int | None
     """Index in the grid; None where the system has none."""
-    settings: FinetuneSettings
+    entry: transfer.Entry
+    settings: Any
     seed: int
 
-    def folder(self, out: Path) -> Path:
+    @property
+    def key(self) -> str:
         """Where its results lie."""
         point = "" if self.point is None else f"-{self.point}"
-        return out / "cells" / self.task / f"{self.system}{point}.seed{self.seed}"
+        return f"cells/{self.task}/{self.system}{point}.seed{self.seed}"
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.key, (), self, f"cells/{self.task}")
 
 
-@dataclass(frozen=True)
-class Annealing:
-    """What RecAdam's settings will do in a run of ``steps``: the course, and what will not work."""
-
-    steps: int
-    curve: list[Point]
-    warnings: list[str]
-
-
-def annealing(cell: Cell, rows: int) -> Annealing | None:
-    """The course of lambda, the pull and the rate when ``cell`` is fine-tuned on ``rows`` rows; None without RecAdam."""
-    settings = cell.settings
-    _, options, plain = optimizer_settings(settings.optimizer, "optimizer")
-    if plain["name"] != "recadam":
-        return None
-    steps = row_steps(rows, settings.batch, settings.epochs, settings.steps)
-    loop = (settings.lr, steps, settings.schedule, settings.warmup)
-    return Annealing(steps, lambda_curve(options, *loop), advice(options, *loop, start=settings.start))
-
-
-@dataclass(frozen=True)
+@dataclass
 class StudyPlan:
-    """A study made ready: ``points[task, system]`` are its cells at seed 0, settings typed; ``recipe`` has all written out."""
+    """A study made ready: ``points[task, system]`` are its fine-tunings at seed 0, settings typed; ``recipe`` has all written out."""
 
     recipe: Study
-    points: dict[tuple[str, str], list[Cell]]
+    points: dict[tuple[str, str], list[Finetune]]
+    out: Path = field(default_factory=Path)
 
-    def cells(self, out: Path) -> Iterator[Cell]:
+    def cells(self, board: Board) -> list[Cell]:
         """All cells known to be owed, in order: those of a search's winner only once its search is done."""
+        return [work.cell for work in self.works(board)]
+
+    def works(self, board: Board) -> Iterator[Finetune]:
+        """The fine-tunings known to be owed, in order."""
         for (name, _system), points in self.points.items():
             chosen = points
             if self.recipe.search is not None and len(points) > 1:
-                tried = [dataclasses.replace(p, seed=self.recipe.search.seed) for p in points]
+                tried = [replace(p, seed=self.recipe.search.seed) for p in points]
                 yield from tried
-                values = [self._value(cell, out) for cell in tried]
+                values = [self._value(work, board) for work in tried]
                 if None in values:
                     continue
                 chosen = [points[max(range(len(points)), key=lambda i: (values[i], -i))]]
-            for cell in chosen:
+            for work in chosen:
                 for seed in self._seeds(name):
-                    yield dataclasses.replace(cell, seed=seed)
+                    yield replace(work, seed=seed)
 
     def _seeds(self, name: str) -> list[int]:
         task = next(t for t in self.recipe.tasks if t.name == name)
         return self.recipe.seeds if task.seeds is None else task.seeds
 
-    def _value(self, cell: Cell, out: Path) -> Any:
+    def _value(self, work: Finetune, board: Board) -> Any:
         """What a search compares: the first score of a finished cell; None before."""
         assert self.recipe.search is not None
-        if not done(cell, out):
+        if not board.done(work.cell):
             return None
-        rows = read_rows(cell.folder(out) / "rows.jsonl")
-        return next(row.value for row in rows if row.at == self.recipe.search.by)
+        return next(row.value for row in board.rows(work.key) if row.at == self.recipe.search.by)
+
+    # -- before anything is written ------------------------------------------------------------------------------------
+    def prepare(self, out: Path) -> dict[str, str]:
+        study, self.out = self.recipe, out
+        ranks.refuse_several("a study")
+        self.lm = pretrained(study.model)
+        self.tasks = {task.name: load_study_task(task) for task in study.tasks}
+        self.more = {task.name: _more_splits(task, study.evaluation.predict_test) for task in study.tasks}
+        self.retention: Retention | None = None
+        for points in self.points.values():
+            for work in points:
+                task = self.tasks[work.task]
+                work.entry.check(self.lm, task, work.settings, f"recipe.systems.{work.system}")
+                course = work.entry.course(work.settings, len(task.train))
+                for line in course.warnings if course else []:
+                    say(f"warning: {work.task}, {work.label}: {line}")
+        texts = {}
+        if study.retention:
+            refuse_longer(self.lm, study.evaluation.block, "recipe.evaluation.block")
+            texts = {k: _text(self.lm, study, c) for k, c in study.retention.items()}
+            self.retention = Retention(self.lm, texts)
+        found = {"model": self.lm.identity}
+        found |= {f"{name} (text)": sha256(b["input_ids"].tolist() for b in batches) for name, batches in texts.items()}
+        return found | {
+            name: sha256([(e.text, e.pair, str(e.label)) for e in part] for part in (task.train, task.test))
+            for name, task in self.tasks.items()
+        }
+
+    def sources(self) -> list[str]:
+        """Every file or folder that the study will read."""
+        study = self.recipe
+        texts = [s for corpus in study.retention.values() for s in (corpus.source, corpus.valid)]
+        rows = [s for task in study.tasks for s in (task.train, task.dev, task.test, task.folder)]
+        return [s for s in [*texts, *rows] if s is not None and s != "hub"]
+
+    def weights(self) -> int:
+        return sum(p.numel() for p in self.lm.model.parameters())
+
+    # -- one cell ------------------------------------------------------------------------------------------------------
+    def carry_out(self, cell: Cell, board: Board) -> list[str]:
+        """Fine-tune, score, measure what is left, and write the cell's files."""
+        began, folder, work = time.monotonic(), self.out / cell.key, cell.work
+        task, batch = self.tasks[work.task], self.recipe.evaluation.batch
+        names = ["rows.jsonl", "curve.csv", "observed.csv"]
+        if (folder / "rows.jsonl").is_file() and not (self.out / "texts.json").is_file():
+            return [f"{cell.key}/{name}" for name in names if (folder / name).is_file()]  # a version before 0.2 did it
+        tuned = work.entry.transfer(Start(
+            lm=self.lm, method=Method(self.lm.model, None, []), domain=None, task=task, seed=derived_seed(work.seed, "task", work.task),
+            batch=batch, folder=folder / "steps", name=f"{work.task} · {work.label} · seed {work.seed}",
+            identity={"run": board.run or "", "cell": cell.key},
+        ), work.settings)  # fmt: skip
+        rows = [self._row(work, score, tuned.steps) for score in tuned.scores]
+        rows += [self._row(work, score, tuned.best_step, at="best") for score in tuned.best]
+        answers: dict[str, list[Any]] = {}
+        for split, examples in self.more[work.task].items():
+            told = tuned.predict(examples)
+            if split.endswith("dev_mismatched"):
+                other = answer_scores([e.label for e in examples], told, task.labels)[0]
+                rows.append(self._row(work, replace(other, metric="accuracy_mm", detail=None), tuned.steps))
+            else:
+                answers[split] = told
+        if answers:
+            write_text(folder / "predictions.json", json.dumps(answers) + "\n")
+            names.append("predictions.json")
+        if self.retention is not None and tuned.trunk is not None:
+            rows += [self._row(work, score, tuned.steps) for score in self.retention.of(tuned.trunk)]
+        write_text(folder / "curve.csv", tuned.curve_csv())
+        write_text(folder / "observed.csv", tuned.observed_csv())
+        write_text(folder / "rows.jsonl", "".join(map(to_line, rows)))
+        shutil.rmtree(folder / "steps", ignore_errors=True)
+        note_time(self.out, cell.key, time.monotonic() - began, tuned.tokens)
+        return [f"{cell.key}/{name}" for name in names]
+
+    def _row(self, work: Finetune, score: Score, steps: int, at: str = "last") -> Row:
+        return Row(
+            run=self.recipe.name, method="base", transfer=work.label, order="none", seed=work.seed,
+            shots_seed=self.tasks[work.task].shots_seed, learnt=(), task=work.task, metric=score.metric, value=score.value,
+            n=score.n, steps=steps, at=at, detail=score.detail,
+        )  # fmt: skip
+
+    # -- the end ---------------------------------------------------------------------------------------------------------
+    def finish(self, board: Board, fill: bool) -> list[str]:
+        """The submission, if one was asked for."""
+        if not self.recipe.evaluation.predict_test:
+            return []
+        self._submit(board, fill)
+        return ["submission.zip"]
+
+    def _submit(self, board: Board, fill: bool) -> None:
+        """submission.zip: of each task the answers of the cell with the best last development score, searches left out.
+
+        Whatever is wrong with it is said.
+        """
+        file, answers = board.out / "submission.zip", dict[tuple[str, str], list[Any]]()
+        tried = self.recipe.search.seed if self.recipe.search else None
+        for task in self.recipe.tasks:
+            works = [work for work in self.works(board) if work.task == task.name and work.seed != tried]
+            best = max(works, key=lambda work: next(r.value for r in board.rows(work.key) if r.at == "last"))
+            saved = board.out / best.key / "predictions.json"
+            if saved.is_file():
+                kept = json.loads(saved.read_text(encoding="utf-8"))
+                answers |= {(key.split(" ")[0], key.split(" ")[1]): value for key, value in kept.items()}
+                say(f"submission: {task.name} is answered by {best.label}, seed {best.seed}")
+        lacking = write_submission(file, answers)
+        if fill:
+            fill_constant(board.out)
+            lacking = []
+        faults = validate_submission(file)
+        for fault in faults:
+            say(f"submission: {fault}")
+        if lacking:
+            say(f"submission: `eunoe glue --check {file} --fill` answers the files that are missing with a constant")
+        if not faults:
+            say(f"submission: {file} has all files, rows and labels that GLUE's server wants")
+
+
+def fill_constant(out: Path) -> list[str]:
+    """Add what submission.zip lacks, and say so; returns the names."""
+    file = out / "submission.zip"
+    added = fill_submission(file) if file.is_file() else []
+    if added:
+        say(f"submission: {', '.join(added)} answered with a constant: their scores on the server mean nothing")
+    return added
 
 
 def resolve_study(study: Study) -> StudyPlan:
     """Look up every name, type every option and expand every grid; raises ``EunoeError`` for what is unknown."""
-    points: dict[tuple[str, str], list[Cell]] = {}
+    points: dict[tuple[str, str], list[Finetune]] = {}
     systems: dict[str, Any] = {}
     for label, value in study.systems.items():
         where = f"recipe.systems.{label}"
@@ -151,91 +254,39 @@ def resolve_study(study: Study) -> StudyPlan:
                 point = dict(zip(grid, values, strict=True))
                 shown = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items())
                 settings = _typed(entry, options, task.transfer, point, f"{where} ({task.name})")
-                if study.search is not None and study.search.by == "best" and not settings.evaluate_every:
+                if (
+                    study.search is not None
+                    and study.search.by == "best"
+                    and not getattr(settings, "evaluate_every", None)
+                ):
                     raise EunoeError(f"{where}: recipe.search.by is best, but evaluate_every is not set: there is one evaluation. Set "
                                      "evaluate_every, or search by last.")  # fmt: skip
                 cells.append(
-                    Cell(task.name, label, f"{label}[{shown}]" if grid else label, i if grid else None, settings, 0)
+                    Finetune(
+                        task.name,
+                        label,
+                        f"{label}[{shown}]" if grid else label,
+                        i if grid else None,
+                        entry,
+                        settings,
+                        0,
+                    )
                 )
     return StudyPlan(dataclasses.replace(study, systems=systems, scales={}), points)
 
 
 def _typed(
     entry: transfer.Entry, options: dict[str, Any], of_task: dict[str, Any], point: dict[str, Any], where: str
-) -> FinetuneSettings:
+) -> Any:
     data = deepcopy(options)
     for key, value in {**of_task, **point}.items():
         override(data, key, value)
-    settings: FinetuneSettings = build(entry.settings, data, where)
-    lookup(SCHEDULES, settings.schedule, f"schedule in {where}")
-    settings.optimizer = optimizer_settings(settings.optimizer, f"{where}.optimizer")[2]
-    return settings
+    return entry.resolve(build(entry.settings, data, where), where)
 
 
-def run_study(study: Study, out: Path, command: str = "", fill: bool = False) -> Path:
-    """Carry out ``study`` in the folder ``out``, or help others who are at it; returns the path of its report.
-
-    ``fill``: where test rows are answered, submission.zip also answers the tasks that the study lacks, with a constant.
-    Raises ``EunoeError`` for anything the user can mend, ``Interrupted`` when asked to stop (place saved).
-    """
-    plan = resolve_study(study)
-    refuse_inside(out, _sources(plan.recipe))
-    refuse_other(plan.recipe, out, lambda old: resolve_study(old).recipe)
-    if finished(out):
-        added = _fill(out) if fill else []
-        say(
-            f"{out} is finished: every score of the study is there. {'Only submission.zip' if added else 'Nothing'} was changed."
-        )
-        return out / "report.html"
-    bench = Bench(plan.recipe)
-    for cells in plan.points.values():
-        for cell in cells:
-            course = annealing(cell, len(bench.tasks[cell.task].train))
-            for line in course.warnings if course else []:
-                say(f"warning: {cell.task}, {cell.label}: {line}")
-    with claimed(plan.recipe, out, command, shared=True):
-        while owed := [cell for cell in plan.cells(out) if not done(cell, out)]:
-            if any(_take(cell, bench, out) for cell in owed):  # one at a time: it may decide a search
-                _gather(plan, out)
-            else:
-                time.sleep(1)  # others are at all that is left
-        return _finish(plan, out, fill)
-
-
-def _sources(study: Study) -> list[str]:
-    """Every source that a study reads, but for the folder of GLUE's own files."""
-    tasks = [s for task in study.tasks for s in (task.train, task.dev, task.test)]
-    return [s for s in tasks + [s for c in study.retention.values() for s in (c.source, c.valid)] if s is not None]
-
-
-def done(cell: Cell, out: Path) -> bool:
-    """Are the cell's results there?"""
-    return (cell.folder(out) / "rows.jsonl").is_file()
-
-
-class Bench:
-    """What every cell needs, made once: the pretrained model, the tasks as token ids, the measure of retention.
-
-    Raises ``EunoeError`` for missing or broken models, tasks and text, before anything is written.
-    """
-
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self.lm = load_lm(study.model)
-        self.tasks = {task.name: load_study_task(task) for task in study.tasks}
-        self._rows: dict[tuple[str, int], tuple[Rows, Rows]] = {}
-        self.more = {task.name: _more_splits(task, study.evaluation.predict_test) for task in study.tasks}
-        self.retention: Retention | None = None
-        if study.retention:
-            refuse_longer(self.lm, study.evaluation.block, "recipe.evaluation.block")
-            self.retention = Retention(self.lm, {k: _text(self.lm, study, c) for k, c in study.retention.items()})
-
-    def rows(self, task: str, settings: FinetuneSettings) -> tuple[Rows, Rows]:
-        """A task's training and scored rows as token ids, cut at the settings' length."""
-        key = (task, settings.max_length)
-        if key not in self._rows:
-            self._rows[key] = encode_task(self.lm, self.tasks[task], settings)
-        return self._rows[key]
+def course(work: Finetune, rows: int) -> Course | None:
+    """What the optimizer's annealing will do when ``work`` is fine-tuned on ``rows`` rows; None where it has none."""
+    return work.entry.course(work.settings, rows)
 
 
 def load_study_task(settings: StudyTask) -> Task:
@@ -287,147 +338,4 @@ def _text(lm: LanguageModel, study: Study, corpus: CorpusSettings) -> list[Any]:
     return eval_batches(lm, blocks, study.evaluation.batch, study.evaluation.mask_rate)
 
 
-# -- one cell ---------------------------------------------------------------------------------------------------
-def _take(cell: Cell, bench: Bench, out: Path) -> bool:
-    """Carry out a cell unless it is done or another process is at it; was it carried out?"""
-    with _mine(cell.folder(out)) as mine:
-        if not mine or done(cell, out):
-            return False
-        carry_out(cell, bench, out)
-        return True
-
-
-@contextmanager
-def _mine(folder: Path) -> Iterator[bool]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-
-
-def carry_out(cell: Cell, bench: Bench, out: Path) -> None:
-    """Fine-tune, score, measure what is left, and write the cell's files; rows.jsonl last, because it means done."""
-    began, folder, task = time.monotonic(), cell.folder(out), bench.tasks[cell.task]
-    entry = lookup(transfer.TRANSFERS, named(bench.study.systems[cell.system], "")[0], "transfer")
-    fine: Finetuned = entry.transfer(
-        bench.lm, Method(bench.lm.model, None, []), None, task, bench.rows(cell.task, cell.settings), cell.settings,
-        derived_seed(cell.seed, "task", cell.task), bench.study.evaluation.batch, folder / "steps",
-        f"{cell.task} · {cell.label} · seed {cell.seed}",
-    )  # fmt: skip
-    told: dict[str, list[Any]] = {}
-    rows = [_row(bench, cell, score, fine.steps) for score in fine.scores]
-    rows += [_row(bench, cell, score, fine.best_step, at="best") for score in fine.best]
-    for split, examples in bench.more[cell.task].items():
-        found = encode_examples(bench.lm, task, examples, cell.settings.max_length)
-        if split.endswith("dev_mismatched"):
-            other = task_scores(fine.model, found, task.labels, bench.study.evaluation.batch)[0]
-            rows.append(_row(bench, cell, replace(other, metric="accuracy_mm", detail=None), fine.steps))
-        else:
-            told[split] = predictions(fine.model, found, task.labels, bench.study.evaluation.batch)
-    if told:
-        write_text(folder / "predictions.json", json.dumps(told) + "\n")
-    if bench.retention is not None:
-        rows += [_row(bench, cell, score, fine.steps) for score in bench.retention.of(fine.model.trunk)]
-    write_text(folder / "curve.csv", fine.trained.curve_csv())
-    write_text(
-        folder / "observed.csv",
-        "step,metric,value\n" + "".join(f"{s},{m},{v!r}\n" for s, m, v in fine.trained.observed),
-    )
-    write_text(folder / "rows.jsonl", "".join(map(to_line, rows)))
-    shutil.rmtree(folder / "steps", ignore_errors=True)
-    note_time(out, str(folder.relative_to(out)), time.monotonic() - began, fine.trained.tokens)
-
-
-def _row(bench: Bench, cell: Cell, score: Score, steps: int, at: str = "last") -> Row:
-    return Row(
-        run=bench.study.name, method="base", transfer=cell.label, order="none", seed=cell.seed,
-        shots_seed=bench.tasks[cell.task].shots_seed, learnt=(), task=cell.task, metric=score.metric, value=score.value,
-        n=score.n, steps=steps, at=at, detail=score.detail,
-    )  # fmt: skip
-
-
-def _gather(plan: StudyPlan, out: Path) -> None:
-    """rows.jsonl from the cells that are done, in the plan's order; the same whoever does it."""
-    with _alone(out):
-        cells = dict.fromkeys(cell.folder(out) / "rows.jsonl" for cell in plan.cells(out) if done(cell, out))
-        write_text(out / "rows.jsonl", "".join(file.read_text(encoding="utf-8") for file in cells))
-
-
-def _finish(plan: StudyPlan, out: Path, fill: bool) -> Path:
-    """The rows of all cells, the submission if one was asked for, and the report."""
-    _gather(plan, out)
-    with _alone(out):
-        if finished(out):
-            return out / "report.html"
-        if plan.recipe.evaluation.predict_test:
-            _submit(plan, out, fill)
-        report = write_report([out])
-        mark_finished(out)
-    return report
-
-
-def _submit(plan: StudyPlan, out: Path, fill: bool) -> None:
-    """submission.zip: of each task the answers of the cell with the best last development score, searches left out.
-
-    Whatever is wrong with it is said.
-    """
-    answers: dict[tuple[str, str], list[Any]] = {}
-    tried = plan.recipe.search.seed if plan.recipe.search else None
-    for task in plan.recipe.tasks:
-        cells = [c for c in plan.cells(out) if c.task == task.name and c.seed != tried]
-        best = max(
-            cells, key=lambda c: next(r.value for r in read_rows(c.folder(out) / "rows.jsonl") if r.at == "last")
-        )
-        file = best.folder(out) / "predictions.json"
-        if file.is_file():
-            held = json.loads(file.read_text(encoding="utf-8"))
-            answers |= {(key.split(" ")[0], key.split(" ")[1]): value for key, value in held.items()}
-            say(f"submission: {task.name} is answered by {best.label}, seed {best.seed}")
-    lacking = write_submission(out / "submission.zip", answers)
-    if fill:
-        _fill(out)
-        lacking = []
-    faults = validate_submission(out / "submission.zip")
-    for fault in faults:
-        say(f"submission: {fault}")
-    if lacking:
-        say(
-            f"submission: `eunoe glue --check {out / 'submission.zip'} --fill` answers the files that are missing with a constant"
-        )
-    if not faults:
-        say(f"submission: {out / 'submission.zip'} has all files, rows and labels that GLUE's server wants")
-
-
-def _fill(out: Path) -> list[str]:
-    """Add what submission.zip lacks, and say so; returns the names."""
-    file = out / "submission.zip"
-    added = fill_submission(file) if file.is_file() else []
-    if added:
-        say(f"submission: {', '.join(added)} answered with a constant: their scores on the server mean nothing")
-    return added
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One process at a time."""
-    with open(out / ".rows.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-__all__ = [
-    "Annealing",
-    "Bench",
-    "Cell",
-    "StudyPlan",
-    "annealing",
-    "carry_out",
-    "done",
-    "load_study_task",
-    "resolve_study",
-    "run_study",
-]
+__all__ = ["Finetune", "StudyPlan", "course", "fill_constant", "load_study_task", "resolve_study"]

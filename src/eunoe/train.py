@@ -1,54 +1,48 @@
 """The one training loop: post-training, LM heads and fine-tuning all pass through ``train``.
 
-It knows a method only by its six hooks (methods/base.py). Batches are a function of the step and random numbers a
-function of (seed, step, micro-batch), so a checkpoint needs no loader and no generator state, and a run that was
-killed ends in the same bits as one that was not. Checkpoints fall between optimizer steps; micro-batches of a step that
-a kill cut short are computed again.
+It knows a method only by its hooks (methods/base.py). Batches are a function of the step and random numbers a function of
+(seed, step, micro-batch), so a checkpoint needs no loader and no generator state, and a run that was killed ends in the
+same bits as one that was not. Checkpoints fall between optimizer steps; micro-batches of a step that a kill cut short are
+computed again.
+
+accelerate gives the device, the processes and autocast. The model itself is not handed to it: it marks a model as prepared
+and leaves it as it is the next time, so that only the first training of a model object had the precision asked for.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from eunoe import checkpoint, ranks
+from eunoe import checkpoint, ranks, stop
+from eunoe.data.collate import Batch
 from eunoe.errors import EunoeError, Interrupted
-from eunoe.lookup import lookup
-from eunoe.methods.base import Method, trainable
+from eunoe.methods.base import Batches, Loss, Method, Stage, restore
+from eunoe.methods.together import terms
+from eunoe.models.anatomy import anatomy
 from eunoe.models.dropout import CheapDropout
 from eunoe.optim.protect import Protected
 from eunoe.optim.schedules import make_scheduler
-from eunoe.optim.table import OPTIMIZERS
 from eunoe.progress import Bar
-from eunoe.recipe import LoopSettings, build, named
-
-Loss = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, int, Any]]
-"""(model, micro-batch) -> summed loss, over how many items, outputs (for a method's penalty)."""
-
-
-class Batches(Protocol):
-    """``batches[step]``: the micro-batches of an optimizer step; the same for the same step, in any order of asking."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, step: int, /) -> list[dict[str, Tensor]]: ...
+from eunoe.recipe import LoopSettings
 
 
 @dataclass(kw_only=True)
 class Job:
-    """One training to carry out, or to take up where it stopped."""
+    """One training to carry out, or to resume where it stopped."""
 
     name: str
     """What is learnt (a domain, an end task); shown on the progress bar and in errors."""
@@ -56,29 +50,38 @@ class Job:
     batches: Batches
     loss: Loss
     optimizer: Callable[[nn.Module], Optimizer]
-    """Makes the optimizer, after the method's ``before_task``."""
+    """Makes the optimizer, after the method's ``begin``."""
     settings: LoopSettings
     seed: int
     method: Method | None = None
+    stage: Stage | None = None
+    """What the method is told of; default: one domain, ``name``."""
     folder: Path | None = None
     """Where checkpoints go while it trains; None: none are written."""
-    domain: str | None = None
-    """Handed to the method's hooks; default ``name``."""
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What this training is (run, cell, what it starts from): checkpoints carry it, and those of another are refused."""
     observe: Callable[[int], Mapping[str, float]] | None = None
     """Called after each step with its number (from 1); what it returns is kept in ``Trained.observed``."""
+    enough: Callable[[int], bool] | None = None
+    """Called after each step with its number (from 1): True ends the training there (early stopping)."""
+    rate_scale: Callable[[int], float] | None = None
+    """Step (from 0) -> what its learning rates are multiplied by (AWD-LSTM: the length of its text over the usual one)."""
+    carry: Any = None
+    """State that a loss carries from batch to batch (hidden states): ``state_dict`` and ``load_state_dict``."""
 
 
 @dataclass
 class Trained:
-    """What a training leaves: its curve (step from 1, loss per item, rate, gradient norm), what was seen on the way."""
+    """What a training leaves: its curve (step from 1, loss per item, rate, gradient norm), what was observed on the way."""
 
     steps: int
     curve: list[tuple[int, float, float, float]] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    """Over all its parts, if it was stopped in between."""
     notes: list[str] = field(default_factory=list)
     observed: list[tuple[int, str, float]] = field(default_factory=list)
-    """What ``Job.observe`` saw: (step, metric, value)."""
+    """What ``Job.observe`` gave: (step, metric, value)."""
 
     def curve_csv(self) -> str:
         """The curve as ``curve.csv`` holds it, in full precision."""
@@ -90,121 +93,150 @@ class Trained:
 def train(job: Job) -> Trained:
     """Carry out a job on whatever device accelerate finds; raises ``Interrupted`` (place saved) or ``EunoeError``.
 
-    The loss of a step is the mean over all asked items of all its micro-batches and processes, however it is split.
+    The loss of a step is the mean over all items of all its micro-batches and processes, however it is split.
     """
     settings, method = job.settings, job.method or Method(job.model, None, [])
-    domain = job.domain or job.name
-    method.before_task(domain)
-    AcceleratorState._reset_state()  # else a second training of the process could not have another precision
-    accelerator = Accelerator(mixed_precision=_precision(settings), cpu=ranks.on_cpu())
-    optimizer = job.optimizer(job.model)
-    scheduler = make_scheduler(optimizer, settings.schedule, len(job.batches), settings.warmup)
-    done = _resume(job, optimizer, scheduler, method)
-    keep = Protected(optimizer, method.protected())  # what is closed may be known only from the checkpoint
-    model = accelerator.prepare(job.model)
-    optimizer = accelerator.prepare(optimizer)
+    accelerator = _accelerator(settings)
+    job.model.to(accelerator.device)
+    stage = _bound(job, accelerator)
+    method.begin(stage)
+    batches, extras = method.batches(stage), terms(method)
+    optimizer, total = job.optimizer(job.model), len(batches)
+    scheduler = make_scheduler(optimizer, settings.schedule, total, settings.warmup)
+    identity = {**job.identity, "method": checkpoint.digest(method.state_dict())} if job.folder else {}
+    done = _resume(job, identity, optimizer, scheduler, method)
+    keep = Protected(optimizer, method.protected())  # of the tensors that move: after the model went to its device
+    model = _wrapped(job.model, accelerator)
     model.train()
-    began, total = time.monotonic(), len(job.batches)
-    with _stop_signals() as stop, Bar(job.name, total, done.steps) as bar:
+    began, world = time.monotonic() - done.seconds, accelerator.num_processes
+    with stop.watching(), Bar(job.name, total, done.steps) as bar:
         for step in range(done.steps, total):
             # -- forward and backward over the micro-batches of this step
-            progress = step / total
-            method.before_step(progress)
-            micro = [{k: v.to(accelerator.device) for k, v in b.items()} for b in job.batches[step]]
-            items, loss_sum = _items(micro, accelerator), 0.0
-            if not items:
-                raise EunoeError(f"step {step + 1} of {job.name} asks for nothing: its text holds only tokens that the tokenizer calls "
-                                 "special, such as unknown words. Is it text of a language and script that the model knows?")  # fmt: skip
+            method.before_step(step, total)
+            micro = [{k: v.to(accelerator.device) for k, v in b.items()} for b in batches[step]]
+            items, *extra_items = _items(job, extras, micro, step, accelerator)
+            loss_sum = 0.0
             for i, batch in enumerate(micro):
                 torch.manual_seed(_seed(job.seed, step, i, accelerator.process_index))
                 last = i == len(micro) - 1
-                with CheapDropout(), nullcontext() if last else accelerator.no_sync(model):
-                    loss, _, outputs = job.loss(model, batch)
-                    total_loss = loss * (accelerator.num_processes / items)
-                    penalty = method.penalty(batch, outputs)
-                    if penalty is not None:
-                        total_loss = total_loss + penalty / len(micro)
-                    accelerator.backward(total_loss)
-                loss_sum += loss.item()
-            told = torch.tensor([loss_sum, float(stop.asked is not None)], dtype=torch.float64)
-            told = told.to(accelerator.device) if accelerator.num_processes > 1 else told
-            total_sum, stopping = accelerator.reduce(told, "sum").tolist()
-            value = total_sum / items
+                with CheapDropout(), nullcontext() if last or world == 1 else model.no_sync():
+                    with accelerator.autocast():
+                        loss = job.loss(model, batch)
+                        objective = loss.total * (world / items)
+                        for term, n in zip(extras, extra_items, strict=True):
+                            if term.extra_items(batch):
+                                objective = objective + term.extra_loss(batch, loss.outputs) * (world / n)
+                        if last and (penalty := method.penalty()) is not None:
+                            objective = objective + penalty
+                    objective.backward()
+                loss_sum += loss.total.item()
+            value, stopping = _shared(loss_sum, accelerator)
+            value /= items
             # -- gradients, update
-            method.on_gradients(progress)
-            norm = _clip(job.model, settings, accelerator)
+            method.on_gradients()
+            norm = _clip(job.model, settings)
             _refuse_nan(job, step, value, norm)
-            rate = optimizer.param_groups[0]["lr"]
-            optimizer.step()
+            rate = _step(job, optimizer, step)
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
             method.after_step()
             # -- record, save
-            done.steps, tokens = step + 1, sum(b["input_ids"].numel() for b in micro) * accelerator.num_processes
+            done.steps, tokens = step + 1, sum(b["input_ids"].numel() for b in micro) * world
             done.curve.append((done.steps, value, rate, norm))
-            done.tokens += tokens
+            done.tokens, done.seconds = done.tokens + tokens, time.monotonic() - began
             bar.advance(tokens, value)
             if job.observe is not None:
                 done.observed += [(done.steps, name, seen) for name, seen in job.observe(done.steps).items()]
                 model.train()
-            asked = stop.asked  # once: a signal may come between the two questions
-            if accelerator.num_processes > 1:  # all stop after the same step, or one would wait for the others
-                asked = (asked or "a signal to another process") if stopping else None
+            asked = stop.asked() if world == 1 else stopping
             if job.folder is not None and (done.steps % settings.checkpoint_every == 0 or asked):
-                _save(job, done, optimizer, scheduler, method, accelerator)
+                _save(job, identity, done, optimizer, scheduler, method, accelerator)
             if asked:
-                where = (
-                    f"saved after step {done.steps} of {total}" if job.folder else "it starts this short training over"
-                )
+                where = f"saved after step {done.steps} of {total}" if job.folder else "this short training starts over"
                 raise Interrupted(
-                    f"stopped by {asked} while learning {job.name}; {where}. Run the same command to go on."
+                    f"stopped by {asked} while learning {job.name}; {where}. Run the same command to resume."
                 )
-    done.seconds = time.monotonic() - began
+            if job.enough is not None and job.enough(done.steps):
+                break
     keep.release()
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if accelerator.device.type != "cpu":
         accelerator.free_memory()  # a full garbage collection, which on the CPU frees nothing more
-    method.after_task(domain)
+    method.end(stage)
     return done
 
 
-def optimizer_settings(choice: Any, where: str) -> tuple[Any, Any, dict[str, Any]]:
-    """A recipe's choice of optimizer -> its table entry, its typed settings, and both as one plain mapping."""
-    name, options = named(choice, where)
-    entry = lookup(OPTIMIZERS, name, "optimizer")
-    settings = build(entry.settings, options, f"{where} ({name})")
-    return entry, settings, {"name": name, **asdict(settings)}
+# -- the parts of a step ------------------------------------------------------------------------------------------
+def _accelerator(settings: LoopSettings) -> Accelerator:
+    """The device, the processes and the precision; what the surroundings say of gradient accumulation is overruled."""
+    ranks.check()
+    AcceleratorState._reset_state()  # else a second training of the process could not have another precision
+    once = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(mixed_precision=precision(settings), cpu=ranks.on_cpu(), gradient_accumulation_plugin=once)
 
 
-def make_optimizer(
-    choice: Any, model: nn.Module, lr: float, steps: int, anchor: Mapping[str, Tensor] | None = None
-) -> Optimizer:
-    """The optimizer that a recipe chose, over the weights of ``model`` that train; ``anchor``: what RecAdam recalls."""
-    entry, settings, _ = optimizer_settings(choice, "optimizer")
-    built: Optimizer = entry.build(model, settings, lr, steps=steps, anchor=anchor)
-    return built
+def precision(settings: LoopSettings) -> str:
+    """``bf16`` where asked for, or where ``auto`` finds an accelerator that has it; else ``no``, which is float32."""
+    if settings.precision == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return {"float32": "no", "bf16": "bf16"}[settings.precision]
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training may have changed, by name."""
-    return {name: p.detach() for name, p in trainable(model)}
+def _bound(job: Job, accelerator: Accelerator) -> Stage:
+    """The stage, with its loss and its forward pass bound to the bare model in the run's precision."""
+    stage = job.stage or Stage(name=job.name, domains=(job.name,), seed=job.seed, batches=job.batches)
+
+    def loss(batch: Batch) -> Any:
+        with accelerator.autocast():
+            return job.loss(job.model, {k: v.to(accelerator.device) for k, v in batch.items()})
+
+    def forward(batch: Batch) -> tuple[Tensor, Tensor]:
+        ids = batch["input_ids"].to(accelerator.device)
+        mask = batch["attention_mask"].to(ids.device) if "attention_mask" in batch else torch.ones_like(ids)
+        with accelerator.autocast():
+            return anatomy(job.model).base(input_ids=ids, attention_mask=mask)[0], mask
+
+    return stage.bind(loss=loss, forward=forward)
 
 
-def restore(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Put saved weights back; raises ``EunoeError`` where names or shapes do not match."""
-    named = dict(trainable(model))
-    wrong = sorted(set(named) ^ set(tensors)) or [n for n, t in tensors.items() if named[n].shape != t.shape]
-    if wrong:
-        raise EunoeError(
-            f"{where} does not fit this model: {', '.join(wrong[:3])} differ. It belongs to another recipe."
-        )
-    with torch.no_grad():
-        for name, value in tensors.items():
-            named[name].copy_(value)
+def _wrapped(model: nn.Module, accelerator: Accelerator) -> Any:
+    """The model as the loop calls it: itself, or its copy among several processes, which averages gradients."""
+    if accelerator.num_processes == 1:
+        return model
+    own = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
+    return DistributedDataParallel(model, device_ids=own)
 
 
-def _items(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> int:
-    return int(accelerator.reduce(torch.tensor(sum(len(b["labels"]) for b in micro), device=accelerator.device), "sum"))
+def _items(job: Job, extras: list[Method], micro: list[Batch], step: int, accelerator: Accelerator) -> list[int]:
+    """Over how many items the loss and each extra loss sum in this step, over all micro-batches and processes."""
+    own = [sum(map(job.loss.items, micro)), *(sum(map(term.extra_items, micro)) for term in extras)]
+    items: list[int] = accelerator.reduce(torch.tensor(own, device=accelerator.device), "sum").tolist()
+    if not items[0]:
+        raise EunoeError(f"step {step + 1} of {job.name} has no target tokens: its text holds only tokens that the tokenizer calls "
+                         "special, such as unknown words. Is it text of a language and script that the model knows?")  # fmt: skip
+    return items
+
+
+def _shared(loss_sum: float, accelerator: Accelerator) -> tuple[float, str | None]:
+    """The sum of all processes' losses, and why all stop now: they stop after the same step, or one would wait for the others."""
+    if accelerator.num_processes == 1:
+        return loss_sum, None
+    asked = stop.asked()
+    both = torch.tensor([loss_sum, float(asked is not None)], dtype=torch.float64, device=accelerator.device)
+    total, stopping = accelerator.reduce(both, "sum").tolist()
+    return total, (asked or "a signal to another process") if stopping else None
+
+
+def _step(job: Job, optimizer: Optimizer, step: int) -> float:
+    """One update, at the rates of the schedule times ``job.rate_scale``; returns the first group's rate."""
+    scale = 1.0 if job.rate_scale is None else job.rate_scale(step)
+    scheduled = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups if scale != 1.0 else ():
+        group["lr"] = group["lr"] * scale
+    optimizer.step()
+    rate = float(optimizer.param_groups[0]["lr"])
+    for group, lr in zip(optimizer.param_groups, scheduled, strict=True):
+        group["lr"] = lr
+    return rate
 
 
 def _seed(seed: int, step: int, micro: int, rank: int) -> int:
@@ -216,14 +248,7 @@ def _seed(seed: int, step: int, micro: int, rank: int) -> int:
     return value >> 1
 
 
-def _precision(settings: LoopSettings) -> str:
-    """bf16 where asked for, or where ``auto`` finds an accelerator that has it; a CPU's bf16 is slower than float32."""
-    if settings.precision == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return {"float32": "no", "bf16": "bf16"}[settings.precision]
-
-
-def _clip(model: nn.Module, settings: LoopSettings, accelerator: Accelerator) -> float:
+def _clip(model: nn.Module, settings: LoopSettings) -> float:
     """Clip in place, by one norm over all weights or weight by weight; returns the norm before clipping."""
     grads = [p for p in model.parameters() if p.grad is not None]
     if settings.clip_by == "tensor" and settings.clip is not None:
@@ -231,78 +256,56 @@ def _clip(model: nn.Module, settings: LoopSettings, accelerator: Accelerator) ->
         for p in grads:
             torch.nn.utils.clip_grad_norm_([p], settings.clip)
         return float(norm)
-    return float(accelerator.clip_grad_norm_(grads, math.inf if settings.clip is None else settings.clip))
+    return float(torch.nn.utils.clip_grad_norm_(grads, math.inf if settings.clip is None else settings.clip))
 
 
 def _refuse_nan(job: Job, step: int, loss: float, norm: float) -> None:
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    held = checkpoint.newest(job.folder)[0] if job.folder else None
-    last = f"the last good checkpoint is {held.folder}" if held else "there is no earlier checkpoint of it"
+    good = checkpoint.newest_whole(job.folder) if job.folder else None
+    last = f"the last good checkpoint is {good}" if good else "there is no earlier checkpoint of it"
     raise EunoeError(f"the loss is {loss} and the gradient norm {norm} at step {step + 1} of {job.name}; nothing was updated, {last}. "
-                     f"Lower the rate (now {job.settings.lr:g}), clip gradients, or look at the data of this step.")  # fmt: skip
+                     f"Lower the learning rate (now {job.settings.lr:g}), clip gradients, or look at the data of this step.")  # fmt: skip
 
 
-def _save(job: Job, done: Trained, optimizer: Any, scheduler: Any, method: Method, accelerator: Accelerator) -> None:
+# -- checkpoints ---------------------------------------------------------------------------------------------------
+def _save(
+    job: Job, identity: Mapping[str, str], done: Trained, optimizer: Any, scheduler: Any, method: Method,
+    accelerator: Accelerator,
+) -> None:  # fmt: skip
     if job.folder is None or not accelerator.is_main_process:
         return
     state = {
-        "weights": weights(job.model),
+        "weights": method.weights(),
         "optimizer": optimizer.state_dict(),
-        "method": method.state_dict(),
+        "method": method.step_state(),
         "loop": {
-            "scheduler": scheduler.state_dict(),
-            "steps": done.steps,
-            "tokens": done.tokens,
-            "curve": done.curve,
-            "observed": done.observed,
+            "scheduler": scheduler.state_dict(), "steps": done.steps, "tokens": done.tokens, "seconds": done.seconds,
+            "curve": done.curve, "observed": done.observed, "carry": job.carry.state_dict() if job.carry else None,
         },
-    }
-    checkpoint.save(job.folder / f"step-{done.steps:08d}", state)
+    }  # fmt: skip
+    checkpoint.save(job.folder / f"step-{done.steps:08d}", state, identity)
     checkpoint.prune(job.folder, keep=2)
 
 
-def _resume(job: Job, optimizer: Optimizer, scheduler: Any, method: Method) -> Trained:
-    """Take up the newest checkpoint that verifies; say which were passed over and why."""
+def _resume(job: Job, identity: Mapping[str, str], optimizer: Optimizer, scheduler: Any, method: Method) -> Trained:
+    """Restore the newest checkpoint that verifies; say which were skipped and why. One of another training is refused."""
     if job.folder is None:
         return Trained(0)
-    held, skipped = checkpoint.newest(job.folder)
-    if held is None:
+    saved, skipped = checkpoint.newest(job.folder, identity)
+    if saved is None:
         return Trained(0, notes=skipped)
-    groups = held.groups
-    restore(job.model, groups["weights"], str(held.folder))
-    optimizer.load_state_dict(groups["optimizer"])
-    scheduler.load_state_dict(groups["loop"]["scheduler"])
-    method.load_state_dict(groups["method"])
-    loop = groups["loop"]
-    return Trained(loop["steps"], [tuple(point) for point in loop["curve"]], loop["tokens"], notes=skipped,
-                   observed=[tuple(point) for point in loop["observed"]])  # fmt: skip
+    groups = saved.groups
+    with checkpoint.forged(saved.folder):
+        restore(method.weights(), groups["weights"], str(saved.folder))
+        optimizer.load_state_dict(groups["optimizer"])
+        scheduler.load_state_dict(groups["loop"]["scheduler"])
+        method.load_step_state(groups["method"])
+        loop = groups["loop"]
+        if job.carry is not None:
+            job.carry.load_state_dict(loop["carry"])
+        return Trained(int(loop["steps"]), [tuple(point) for point in loop["curve"]], int(loop["tokens"]), float(loop["seconds"]),
+                       skipped, [tuple(point) for point in loop["observed"]])  # fmt: skip
 
 
-class _Stop:
-    asked: str | None = None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM ask the loop to save and stop after the step it is in; a second one stops at once."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _frame: Any) -> None:
-        stop.asked = signal.Signals(number).name
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-    for s in before:
-        signal.signal(s, ask)
-    try:
-        yield stop
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-    if stop.asked:  # it came after the last step had looked: it must not be lost
-        signal.raise_signal(signal.Signals[stop.asked])
+__all__ = ["Job", "Trained", "precision", "train"]

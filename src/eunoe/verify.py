@@ -1,17 +1,17 @@
 """Zero forgetting is proved, not claimed: recompute what earlier domains read and compare the bits.
 
-When a domain ended, its checkpoint kept a probe: some of its held-out blocks and the hidden states they gave, and the
-SHA-256 of every weight entry its output reads. ``verify`` computes the probe from the domain's own checkpoint and from
-the state after the LAST domain, under the domain's masks, and compares the bits, and the hash. Where the versions and the
-machine are those of the run, the bits must also equal those recorded then. Checkpoints' own hashes are checked on the way, a
-checkpoint that is gone is a broken promise, and the plug-ins written for others must be those of the last state. A
-method that makes no promise (ncl) is measured too, and said to have changed; that fails nothing.
+When a stage ended, its checkpoint kept a probe: some of its held-out blocks and the hidden states they gave, and the SHA-256 of
+every weight entry its output reads. ``verify`` computes both again, from the stage's own checkpoint and from the state after the
+LAST stage, as the domain reads it, and compares the bits. Where the versions and the machine are those of the run, the bits must
+also equal those recorded then. On the way it checks that every checkpoint is whole, is what was learnt here (not another run's,
+nor one that was written since), and was what the next stage started from; that rows are the run's own; and that the plug-ins written
+for others are those of the last state. A method that makes no promise (ncl) is measured too, and said to have changed.
 """
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,16 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eunoe import checkpoint
-from eunoe.errors import EunoeError
-from eunoe.evaluate.evaluator import hidden_states
-from eunoe.folder import environment, finished
-from eunoe.methods.base import Method
-from eunoe.models.anatomy import anatomy
-from eunoe.plan import Sequence
-from eunoe.recipe import ModelSettings, as_path
-from eunoe.run import build_sequence, domain_folder, load_plan, model_settings, reads_hash
-from eunoe.train import restore
+from eunoe import checkpoint, stop
+from eunoe.cells import Board
+from eunoe.errors import EunoeError, Interrupted
+from eunoe.folder import environment, fingerprint, read_mark, says_whose, was_finished
+from eunoe.foreign import first_line, reading
+from eunoe.plan import Measure, RunPlan, load_run, model_settings
+from eunoe.recipe import as_path
+from eunoe.sequence import Sequence, Walk
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Finding:
 
     sequence: str
     domain: str
-    """Or ``plugins``: those that the run wrote for others."""
+    """Or ``plugins``: those that the run wrote for others; ``rows``: the scores of the sequence."""
     promised: bool
     """Does the method promise that nothing of this domain changes?"""
     equal: bool
@@ -50,22 +48,29 @@ class Finding:
         return self.promised and not self.equal
 
 
-def verify(out: str | os.PathLike[str]) -> list[Finding]:
+def verify(out: Path | str) -> list[Finding]:
     """Check every finished sequence of a run folder; raises ``EunoeError`` if there is nothing to check.
 
-    >>> [f.broken for f in verify(Path("runs/demo"))]  # doctest: +SKIP
+    >>> [f.broken for f in verify("runs/demo")]  # doctest: +SKIP
     [False, False, False, False, False, False, False, False]
     """
-    out = as_path(out, "the run folder")
-    plan = load_plan(out)
-    model = model_settings(plan, out)
-    was, now = json.loads((out / "environment.json").read_text(encoding="utf-8")), environment("")
-    same_machine = all(was.get(key) == value for key, value in now.items() if key != "command")
+    out = as_path(out, "out")
+    plan = load_run(out)
+    with reading(
+        out / "environment.json", "Restore it, or delete it: the bits are then not compared with those recorded."
+    ):
+        file = out / "environment.json"
+        was = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    now = environment("")
+    same_machine = all(was.get(key) == value for key, value in now.items() if key not in ("command", "threads"))
+    if isinstance(plan.recipe.threads, int):
+        torch.set_num_threads(plan.recipe.threads)
     findings: list[Finding] = []
-    for sequence in plan.sequences:
-        if sequence.method is not None:
-            findings += _verify_sequence(sequence, model, out, same_machine)
-    if not findings:
+    for way in plan.sequences:
+        if way.method is not None and way.stages:
+            findings += _sequence(plan, way, out, same_machine)
+        findings += _rows(plan, way, out)
+    if not any(f.domain != "rows" for f in findings):
         raise EunoeError(
             f"{out} has no finished domain to verify. Let it run first: eunoe run {out / 'recipe.yaml'} --out {out}"
         )
@@ -80,80 +85,117 @@ class _Before:
     input_ids: Tensor
     states: Tensor
     reads: str | None
-    recorded: Tensor | None = None
-    """The states that the run recorded; None: it was learnt before the run."""
+    recorded: tuple[Tensor, str | None] | None = None
+    """The states and the hash that the run recorded; None: it was learnt before the run."""
 
 
-def _verify_sequence(sequence: Sequence, model: ModelSettings, out: Path, same_machine: bool) -> list[Finding]:
-    places = {i: domain_folder(out, sequence, i) / "final" for i in range(len(sequence.order))}
-    done = [i for i, folder in places.items() if checkpoint.whole(folder)]
-    reached = len(places) if finished(out) else max(done, default=-1) + 1
-    gone = [
-        Finding(sequence.folder, sequence.order[i], True, False, f"its checkpoint {places[i]} is missing, or not whole")
-        for i in range(reached)
-        if i not in done
-    ]
+def _sequence(plan: RunPlan, way: Sequence, out: Path, same_machine: bool) -> list[Finding]:
+    name, stages = _name(way), range(len(way.stages))
+    done = [i for i in stages if checkpoint.whole(out / way.stage_key(i) / "final")]
+    reached = len(stages) if was_finished(out) else max(done, default=-1) + 1
+    gone = [Finding(name, way.names[i], True, False, f"its checkpoint {out / way.stage_key(i) / 'final'} is missing, or not whole")
+            for i in range(reached) if i not in done]  # fmt: skip
     if gone or not done:
         return gone
-    lm, method = build_sequence(sequence, model)
-    promised = not method.forgets
-    held: dict[int, checkpoint.Checkpoint] = {}
-    findings: list[Finding] = []
-    for i in done:
+    walk = Walk(way, model_settings(plan.recipe, out), out, fingerprint(out) if says_whose(out) else None)
+    last = done[-1]
+    before, broken = [], []
+
+    def attempt(domain: str, work: Callable[[], _Before]) -> None:
+        """A damaged or tampered state or probe can raise anything in torch; whatever it is, the promise is not kept."""
         try:
-            held[i] = checkpoint.load(domain_folder(out, sequence, i) / "final")
-        except EunoeError as error:
-            findings.append(Finding(sequence.folder, sequence.order[i], True, False, str(error)))
-    if findings:
-        return findings
-    base = anatomy(lm.model).base
+            before.append(work())
+        except Interrupted:
+            raise
+        except Exception as error:
+            text = str(error) if isinstance(error, EunoeError) else f"its probe cannot be computed: {first_line(error)}"
+            broken.append(Finding(name, domain, True, False, text))
 
-    def take(state: checkpoint.Checkpoint) -> None:
-        restore(lm.model, state.groups["weights"], str(state.folder))
-        method.load_state_dict(state.groups["method"])
+    for domain in walk.method.earlier:  # as they are in what the method started from
+        attempt(domain, lambda domain=domain: _earlier(walk, domain, last))  # type: ignore[misc]
+    for i in done:  # as each domain was when it ended
+        stop.check("verifying")
+        attempt(way.stages[i][0], lambda i=i: _own(walk, i))  # type: ignore[misc]
+    if broken:
+        return broken
+    walk.after(last)
+    findings = [_compare(walk, name, was, same_machine) for was in before]
+    return findings + (_published(walk, way, out) if len(done) == len(stages) else [])
 
-    def read(domain: str, input_ids: Tensor) -> Tensor:
-        """Hidden states of a probe as ``domain`` reads it, from the state that was taken last."""
-        method.activate(domain)
-        return hidden_states(lm.model, base, input_ids)
 
-    # as each domain was when it ended; domains learnt before: as they are in what the method started from
-    ids = held[done[-1]].groups["probe"]["input_ids"]
-    before = [_Before(domain, ids, read(domain, ids), reads_hash(lm, method, domain)) for domain in method.earlier]
-    for i, state in held.items():
-        domain, probe = sequence.order[i], state.groups["probe"]
-        take(state)
-        before.append(
-            _Before(domain, probe["input_ids"], read(domain, probe["input_ids"]), probe["reads"], probe["states"])
-        )
-    take(held[done[-1]])
-    for was in before:
-        now = read(was.domain, was.input_ids)
-        same, same_reads = _same_bits(was.states, now), was.reads == reads_hash(lm, method, was.domain)
-        far = f"outputs changed (by up to {float((now - was.states).abs().max()):.3g})"
-        text = ("learnt before this run; " if was.recorded is None else "") + (
-            "outputs equal to the bit" if same else far
-        )
-        if promised:
-            text += f", weights it reads {'equal to the bit' if same_reads else 'CHANGED'}"
-        if was.recorded is not None and not _same_bits(was.states, was.recorded):
-            text += ", but this machine computes other bits from its own checkpoint than were recorded"
+def _earlier(walk: Walk, domain: str, last: int) -> _Before:
+    ids = walk.load(last).groups["probe"]["input_ids"]
+    return _Before(domain, ids, walk.read(domain, ids), walk.reads_hash(domain))
+
+
+def _own(walk: Walk, i: int) -> _Before:
+    """Stage ``i`` from its own checkpoint, which must be what the next stage started from."""
+    state = walk.load(i)
+    said = (state.identity or {}).get("start")
+    if walk.method.starts_from == "previous" and i > 0 and said is not None:
+        before = walk.load(i - 1).digest
+        if said != before:
+            raise EunoeError(
+                f"{state.folder} was learnt from another state ({said}) than its sequence has there now ({before})."
+            )
+    walk.after(i)
+    probe, domain = state.groups["probe"], walk.sequence.stages[i][0]
+    ids, states, reads = probe["input_ids"], probe["states"], probe["reads"]
+    return _Before(domain, ids, walk.read(domain, ids), walk.reads_hash(domain), (states, reads))
+
+
+def _compare(walk: Walk, name: str, was: _Before, same_machine: bool) -> Finding:
+    """A domain as it was against the state that the walk is in."""
+    promised = not walk.method.forgets
+    now, reads = walk.read(was.domain, was.input_ids), walk.reads_hash(was.domain)
+    same, same_reads = _same_bits(was.states, now), was.reads == reads
+    far = f"outputs changed (by up to {float((now - was.states).abs().max()):.3g})"
+    text = ("learnt before this run; " if was.recorded is None else "") + ("outputs equal to the bit" if same else far)
+    if promised:
+        text += f", weights it reads {'equal to the bit' if same_reads else 'CHANGED'}"
+    if was.recorded is not None:
+        states, recorded_reads = was.recorded
+        if recorded_reads != was.reads:
+            text += "; its own checkpoint holds OTHER weights than it had when it was learnt"
+            same_reads = False
+        if not _same_bits(was.states, states):
+            text += "; this machine computes other bits from its own checkpoint than were recorded"
             same = same and not same_machine
-        findings.append(Finding(sequence.folder, was.domain, promised, same and same_reads, text))
-    return findings + (_verify_published(sequence, method, out) if len(done) == len(places) else [])
+    return Finding(name, was.domain, promised, same and same_reads, text)
 
 
-def _verify_published(sequence: Sequence, method: Method, out: Path) -> list[Finding]:
+def _rows(plan: RunPlan, way: Sequence, out: Path) -> list[Finding]:
+    """Scores that are not as they were written, or are of another run; nothing where all are well."""
+    if not says_whose(out):
+        return []
+    run, findings = fingerprint(out), []
+    for cell in plan.cells(Board(out, run)):
+        if not isinstance(cell.work, Measure) or cell.work.way != way or not (out / cell.key / "cell.json").exists():
+            continue
+        try:
+            whole, text = read_mark(out, run, cell.key) is not None, f"{out / cell.key} is not as it was written"
+        except EunoeError as error:
+            whole, text = False, str(error)
+        if not whole:
+            findings.append(Finding(_name(way), "rows", True, False, text))
+    return findings
+
+
+def _published(walk: Walk, way: Sequence, out: Path) -> list[Finding]:
     """Whether the plug-ins that the run wrote for others are those of its last state, to the bit."""
-    folder = out / "sequences" / sequence.folder / "plugins"
-    if not folder.is_dir() and not finished(out):
-        return []  # a run that goes on writes them
+    folder = out / way.folder / "plugins"
+    if not folder.is_dir() and not was_finished(out):
+        return []  # the run writes them when it is resumed
     with TemporaryDirectory() as made:
-        method.publish(Path(made))
+        walk.method.publish(Path(made))
         files = sorted(Path(made).iterdir())
         same = all((folder / f.name).is_file() and _content(folder / f.name) == _content(f) for f in files)
     text = "the written plug-ins are those of the last state" if same else f"{folder} is NOT what the last state gives"
-    return [Finding(sequence.folder, "plugins", True, same, text)] if files else []
+    return [Finding(_name(way), "plugins", True, same, text)] if files else []
+
+
+def _name(way: Sequence) -> str:
+    return way.folder.removeprefix("sequences/")
 
 
 def _content(file: Path) -> Any:
@@ -161,13 +203,16 @@ def _content(file: Path) -> Any:
     if file.suffix != ".json":
         return file.read_bytes()
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    if isinstance(held, dict):
-        held.pop("base_model_name_or_path", None)
-    return held
+    if isinstance(content, dict):
+        content.pop("base_model_name_or_path", None)
+    return content
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.view(torch.int32), b.view(torch.int32))
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+__all__ = ["Finding", "verify"]

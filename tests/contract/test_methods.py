@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eunoe import checkpoint
+from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError, Interrupted
@@ -27,7 +28,8 @@ from eunoe.methods.base import trainable
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import Classifier, lm_loss
 from eunoe.recipe import LoopSettings
-from eunoe.train import Job, Trained, make_optimizer, restore, train, weights
+from eunoe.train import Job, Trained, train
+from tests.stages import put_back, stage, weights
 from tests.test_train import MASK, Stopping, bits, same
 from tests.tiny import size, tiny_bert, tiny_gpt2
 
@@ -116,7 +118,7 @@ def test_its_state_goes_through_a_checkpoint(name: str, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "final", {"weights": weights(method.model), "method": method.state_dict()})
     held = checkpoint.load(tmp_path / "final").groups
     fresh = make(name)
-    restore(fresh.model, held["weights"], "final")
+    put_back(fresh.model, held["weights"], "final")
     fresh.load_state_dict(held["method"])
     for domain in (None, *DOMAINS[:2]):
         assert torch.equal(states(fresh, domain), states(method, domain))
@@ -171,7 +173,7 @@ def test_taken_up_it_ends_in_the_bits_of_one_never_stopped(name: str, step: int,
 def test_protecting_masks_fit_their_weights(name: str) -> None:
     method = make(name)
     for domain in DOMAINS:
-        method.before_task(domain)
+        method.begin(stage(domain))
         held = {id(p) for p in method.model.parameters()}
         kept = method.protected()
         for weight, mask in kept.items():

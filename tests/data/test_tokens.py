@@ -13,9 +13,9 @@ from eunoe import stop
 from eunoe.data import tokens
 from eunoe.data.corpus import load_blocks
 from eunoe.data.tokens import around, encode, identity, largest_id
+from eunoe.engine import run
 from eunoe.errors import Interrupted
 from eunoe.recipe import CorpusSettings, load_recipe
-from eunoe.run import run
 from tests.conftest import shared
 from tests.tiny import sentences, tiny_causal_tokenizer, tiny_tokenizer
 from tests.tiny_run import tiny_recipe

@@ -33,6 +33,7 @@ from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.load import LanguageModel, load_lm
 from eunoe.plugins.inject import adapters, set_domain
 from eunoe.recipe import ModelSettings
+from tests.stages import stage
 from tests.tiny import tiny_folder
 from tests.tiny_run import tiny_recipe, tiny_settings
 
@@ -79,13 +80,13 @@ def learnt(folder: Path, kind: str) -> LanguageModel:
     lm = load_lm(ModelSettings(name=str(tiny_folder(folder, kind)), dropout=0.0))
     method = Cpt(lm.model, CptSettings(), ["a", "b"])
     for domain in ("a", "b"):
-        method.before_task(domain)
+        method.begin(stage(domain))
         with torch.no_grad():
             for adapter in adapters(lm.model).values():
                 for p in adapter.parameters():
                     if p.requires_grad and p.dim() == 2 and domain == "b":
                         p.mul_(3)
-        method.after_task(domain)
+        method.end(stage(domain))
     return lm
 
 

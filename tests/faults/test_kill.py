@@ -31,7 +31,7 @@ def forks() -> ForkServerContext:
     """A server that imports what a run imports, once, and forks each run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["eunoe.run", "eunoe.verify", "matplotlib.backends.backend_svg", "tests.faults.test_kill"]
+        ["eunoe.engine", "eunoe.verify", "matplotlib.backends.backend_svg", "tests.faults.test_kill"]
     )
     ready = context.Process(target=os.getpid)
     ready.start()

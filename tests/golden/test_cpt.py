@@ -14,6 +14,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from eunoe.methods.cpt import Cpt, CptSettings
 from tests.conftest import shared
+from tests.stages import stage
 
 LIMIT = 1e-10
 OURS = {
@@ -129,7 +130,7 @@ def test_gradients_before_and_after_compensation(golden: Golden, task: int) -> N
             weights[golden.name(name)].grad, golden.row(name, expected, task), atol=LIMIT, rtol=0
         )
 
-    golden.cpt.on_gradients(0.0)
+    golden.cpt.on_gradients()
     compensated = golden.starting(f"t{task}.s37.compensated.")
     assert len(compensated) == 8
     for name, expected in compensated.items():
@@ -141,21 +142,21 @@ def test_gradients_before_and_after_compensation(golden: Golden, task: int) -> N
 def test_accumulated_masks_and_blocking_after_two_tasks(golden: Golden) -> None:
     cpt = golden.cpt
     for task in ("0", "1"):
-        cpt.before_task(task)
+        cpt.begin(stage(task))
         golden.embed(int(task))
-        cpt.after_task(task)
+        cpt.end(stage(task))
     accumulated = golden.starting("accumulated.")
     assert len(accumulated) == 8
     for name, expected in accumulated.items():
         torch.testing.assert_close(golden.mask(name).taken, expected[0].double(), atol=LIMIT, rtol=0)
 
-    cpt.before_task("2")
+    cpt.begin(stage("2"))
     weights = dict(cpt.model.named_parameters())
     factors = golden.starting("free.")
     assert len(factors) == 16
     for name in factors:  # a gradient of ones comes out as the factor itself
         weights[golden.name(name)].grad = torch.ones_like(weights[golden.name(name)])
-    cpt.on_gradients(0.0)
+    cpt.on_gradients()
     keep = cpt.protected()
     for name, expected in factors.items():
         weight = weights[golden.name(name)]

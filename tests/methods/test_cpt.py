@@ -23,8 +23,8 @@ from eunoe.optim.protect import Protected
 from eunoe.plugins.capacity import capacity_report
 from eunoe.plugins.files import save_plugins
 from eunoe.plugins.inject import adapters
-from eunoe.train import weights
 from tests.models.families import SMALL, tiny, tokens
+from tests.stages import stage, weights
 
 DOMAINS = ["food", "law", "sea"]
 STEPS = 12
@@ -49,10 +49,10 @@ def step(cpt: Cpt, domain: str, number: int, optimizer: Optimizer) -> float:
     ids = torch.randint(3, SMALL["vocab_size"], (4, 9))
     cpt.model.train()
     progress = number / STEPS
-    cpt.before_step(progress)
+    cpt.before_step(progress, 1)
     loss: Tensor = cpt.model(input_ids=ids, labels=ids).loss
     loss.backward()
-    cpt.on_gradients(progress)
+    cpt.on_gradients()
     optimizer.step()
     optimizer.zero_grad()
     cpt.after_step()
@@ -60,12 +60,12 @@ def step(cpt: Cpt, domain: str, number: int, optimizer: Optimizer) -> float:
 
 
 def learn(cpt: Cpt, domain: str, optimizer: Optimizer | None = None, protect: bool = True) -> list[float]:
-    cpt.before_task(domain)
+    cpt.begin(stage(domain))
     optimizer = optimizer or adamw(cpt)
     guard = Protected(optimizer, cpt.protected() if protect else {})
     losses = [step(cpt, domain, i, optimizer) for i in range(STEPS)]
     guard.release()
-    cpt.after_task(domain)
+    cpt.end(stage(domain))
     return losses
 
 
@@ -127,7 +127,7 @@ def test_without_blocked_gradients_protection_alone_still_holds(monkeypatch: pyt
     cpt = make()
     learn(cpt, "food")
     kept = states(cpt, "food")
-    monkeypatch.setattr(Cpt, "on_gradients", lambda self, progress: None)
+    monkeypatch.setattr(Cpt, "on_gradients", lambda self: None)
     learn(cpt, "law")
     assert same(states(cpt, "food"), kept)
 
@@ -172,7 +172,7 @@ def no_attack(cpt: Cpt, optimizer: Optimizer) -> None:
 
 def accumulated(cpt: Cpt, domain: str, number: int, optimizer: Optimizer) -> None:
     """Three micro-batches a step."""
-    cpt.before_step(number / STEPS)
+    cpt.before_step(number, STEPS)
     for part in range(3):
         torch.manual_seed(1000 * number + part)
         ids = torch.randint(3, SMALL["vocab_size"], (2, 9))
@@ -182,7 +182,7 @@ def accumulated(cpt: Cpt, domain: str, number: int, optimizer: Optimizer) -> Non
 
 def clipped(cpt: Cpt, domain: str, number: int, optimizer: Optimizer, each: bool = False) -> None:
     ids = tokens()
-    cpt.before_step(number / STEPS)
+    cpt.before_step(number, STEPS)
     (100 * cpt.model.train()(input_ids=ids, labels=ids).loss).backward()
     held = [p for p in cpt.model.parameters() if p.grad is not None]
     finish_step(cpt, number, optimizer, lambda: [nn.utils.clip_grad_norm_(p, 0.1) for p in (held if each else [held])])
@@ -193,7 +193,7 @@ def clipped_each(cpt: Cpt, domain: str, number: int, optimizer: Optimizer) -> No
 
 
 def finish_step(cpt: Cpt, number: int, optimizer: Optimizer, clip: Callable[[], Any] = lambda: None) -> None:
-    cpt.on_gradients(number / STEPS)
+    cpt.on_gradients()
     clip()
     optimizer.step()
     optimizer.zero_grad()
@@ -212,13 +212,13 @@ def test_no_attack_moves_a_bit_of_an_earlier_domain(
     learn(cpt, "food", optimizer)
     kept, read = states(cpt, "food"), readings(cpt, "food")
     attack(cpt, optimizer)
-    cpt.before_task("law")
+    cpt.begin(stage("law"))
     guard = Protected(optimizer, cpt.protected())
     for i in range(4):
         steps(cpt, "law", i, optimizer)
         attack(cpt, optimizer)
     guard.release()
-    cpt.after_task("law")
+    cpt.end(stage("law"))
     for module in cpt.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.1
@@ -244,11 +244,11 @@ def test_a_domain_that_diverged_is_not_closed() -> None:
     """A weight that is not finite reaches earlier domains through any mask: 0 * nan is nan."""
     cpt = make()
     learn(cpt, "food")
-    cpt.before_task("law")
+    cpt.begin(stage("law"))
     with torch.no_grad():
         cpt.adapters["encoder.layer.0.attention_plugin"].fc2.weight[0, 0] = float("inf")
     with pytest.raises(EunoeError, match="learning 'law' left plug-in weights that are not finite"):
-        cpt.after_task("law")
+        cpt.end(stage("law"))
     assert cpt.active.finished == [0]
 
 
@@ -283,7 +283,7 @@ def test_masks_and_layer_norms_of_earlier_domains_stay() -> None:
 
 def test_a_domains_masks_start_from_the_seed_and_its_name_whatever_was_learnt_before() -> None:
     def start(cpt: Cpt, domain: str) -> list[Tensor]:
-        cpt.before_task(domain)
+        cpt.begin(stage(domain))
         return [mask.embedding.detach().clone() for mask in cpt._masks()]
 
     cpt = make()
@@ -305,16 +305,16 @@ def test_learning_lowers_the_loss_that_the_hard_masks_give() -> None:
         return cpt.model(input_ids=ids, labels=ids).loss
 
     before = loss().item()
-    cpt.before_task("food")
+    cpt.begin(stage("food"))
     optimizer = AdamW([p for _, p in trainable(cpt.model)], lr=0.01)
     for i in range(60):
-        cpt.before_step(i / 60)
+        cpt.before_step(i, 60)
         loss().backward()
-        cpt.on_gradients(i / 60)
+        cpt.on_gradients()
         optimizer.step()
         optimizer.zero_grad()
         cpt.after_step()
-    cpt.after_task("food")
+    cpt.end(stage("food"))
     assert loss().item() < before - 0.5
 
 
@@ -344,18 +344,18 @@ def test_the_start_depends_on_the_seed_alone() -> None:
 def test_the_temperature_follows_progress_and_an_evaluation_in_between_does_no_harm() -> None:
     cpt = make()
     learn(cpt, "food")
-    cpt.before_task("law")
-    cpt.before_step(0.0)
+    cpt.begin(stage("law"))
+    cpt.before_step(0, 1)
     assert (cpt.active.domain, cpt.active.s) == (1, 1 / 400)
     cpt.activate("food")
     assert (cpt.active.domain, cpt.active.s) == (0, 400.0)
-    cpt.before_step(0.5)
+    cpt.before_step(1, 2)
     assert (cpt.active.domain, cpt.active.s) == (1, pytest.approx(200.00125))
 
 
 def test_embeddings_stay_within_the_limit() -> None:
     cpt = make(embedding_clip=0.5)
-    cpt.before_task("food")
+    cpt.begin(stage("food"))
     assert all(mask.embedding.abs().max() > 0.5 for mask in cpt._masks()), "else this test could not fail"
     step(cpt, "food", 0, adamw(cpt))
     assert all(mask.embedding.abs().max() <= 0.5 for mask in cpt._masks())
@@ -364,13 +364,13 @@ def test_embeddings_stay_within_the_limit() -> None:
 def test_gradients_of_closed_weights_are_zero_and_no_others() -> None:
     cpt = make()
     learn(cpt, "food")
-    cpt.before_task("law")
-    cpt.before_step(0.01)
+    cpt.begin(stage("law"))
+    cpt.before_step(1, 100)
     ids = tokens()
     cpt.model(input_ids=ids, labels=ids).loss.backward()
     for _, p in trainable(cpt.model):
         p.grad = torch.ones_like(p)
-    cpt.on_gradients(0.01)
+    cpt.on_gradients()
     closed = cpt.protected()
     for p, entries in closed.items():
         assert p.grad is not None
@@ -381,7 +381,7 @@ def test_gradients_of_closed_weights_are_zero_and_no_others() -> None:
 
 def test_the_first_domain_finds_every_weight_open() -> None:
     cpt = make()
-    cpt.before_task("food")
+    cpt.begin(stage("food"))
     assert cpt.protected() == {}
 
 
@@ -398,9 +398,9 @@ def test_a_domain_never_trained_reads_like_the_base_model() -> None:
 def test_the_temperature_starts_anew_in_each_epoch_as_released_or_rises_once(over: Any, places: list[float]) -> None:
     cpt = make(anneal_over=over)
     cpt.epochs = 2.0
-    cpt.before_task("food")
+    cpt.begin(stage("food"))
     for i, place in enumerate(places):
-        cpt.before_step(i / 4)
+        cpt.before_step(i, 4)
         assert cpt.active.s == pytest.approx(1 / 400 + (400 - 1 / 400) * place)
     assert CptSettings().anneal_over == "epoch"
 
@@ -408,16 +408,16 @@ def test_the_temperature_starts_anew_in_each_epoch_as_released_or_rises_once(ove
 def test_sparsity_is_none_by_default_and_else_hats_term_times_its_weight() -> None:
     assert make().penalty({}, None) is None
     cpt = make(sparsity=0.75)
-    cpt.before_task("food")
-    cpt.before_step(0.01)
+    cpt.begin(stage("food"))
+    cpt.before_step(1, 100)
     gates = torch.cat([torch.sigmoid(cpt.active.s * mask.embedding) for mask in cpt._masks()])
     cost = cpt.penalty({}, None)
     assert cost is not None
     torch.testing.assert_close(cost, 0.75 * gates.mean())
     cost.backward()
     assert all(mask.embedding.grad is not None and (mask.embedding.grad > 0).any() for mask in cpt._masks())
-    cpt.after_task("food")
-    cpt.before_task("law")
+    cpt.end(stage("food"))
+    cpt.begin(stage("law"))
     free = torch.cat([1 - mask.taken for mask in cpt._masks()])
     gates = torch.cat([torch.sigmoid(cpt.active.s * mask.embedding) for mask in cpt._masks()])
     torch.testing.assert_close(cpt.penalty({}, None), 0.75 * (gates * free).sum() / free.sum())
@@ -426,18 +426,18 @@ def test_sparsity_is_none_by_default_and_else_hats_term_times_its_weight() -> No
 def test_sparsity_leaves_more_room() -> None:
     def used(weight: float) -> int:
         cpt = make(sparsity=weight)
-        cpt.before_task("food")
+        cpt.begin(stage("food"))
         optimizer = AdamW([p for _, p in trainable(cpt.model)], lr=0.05)
         for i in range(40):
-            cpt.before_step(i / 40)
+            cpt.before_step(i, 40)
             cost = cpt.penalty({}, None)
             loss = cpt.model(input_ids=tokens(), labels=tokens()).loss
             (loss if cost is None else loss + cost).backward()
-            cpt.on_gradients(i / 40)
+            cpt.on_gradients()
             optimizer.step()
             optimizer.zero_grad()
             cpt.after_step()
-        cpt.after_task("food")
+        cpt.end(stage("food"))
         return sum(row["used"] for row in cpt.capacity())
 
     assert used(20.0) < 0.8 * used(0.0)
@@ -460,7 +460,7 @@ def test_near_zero_plug_ins_start_as_nearly_the_base_model() -> None:
     for init in ("library", "near_zero"):
         cpt = make(init=init)
         base = states(cpt, None)[-1]
-        cpt.before_task("food")
+        cpt.begin(stage("food"))
         gaps.append(float((states(cpt, "food")[-1] - base).abs().max()))
     assert 0 < gaps[1] < 0.01 * gaps[0]
 
@@ -474,10 +474,10 @@ def test_near_zero_plug_ins_start_as_nearly_the_base_model() -> None:
         (lambda cpt: CptSettings(skip="no"), "skip is 'no'; give auto, true or false"),
         (lambda cpt: CptSettings(sparsity=-1), "sparsity is -1; give 0 or more"),
         (lambda cpt: make(skip=False), "skip is false, but a plug-in of placement sequential"),
-        (lambda cpt: (cpt.before_task("food"), cpt.grow(ffn_size=20)), "domain 'food' is being learnt"),
-        (lambda cpt: cpt.before_task("fod"), r"unknown domain 'fod'. Did you mean food\?"),
+        (lambda cpt: (cpt.begin(stage("food")), cpt.grow(ffn_size=20)), "domain 'food' is being learnt"),
+        (lambda cpt: cpt.begin(stage("fod")), r"unknown domain 'fod'. Did you mean food\?"),
         (lambda cpt: cpt.activate("fod"), r"unknown domain 'fod'. Did you mean food\?"),
-        (lambda cpt: (learn(cpt, "food"), cpt.before_task("food")), "domain 'food' is learnt"),
+        (lambda cpt: (learn(cpt, "food"), cpt.begin(stage("food"))), "domain 'food' is learnt"),
         (lambda cpt: Cpt(cpt.model, cpt.settings, DOMAINS), "has plug-ins already"),
         (lambda cpt: Cpt(tiny("bert"), cpt.settings, ["a", "b", "a"]), "a stands twice"),
         (lambda cpt: CptSettings(placement="paralel"), r"unknown placement 'paralel'. Did you mean parallel"),
@@ -544,7 +544,7 @@ def test_the_order_of_learning_need_not_be_that_of_the_domains_and_is_carried_on
 def test_a_fresh_method_goes_on_exactly_in_the_middle_of_a_domain(load_first: bool) -> None:
     cpt = make()
     learn(cpt, "food")
-    cpt.before_task("law")
+    cpt.begin(stage("law"))
     optimizer = SGD([p for _, p in trainable(cpt.model)], lr=0.1)
     for i in range(5):
         step(cpt, "law", i, optimizer)
@@ -553,9 +553,9 @@ def test_a_fresh_method_goes_on_exactly_in_the_middle_of_a_domain(load_first: bo
     fresh = make(seed=0)
     if load_first:
         fresh.load_state_dict(state)
-        fresh.before_task("law")
+        fresh.begin(stage("law"))
     else:
-        fresh.before_task("law")
+        fresh.begin(stage("law"))
         fresh.load_state_dict(state)
     fresh.model.load_state_dict(weights)
     other = SGD([p for _, p in trainable(fresh.model)], lr=0.1)
@@ -607,8 +607,8 @@ def test_a_finished_domain_costs_less_than_8_kb_on_disk_at_the_shape_of_roberta_
     cpt = Cpt(model, CptSettings(), names)
     sizes = []
     for i, name in enumerate(names):
-        cpt.before_task(name)
-        cpt.after_task(name)
+        cpt.begin(stage(name))
+        cpt.end(stage(name))
         if i in (0, 100):
             checkpoint.save(tmp_path / f"{i}", {"weights": weights(model), "method": cpt.state_dict()})
             save_plugins(model, tmp_path / f"{i}-plugins")
@@ -679,7 +679,7 @@ def test_reads_names_all_weights_and_whatever_it_leaves_out_has_no_influence() -
 def test_what_is_read_is_closed_to_later_domains() -> None:
     cpt = make()
     learn(cpt, "food")
-    cpt.before_task("law")
+    cpt.begin(stage("law"))
     closed = cpt.protected()
     weights = dict(cpt.model.named_parameters())
     for name, entries in cpt.reads("food").items():
@@ -696,10 +696,10 @@ def test_capacity_counts_used_shared_and_free_units() -> None:
     assert all(row["free"] == row["size"] and row["domains"] == {} for row in cpt.capacity())
     units = {"food": [1.0] * 6 + [-1.0] * 10, "law": [-1.0] * 4 + [1.0] * 5 + [-1.0] * 7}
     for domain, chosen in units.items():
-        cpt.before_task(domain)
+        cpt.begin(stage(domain))
         with torch.no_grad():
             cpt.adapters["encoder.layer.1.feed_forward_plugin"].mask1.embedding.copy_(torch.tensor(chosen))
-        cpt.after_task(domain)
+        cpt.end(stage(domain))
     rows = cpt.capacity()
     assert len(rows) == 8
     assert rows[6] == {

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from eunoe import checkpoint
+from eunoe.engine import run
 from eunoe.errors import EunoeError
 from eunoe.methods.base import trainable
 from eunoe.methods.cpt import Cpt, CptSettings
@@ -24,11 +25,10 @@ from eunoe.plugins.files import load_plugins
 from eunoe.plugins.inject import adapters, set_domain
 from eunoe.recipe import Recipe, load_recipe
 from eunoe.route import route_run
-from eunoe.run import run
-from eunoe.train import restore, weights
 from eunoe.verify import verify
 from tests.methods.test_cpt import DOMAINS, STEPS, adamw, learn, readings, same, sgd, states, step
 from tests.models.families import tiny, tokens
+from tests.stages import put_back, stage, weights
 from tests.tiny_run import state, tiny_recipe, tiny_settings
 
 SIZES = {"attention_size": 12, "ffn_size": 16}
@@ -178,7 +178,7 @@ def test_an_old_domain_is_closed_and_can_be_read_and_fine_tuned(tmp_path: Path) 
     base = states(cpt, None)
     assert same(states(cpt, "law"), base)
     with pytest.raises(EunoeError, match="domain 'food' is learnt"):
-        cpt.before_task("food")
+        cpt.begin(stage("food"))
     assert cpt.protected()
     copied = copy.deepcopy(cpt.model)
     assert cpt.for_end_task(copied, "food")
@@ -196,23 +196,23 @@ def test_a_fresh_method_of_the_same_settings_goes_on_in_the_middle_of_a_domain(t
     old = saved(tmp_path)
     cpt = go_on(old, **GROWN)
     learn(cpt, "law")
-    cpt.before_task("sea")
+    cpt.begin(stage("sea"))
     optimizer = SGD([p for _, p in trainable(cpt.model)], lr=0.1)
     for i in range(5):
         step(cpt, "sea", i, optimizer)
     checkpoint.save(tmp_path / "held", {"weights": weights(cpt.model), "method": cpt.state_dict()})
 
     fresh = go_on(old, seed=9, **GROWN)
-    fresh.before_task("sea")
+    fresh.begin(stage("sea"))
     held = checkpoint.load(tmp_path / "held").groups
-    restore(fresh.model, held["weights"], "held")
+    put_back(fresh.model, held["weights"], "held")
     fresh.load_state_dict(held["method"])
     other = SGD([p for _, p in trainable(fresh.model)], lr=0.1)
     for i in range(5, STEPS):
         step(cpt, "sea", i, optimizer)
         step(fresh, "sea", i, other)
-    cpt.after_task("sea")
-    fresh.after_task("sea")
+    cpt.end(stage("sea"))
+    fresh.end(stage("sea"))
     assert repr(cpt.state_dict()) == repr(fresh.state_dict())
     assert cpt.state_dict()["finished"] == DOMAINS
     for domain in (None, *DOMAINS):

@@ -193,4 +193,6 @@ def test_what_a_wrapper_keeps_beside_a_weights_moments_is_left_there() -> None:
     train(model, optimizer, 2, seed=3)
     train(twin, alone, 2, seed=3)
     assert same(model, twin)
-    assert all(torch.equal(optimizer.state[p]["slow"], q) for p, q in zip(model.parameters(), net().parameters(), strict=True))
+    assert all(
+        torch.equal(optimizer.state[p]["slow"], q) for p, q in zip(model.parameters(), net().parameters(), strict=True)
+    )

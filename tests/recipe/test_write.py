@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from eunoe.cli import main
+from eunoe.engine import run
 from eunoe.errors import EunoeError
 from eunoe.plan import resolve
 from eunoe.recipe import load_recipe, recipe_of_run, same_run, to_yaml
 from eunoe.report.page import write_report
-from eunoe.run import run
 from eunoe.verify import verify
 from tests.recipe.refusal import refusal
 from tests.tiny_run import state, tiny_recipe

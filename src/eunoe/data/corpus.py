@@ -241,3 +241,10 @@ class _Reader:
             del settings[key]  # named by what it leads to, moves no token, or is applied after the cache
         facts = [FORMAT, self._rules, self._contents[source], self.block, part, settings]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def joined(parts: list[Blocks]) -> Blocks:
+    """Several corpora as one, side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    return Blocks(np.concatenate([p.ids for p in parts]), parts[0].special, "+".join(p.digest for p in parts))

@@ -6,6 +6,7 @@ are asked for the same tokens. Sums are kept in float64. Nothing is padded but t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eunoe import stop
 from eunoe.data.collate import Batch, Rows, by_length, collate_lm
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError
 from eunoe.evaluate.scores import classification_scores, f1, matthews, regression_scores
-from eunoe.models.heads import asked_logits
+from eunoe.models.heads import target_logits
 from eunoe.models.load import LanguageModel
 
 MASK_SEED = 20221026
@@ -44,21 +46,23 @@ def eval_batches(lm: LanguageModel, blocks: Blocks, batch: int, mask_rate: float
 
 
 @torch.inference_mode()
-def lm_score(model: nn.Module, batches: list[Batch]) -> Score:
-    """Mean cross-entropy (nats) over the asked tokens of prepared batches, without dropout.
+def lm_score(model: nn.Module, batches: list[Batch], log_probs: Callable[[Batch], Tensor] | None = None) -> Score:
+    """Mean cross-entropy (nats) over the target tokens of prepared batches, without dropout.
 
-    Raises ``EunoeError`` if it is not finite.
+    ``log_probs``: log-probabilities (n, vocabulary) of a batch, float32, where a method reads text its own way
+    (``Method.log_probs``); default: the model as it is. Raises ``EunoeError`` if the loss is not finite.
     """
     model.eval()
     device = next(model.parameters()).device
     total, n = 0.0, 0
     for batch in batches:
+        stop.check("scoring held-out text")
         here = {k: v.to(device) for k, v in batch.items()}
-        losses = F.cross_entropy(asked_logits(model, here).float(), here["labels"], reduction="none")
-        total += float(losses.double().sum())
+        read = log_probs(here) if log_probs else torch.log_softmax(target_logits(model, here).float(), -1)
+        total += float(F.nll_loss(read, here["labels"], reduction="none").double().sum())
         n += len(batch["labels"])
     if not n:
-        raise EunoeError("the held-out text asks for nothing: it holds only tokens that the tokenizer calls special, such as unknown "
+        raise EunoeError("the held-out text has no target tokens: it holds only tokens that the tokenizer calls special, such as unknown "
                          "words. Is it text of a language and script that the model knows?")  # fmt: skip
     if not total < float("inf"):
         raise EunoeError(
@@ -83,6 +87,7 @@ def predictions(model: nn.Module, rows: Rows, labels: tuple[str, ...], batch: in
     device = next(model.parameters()).device
     predicted: list[Any] = [None] * len(rows)
     for chosen, rows_batch in by_length(rows, batch):
+        stop.check("scoring labelled rows")
         logits = model(**{k: v.to(device) for k, v in rows_batch.items() if k != "labels"})
         answers = [labels[i] for i in logits.argmax(-1).tolist()] if labels else logits[:, 0].tolist()
         for i, answer in zip(chosen, answers, strict=True):
@@ -93,21 +98,27 @@ def predictions(model: nn.Module, rows: Rows, labels: tuple[str, ...], batch: in
 def task_scores(
     model: nn.Module, rows: Rows, labels: tuple[str, ...], batch: int, metrics: tuple[str, ...] = ()
 ) -> list[Score]:
-    """Scores of a fine-tuned classifier on labelled rows: accuracy and macro-F1, or Pearson and Spearman for numbers.
+    """Scores of a fine-tuned classifier on labelled rows, as ``answer_scores`` has them."""
+    gold = [labels[g] for g in rows.labels.tolist()] if labels else rows.labels.tolist()
+    return answer_scores(gold, predictions(model, rows, labels, batch), labels, metrics)
+
+
+def answer_scores(
+    gold: Sequence[Any], predicted: Sequence[Any], labels: tuple[str, ...], metrics: tuple[str, ...] = ()
+) -> list[Score]:
+    """Scores of answers: accuracy and macro-F1 of classes, or Pearson and Spearman of numbers (``labels`` is empty).
 
     ``metrics`` says which come first, and may add ``matthews`` and ``f1`` (of the last class).
     """
-    predicted, n = predictions(model, rows, labels, batch), len(rows)
     detail: dict[str, Any] | None = None
     if labels:
-        gold = [labels[g] for g in rows.labels.tolist()]
         scored = classification_scores(gold, predicted, labels)
         detail = dict(scored["detail"])
-        found = {"accuracy": scored["accuracy"], "macro_f1": scored["macro_f1"]}
+        values = {"accuracy": scored["accuracy"], "macro_f1": scored["macro_f1"]}
         more = {"matthews": lambda: matthews(gold, predicted), "f1": lambda: f1(gold, predicted, labels[-1])}
-        found |= {name: more[name]() for name in metrics if name in more}
+        values |= {name: more[name]() for name in metrics if name in more}
     else:
-        related = regression_scores(rows.labels.tolist(), predicted)
-        found = {"pearson": related["pearson"], "spearman": related["spearman"]}
-    order = [*metrics, *(name for name in found if name not in metrics)]
-    return [Score(name, found[name], n, detail if name == "accuracy" else None) for name in order]
+        related = regression_scores([float(label) for label in gold], predicted)
+        values = {"pearson": related["pearson"], "spearman": related["spearman"]}
+    order = [*metrics, *(name for name in values if name not in metrics)]
+    return [Score(name, values[name], len(gold), detail if name == "accuracy" else None) for name in order]

@@ -10,12 +10,14 @@ What is mixed is each token's probability, p = sum_d w_d p_d: a mixture of the d
 distribution again whatever head the model has (mixed hidden states are not what any head was trained on), and whose
 loss follows from the domains' losses without another pass (``mixed_losses``).
 
-Shapes: n asked tokens of a batch, R rows, D domains.
+Shapes: n target tokens of a batch, R rows, D domains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +26,11 @@ from torch.nn import functional as F
 from eunoe.data.collate import Batch, collate_lm
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError
-from eunoe.models.heads import asked_logits
+from eunoe.models.heads import target_logits
 from eunoe.models.load import LanguageModel
 from eunoe.plugins.inject import set_domain
 
+LogProbs: TypeAlias = Callable[[Batch, str | None], Tensor]
 MASK_SEED = 20210805
 """Seed of the masks that a masked LM is asked under: not those of the scores."""
 MASKS = 4
@@ -76,20 +79,27 @@ def mixed_losses(losses: Tensor, weights: Tensor) -> Tensor:
 
 # -- with a model -------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def token_losses(model: nn.Module, batch: Mapping[str, Tensor], domains: Sequence[str | None]) -> Tensor:
-    """Cross-entropy (n, D), nats, of each asked token of a batch under each domain's plug-in, without dropout.
+def token_losses(
+    model: nn.Module, batch: Batch, domains: Sequence[str | None], log_probs: LogProbs | None = None
+) -> Tensor:
+    """Cross-entropy (n, D), nats, of each target token of a batch read as each domain, without dropout.
 
-    A domain None is the base model. Leaves the last domain set.
+    A domain None is the base model. ``log_probs``: (batch, domain) -> log-probabilities (n, vocabulary), as a method reads
+    text (``Method.log_probs``); default: under the plug-ins of ``model``, of which the last domain's stays set.
     """
     model.eval()
-    found = []
-    for domain in domains:
-        set_domain(model, domain)
-        found.append(F.cross_entropy(asked_logits(model, batch).float(), batch["labels"], reduction="none"))
-    return torch.stack(found, 1).cpu()
+    read = log_probs or partial(_plugged, model)
+    return torch.stack(
+        [F.nll_loss(read(batch, domain), batch["labels"], reduction="none") for domain in domains], 1
+    ).cpu()
 
 
-def lm_losses(model: nn.Module, batch: Mapping[str, Tensor], domains: Sequence[str | None]) -> Tensor:
+def _plugged(model: nn.Module, batch: Batch, domain: str | None) -> Tensor:
+    set_domain(model, domain)
+    return torch.log_softmax(target_logits(model, batch).float(), -1)
+
+
+def lm_losses(model: nn.Module, batch: Batch, domains: Sequence[str | None]) -> Tensor:
     """Mean LM loss (R, D), nats a token, of each row of a batch under each domain's plug-in.
 
     ``batch`` is one of ``data.collate``: a masked LM is asked where it was masked, a causal one for every next token.
@@ -100,10 +110,8 @@ def lm_losses(model: nn.Module, batch: Mapping[str, Tensor], domains: Sequence[s
 
 
 @torch.inference_mode()
-def mixed_log_probs(
-    model: nn.Module, batch: Mapping[str, Tensor], weights: Tensor, domains: Sequence[str | None]
-) -> Tensor:
-    """Log-probabilities (n, vocabulary) at the asked tokens, mixed by ``weights`` (R, D); they serve as logits.
+def mixed_log_probs(model: nn.Module, batch: Batch, weights: Tensor, domains: Sequence[str | None]) -> Tensor:
+    """Log-probabilities (n, vocabulary) at the target tokens, mixed by ``weights`` (R, D); they serve as logits.
 
     Domains that no row gives weight are not computed.
     """
@@ -112,8 +120,7 @@ def mixed_log_probs(
     for i, domain in enumerate(domains):
         if not weights[:, i].any():
             continue
-        set_domain(model, domain)
-        one = torch.log_softmax(asked_logits(model, batch).float(), -1)
+        one = _plugged(model, batch, domain)
         one = one + weights[rows, i].to(one).log()[:, None]
         total = one if total is None else torch.logaddexp(total, one)
     if total is None:
@@ -122,12 +129,12 @@ def mixed_log_probs(
 
 
 def rows_of(batch: Mapping[str, Tensor]) -> Tensor:
-    """Which row (n,) each asked token of a batch belongs to."""
+    """Which row (n,) each target token of a batch belongs to."""
     return (batch["positions"] // batch["input_ids"].shape[1]).cpu()
 
 
 def second_half(batch: Mapping[str, Tensor]) -> Tensor:
-    """Whether (n,) each token that is asked for stands in the second half of its row.
+    """Whether (n,) each target token stands in the second half of its row.
 
     What was read first can choose the plug-in for what follows: the choice is then not made on what is scored.
     """
@@ -136,7 +143,7 @@ def second_half(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def routing_batches(lm: LanguageModel, blocks: Blocks, batch: int, mask_rate: float) -> list[tuple[Batch, Tensor]]:
-    """Held-out blocks as batches of about ``batch`` rows, each with the block (n,) that every asked token belongs to.
+    """Held-out blocks as batches of about ``batch`` rows, each with the block (n,) that every target token belongs to.
 
     A masked LM reads each block under ``MASKS`` masks, drawn once and for all.
     """

@@ -5,21 +5,30 @@ A new method is one file, one row here, one test file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+from torch import nn
+
+from eunoe.choices import choose
+from eunoe.errors import EunoeError
 from eunoe.methods.base import Method
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.methods.ncl import Ncl, NclSettings
+from eunoe.methods.together import Together
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method, the dataclass of its settings, and what it does in one line."""
+    """A method, the dataclass of its settings, what it does in one line, and which old text it reads again."""
 
     method: type[Method]
     settings: type[Any]
     summary: str
+    reads: frozenset[Literal["earlier", "general"]] = frozenset()
+    """``earlier``: the text of earlier domains; ``general``: the recipe's general text. A stage hands it only this."""
 
 
 METHODS: dict[str, Entry] = {
@@ -29,4 +38,93 @@ METHODS: dict[str, Entry] = {
     ),
 }
 
-__all__ = ["METHODS", "Entry", "Method"]
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method as a recipe chose it: one row of METHODS with its typed settings, or several that go together."""
+
+    names: tuple[str, ...]
+    rows: tuple[Entry, ...]
+    settings: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """``ncl``, or ``replay-ewc`` for several."""
+        return "-".join(self.names)
+
+    @property
+    def forgets(self) -> bool:
+        return all(row.method.forgets for row in self.rows)
+
+    @property
+    def needs_domain(self) -> bool:
+        """Is text read under the masks, prompts or expert of its domain?"""
+        return any(row.method.needs_domain for row in self.rows)
+
+    @property
+    def starts_from(self) -> str:
+        return self.rows[0].method.starts_from
+
+    @property
+    def returns(self) -> bool:
+        """May an order name a domain again?"""
+        return all(row.method.returns for row in self.rows)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Which old text it reads again."""
+        return frozenset(what for row in self.rows for what in row.reads)
+
+    def stages(self, domains: Sequence[str]) -> list[tuple[str, ...]]:
+        """The domains of each stage."""
+        found = [row.method.stages(domains, settings) for row, settings in zip(self.rows, self.settings, strict=True)]
+        if any(stages != found[0] for stages in found):
+            raise EunoeError(
+                f"the methods {' and '.join(self.names)} cannot go together: they cut the domains into other stages."
+            )
+        return found[0]
+
+    def sources(self) -> list[Path]:
+        """Files that the method starts from, besides the model."""
+        return [file for row, own in zip(self.rows, self.settings, strict=True) for file in row.method.sources(own)]
+
+    def build(self, model: nn.Module, domains: Sequence[str]) -> Method:
+        """The method around ``model``, which it may change."""
+        parts = [row.method(model, own, list(domains)) for row, own in zip(self.rows, self.settings, strict=True)]
+        return parts[0] if len(parts) == 1 else Together(parts)
+
+    def written_out(self) -> dict[str, Any]:
+        """The choice with every option written out, as ``recipe.yaml`` holds it."""
+        if len(self.names) == 1:
+            return {"name": self.names[0], **asdict(self.settings[0])}
+        return {"name": list(self.names), **{n: asdict(s) for n, s in zip(self.names, self.settings, strict=True)}}
+
+
+def choose_method(choice: Any, where: str) -> Chosen:
+    """A recipe's choice of a method: ``cpt``, ``{name: cpt, ffn_size: 64}`` or ``{name: [replay, ewc], ewc: {...}}``.
+
+    Raises ``EunoeError`` for unknown names and options.
+    """
+    if not isinstance(choice, Mapping) or not isinstance(choice.get("name"), list):
+        name, row, settings = choose(METHODS, choice, where, "method")
+        return Chosen((name,), (row,), (settings,))
+    names, options = choice["name"], {key: value for key, value in choice.items() if key != "name"}
+    if len(names) < 2 or len(set(map(str, names))) < len(names):
+        raise EunoeError(f"{where}.name: give two or more methods, each once; received {names!r}.")
+    chosen = [
+        choose(METHODS, {"name": name, **_options(options, name, where)}, f"{where}.{name}", "method") for name in names
+    ]
+    if unread := sorted(set(options) - set(names)):
+        raise EunoeError(f"{where}: {', '.join(unread)} is read by none of the methods {', '.join(names)}; options of several stand below "
+                         f"their names, as in `{names[0]}: {{{unread[0]}: ...}}`.")  # fmt: skip
+    return Chosen(tuple(names), tuple(row for _, row, _ in chosen), tuple(settings for *_, settings in chosen))
+
+
+def _options(options: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    own = options.get(name, {})
+    if not isinstance(own, Mapping):
+        raise EunoeError(f"{where}.{name}: expected options with values, received {own!r}.")
+    return own
+
+
+__all__ = ["METHODS", "Chosen", "Entry", "Method", "Together", "choose_method"]

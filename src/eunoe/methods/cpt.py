@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,10 +39,10 @@ from torch import Tensor, nn
 
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup, unknown
-from eunoe.methods.base import Method, freeze
+from eunoe.methods.base import Method, Stage, freeze
 from eunoe.models.anatomy import anatomy
 from eunoe.plugins.adapter import ACTIVATIONS, INITS, Adapter
-from eunoe.plugins.capacity import capacity
+from eunoe.plugins.capacity import capacity, capacity_report
 from eunoe.plugins.files import load_plugins, save_plugins, saved_files
 from eunoe.plugins.inject import (
     PLACEMENTS,
@@ -68,6 +68,8 @@ from eunoe.plugins.task_mask import (
 )
 from eunoe.recipe import expand
 
+ROUND = 10
+"""Steps that the annealing needs at least in one epoch: with fewer to an epoch, several epochs make one round."""
 END_TASK_LR = 3e-5 / 5e-5
 """The paper's rate of plug-in weights over that of all other weights in end-task fine-tuning."""
 
@@ -143,8 +145,9 @@ class Cpt(Method):
     """
 
     forgets = False
+    needs_domain = True
 
-    def __init__(self, model: nn.Module, settings: CptSettings, domains: list[str]) -> None:
+    def __init__(self, model: nn.Module, settings: CptSettings, domains: Sequence[str]) -> None:
         super().__init__(model, settings, domains)
         twice = sorted({name for name in domains if domains.count(name) > 1})
         if twice:
@@ -161,7 +164,7 @@ class Cpt(Method):
             self.domains = list(self.active.domains)
             self.earlier = tuple(self.domains[i] for i in self.active.finished)
         self.seed = int(torch.randint(1 << 62, ()))
-        self._closed: list[tuple[nn.Parameter, Tensor]] | None = None
+        self._closed: list[tuple[nn.Parameter, Tensor]] = []
 
     @staticmethod
     def sources(settings: CptSettings) -> list[Path]:
@@ -169,7 +172,8 @@ class Cpt(Method):
         return [] if settings.plugins is None else saved_files(expand(settings.plugins))
 
     # -- hooks -------------------------------------------------------------------------------------------------
-    def before_task(self, domain: str) -> None:
+    def begin(self, stage: Stage) -> None:
+        domain, steps = stage.name, len(stage.batches)
         index = self._index(domain)
         if index in self.active.finished:
             raise EunoeError(
@@ -177,19 +181,21 @@ class Cpt(Method):
             )
         self.active.running = self.active.domain = index
         self.active.s = anneal(0.0, self.active.s_max)
+        self.epochs = min(stage.epochs, max(1.0, steps / ROUND))
         drawn = torch.Generator().manual_seed(_seed(self.seed, domain))
         for mask in self._masks():
             mask.begin(drawn)
-        self._closed = None
+        self._closed = list(self._free().items())
 
-    def before_step(self, progress: float) -> None:
+    def before_step(self, step: int, steps: int) -> None:
         # the domain too: an evaluation between two steps may have activated another
         self.active.domain = self.active.running
+        progress = step / steps
         if self.settings.anneal_over == "epoch":
             progress = within_epoch(progress, self.epochs)
         self.active.s = anneal(progress, self.active.s_max)
 
-    def penalty(self, batch: Mapping[str, Tensor], outputs: Any) -> Tensor | None:
+    def penalty(self) -> Tensor | None:
         if not self.settings.sparsity:
             return None
         masks = list(self._masks())
@@ -197,11 +203,9 @@ class Cpt(Method):
         weighted: Tensor = self.settings.sparsity * cost
         return weighted
 
-    def on_gradients(self, progress: float) -> None:
+    def on_gradients(self) -> None:
         if self.active.running is None:
-            raise RuntimeError("on_gradients before before_task")
-        if self._closed is None:  # once a domain, and after the model has gone to its device
-            self._closed = list(self._free().items())
+            raise RuntimeError("on_gradients before begin")
         for weight, factor in self._closed:
             if weight.grad is not None:
                 weight.grad.mul_(factor)  # a third of the time that filling masked entries takes
@@ -212,25 +216,25 @@ class Cpt(Method):
 
     def after_step(self) -> None:
         if self.active.running is None:
-            raise RuntimeError("after_step before before_task")
+            raise RuntimeError("after_step before begin")
         with torch.no_grad():
             for mask in self._masks():
                 mask.embedding.copy_(clamp(mask.embedding, self.settings.embedding_clip))
 
-    def after_task(self, domain: str) -> None:
-        index = self._index(domain)
+    def end(self, stage: Stage) -> None:
+        index = self._index(stage.name)
         if index != self.active.running:
-            raise RuntimeError(f"after_task of {domain!r}, which is not the domain that runs")
+            raise RuntimeError(f"end of {stage.name!r}, which is not the domain that runs")
         if not all(p.isfinite().all() for adapter in self.adapters.values() for p in adapter.parameters()):
             raise EunoeError(
-                f"cpt: learning {domain!r} left plug-in weights that are not finite. It is not closed: earlier domains would "
-                "read them through their masks, as 0 * nan is nan. Go back to the last checkpoint and lower the rate."
+                f"cpt: learning {stage.name!r} left plug-in weights that are not finite. It is not closed: earlier domains "
+                "would read them through their masks, as 0 * nan is nan. Lower the learning rate and run again."
             )
         for mask in self._masks():
             mask.keep(index)
         self.active.finished.append(index)
         self.active.running = None
-        self.activate(domain)
+        self.activate(stage.name)
 
     # -- facts -------------------------------------------------------------------------------------------------
     def protected(self) -> dict[nn.Parameter, Tensor]:
@@ -257,8 +261,8 @@ class Cpt(Method):
             slower |= {p for p in adapter.parameters() if p.requires_grad}
         return {name: END_TASK_LR for name, p in model.named_parameters() if p in slower}
 
-    def reads(self, domain: str) -> dict[str, Tensor]:
-        """Which entries of the model's weights a domain's output depends on: name -> bool tensor of its shape.
+    def reads(self, domain: str) -> dict[str, Tensor | None]:
+        """Which entries of the model's weights a domain's output depends on: name -> bool tensor of its shape, None for all.
 
         All of the base model, and the plug-in entries between the units the domain uses. ``eunoe verify`` hashes them.
         """
@@ -267,15 +271,16 @@ class Cpt(Method):
         for adapter in self.adapters.values():
             weights = dict(adapter.named_parameters())
             plugins.update({weights[name]: entries for name, entries in adapter.reads(index).items()})
-        everything = torch.ones((), dtype=torch.bool)
-        return {
-            name: plugins[p] if p in plugins else everything.to(p.device).expand_as(p)
-            for name, p in self.model.named_parameters()
-        }
+        return {name: plugins.get(p) for name, p in self.model.named_parameters()}
 
-    def capacity(self) -> list[dict[str, Any]]:
-        """What capacity is left: the rows of ``plugins.capacity.capacity``."""
-        return capacity(self.model)
+    def notes(self) -> dict[str, Any]:
+        return {"general": "general text is read with the plug-ins off"}
+
+    def facts(self) -> tuple[dict[str, Any], list[str]]:
+        """``capacity.json``: how many units are free (the rows of ``plugins.capacity.capacity``), and a warning when they run out."""
+        rows = capacity(self.model)
+        warning = capacity_report(rows)["warning"]
+        return {"capacity.json": rows}, [warning] if warning else []
 
     def publish(self, folder: Path) -> None:
         """Write the plug-ins as ``eunoe.load_plugins`` reads them."""
@@ -288,6 +293,9 @@ class Cpt(Method):
         Plug-ins of a finished run are grown by ``CptSettings.plugins`` with larger sizes, when the method is made.
         """
         grow(self.model, attention_size=attention_size, ffn_size=ffn_size)
+
+    def clashes(self, other: Method) -> str | None:
+        return None if other.forgets else "each wants to attach weights of its own to the frozen model"
 
     def state_dict(self) -> dict[str, Any]:
         """``finished`` and ``running`` domains, ``s``, ``seed``, and ``masks``: uint8 (finished, bytes), side by side.
@@ -306,15 +314,17 @@ class Cpt(Method):
             "masks": torch.cat(bits, dim=1).cpu(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if lacking := {"finished", "running", "s", "seed", "masks"} - set(state):
+            raise EunoeError(f"cpt: the saved state lacks {', '.join(sorted(lacking))}; it belongs to another method.")
         finished = [self._index(name) for name in state["finished"]]
         widths = [mask.bits.shape[1] for mask in self._masks()]
         masks: Tensor = state["masks"]
-        if tuple(masks.shape) != (len(finished), sum(widths)):
+        if tuple(masks.shape) != (len(finished), sum(widths)) or masks.dtype != torch.uint8:
             raise EunoeError(
-                f"cpt: the saved masks have shape {tuple(masks.shape)}, this model needs "
+                f"cpt: the saved masks are {masks.dtype} of shape {tuple(masks.shape)}, this model needs torch.uint8 of shape "
                 f"{(len(finished), sum(widths))}: they belong to other sizes or another model. "
-                "Go on with the settings the run was begun with."
+                "Use the settings the run was begun with."
             )
         for mask, bits in zip(self._masks(), torch.split(masks, widths, dim=1), strict=True):
             mask.clear()
@@ -325,7 +335,6 @@ class Cpt(Method):
         self.active.domain = self.active.running
         self.active.s = float(state["s"])
         self.seed = int(state["seed"])
-        self._closed = None
 
     # -- parts -------------------------------------------------------------------------------------------------
     def _make(self, site: Site) -> Adapter:
@@ -360,7 +369,7 @@ class Cpt(Method):
         active.s = active.s_max
 
 
-def _go_on(model: nn.Module, settings: CptSettings, domains: list[str]) -> dict[str, Adapter]:
+def _go_on(model: nn.Module, settings: CptSettings, domains: Sequence[str]) -> dict[str, Adapter]:
     """Attach the plug-ins of ``settings.plugins``, grow them to the settings' sizes, and add ``domains``.
 
     Their weights and masks are those of the folder; only the fresh units are drawn, from torch's generator.
@@ -385,7 +394,7 @@ def _go_on(model: nn.Module, settings: CptSettings, domains: list[str]) -> dict[
     return found
 
 
-def _larger(model: nn.Module, settings: CptSettings, domains: list[str], folder: str) -> dict[str, int]:
+def _larger(model: nn.Module, settings: CptSettings, domains: Sequence[str], folder: str) -> dict[str, int]:
     """The sizes to grow to, as ``grow`` takes them; raises where plug-ins and settings cannot go together."""
     larger: dict[str, int] = {}
     saved: dict[str, set[Any]] = {"placement": {placement_of(model)}, "activation": set(), "skip": set()}

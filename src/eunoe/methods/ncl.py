@@ -6,6 +6,7 @@ one domain after another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -21,7 +22,9 @@ class NclSettings:
 class Ncl(Method):
     """Minimise the LM loss of the running domain over all weights, starting from the last domain's."""
 
-    def __init__(self, model: nn.Module, settings: NclSettings, domains: list[str]) -> None:
+    returns = True
+
+    def __init__(self, model: nn.Module, settings: NclSettings, domains: Sequence[str]) -> None:
         super().__init__(model, settings, domains)
         for p in model.parameters():
             p.requires_grad_(True)

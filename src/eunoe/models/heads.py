@@ -1,6 +1,6 @@
 """Heads on a pretrained model: the LM head at target positions only, a low-rank change to train one cheaply, a classifier.
 
-The vocabulary product is more than half of a small model's arithmetic, and a masked LM has 15 % of the tokens as targets.
+The vocabulary product is more than half of a small model's arithmetic, and a masked LM has targets at 15 % of the tokens.
 One forward hook on the base model hands only the target positions to whatever head the family has; it works for
 every Hugging Face masked or causal LM and changes no number (each position passes the head by itself).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,40 +20,73 @@ from eunoe.models.anatomy import anatomy
 from eunoe.models.names import plain_name, plain_names
 
 
+class Outputs(NamedTuple):
+    """What a forward pass leaves at the n target positions of a batch."""
+
+    logits: Tensor
+    """(n, vocabulary)"""
+    hidden: Tensor
+    """(n, width): the last hidden states, below the LM head."""
+
+
+class LossSum(NamedTuple):
+    """A loss, not yet divided: the sum over ``items`` items, and the outputs it was computed from."""
+
+    total: Tensor
+    items: int
+    outputs: Any
+
+
 @contextmanager
-def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
+def only_positions(model: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
     """Within the block the LM head of ``model`` sees only ``positions`` (n,), indices into the flattened (B * T) tokens.
 
-    Its logits then have shape (1, n, vocabulary).
+    Its logits then have shape (1, n, vocabulary); the hidden states (n, width) that it saw are appended to the list.
     """
+    seen: list[Tensor] = []
 
     def choose(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = output[0]
-        chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions.to(hidden.device)).unsqueeze(0)
+        chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions.to(hidden.device))
+        seen.append(chosen)
         if isinstance(output, tuple):
-            return (chosen, *output[1:])
-        output.last_hidden_state = chosen
+            return (chosen.unsqueeze(0), *output[1:])
+        output.last_hidden_state = chosen.unsqueeze(0)
         return output
 
     handle = anatomy(model).base.register_forward_hook(choose)
     try:
-        yield
+        yield seen
     finally:
         handle.remove()
 
 
-def asked_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Logits (n, vocabulary) at the n target positions of a batch made by ``data.collate``."""
-    core = getattr(model, "module", model)
-    with only_positions(core, batch["positions"]):
+def target_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Outputs:
+    """Logits and hidden states at the n target positions of a batch made by ``data.collate``."""
+    with only_positions(getattr(model, "module", model), batch["positions"]) as seen:
         logits: Tensor = model(input_ids=batch["input_ids"]).logits
-    return logits[0]
+    return Outputs(logits[0], seen[-1])
 
 
-def lm_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, Tensor]:
-    """Summed cross-entropy (nats) over the target positions, how many there are, and the logits (n, vocabulary)."""
-    logits = asked_logits(model, batch)
-    return F.cross_entropy(logits.float(), batch["labels"], reduction="sum"), len(batch["labels"]), logits
+def target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits (n, vocabulary) at the n target positions of a batch made by ``data.collate``."""
+    return target_outputs(model, batch).logits
+
+
+class LMLoss:
+    """The LM loss of a batch: summed cross-entropy (nats) over its target positions. ``lm_loss`` is the one instance."""
+
+    def items(self, batch: Mapping[str, Tensor]) -> int:
+        """How many target positions the batch has."""
+        return len(batch["labels"])
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:
+        outputs = target_outputs(model, batch)
+        total = F.cross_entropy(outputs.logits.float(), batch["labels"], reduction="sum")
+        return LossSum(total, self.items(batch), outputs)
+
+
+lm_loss = LMLoss()
 
 
 class LowRank(nn.Module):

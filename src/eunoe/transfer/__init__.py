@@ -1,25 +1,15 @@
-"""The one table of transfer recipes: how a post-trained model is brought to an end task."""
+"""The one table of transfers: how a post-trained model is brought to an end task. A new one is a file, a row, a test file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from eunoe.transfer.finetune import Finetuned, FinetuneSettings, finetune
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A transfer recipe, the dataclass of its settings, and what it does in one line."""
-
-    transfer: Callable[..., Finetuned]
-    settings: type[Any]
-    summary: str
-
+from eunoe.transfer import finetune
+from eunoe.transfer.base import Course, Entry, Start, Tuned
 
 TRANSFERS: dict[str, Entry] = {
-    "finetune": Entry(finetune, FinetuneSettings, "fresh classifier, everything trains; optimizer adamw or recadam"),
-}
+    "finetune": Entry(
+        transfer=finetune.finetune, settings=finetune.FinetuneSettings, check=finetune.check, resolve=finetune.resolve,
+        course=finetune.course, summary="fresh classifier, everything trains; optimizer adamw or recadam",
+    ),
+}  # fmt: skip
 
-__all__ = ["TRANSFERS", "Entry"]
+__all__ = ["TRANSFERS", "Course", "Entry", "Start", "Tuned"]

@@ -11,32 +11,37 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eunoe.data.collate import RowBatches, Rows, encode_rows
+from eunoe.choices import choose, make_optimizer, written_out
+from eunoe.data.collate import Batch, RowBatches, Rows, encode_rows, row_steps
 from eunoe.data.tasks import Example, Task
-from eunoe.evaluate.evaluator import Score, task_scores
+from eunoe.evaluate.evaluator import Score, predictions, task_scores
 from eunoe.evaluate.retention import distances
-from eunoe.methods.base import Method
+from eunoe.lookup import lookup
 from eunoe.models.anatomy import anatomy
-from eunoe.models.heads import Classifier, Pooling
+from eunoe.models.heads import Classifier, LossSum, Pooling
 from eunoe.models.load import LanguageModel, refuse_longer
-from eunoe.optim.groups import scale_rates
-from eunoe.recipe import Batch, Below1, Epochs, LoopSettings, Positive
-from eunoe.train import Job, Trained, make_optimizer, train
+from eunoe.optim.advice import lambda_curve
+from eunoe.optim.advice import warnings as advice
+from eunoe.optim.schedules import SCHEDULES
+from eunoe.optim.table import OPTIMIZERS
+from eunoe.recipe import Batch as BatchSize
+from eunoe.recipe import Below1, Epochs, LoopSettings, Positive
+from eunoe.transfer.base import Course, Start, Tuned
+from eunoe.transfer.phase import phase
 
 
 @dataclass(kw_only=True)
 class FinetuneSettings(LoopSettings):
     """Fine-tuning; the defaults are CPT's end tasks."""
 
-    batch: Batch = 20
+    batch: BatchSize = 20
     """Labelled rows in one optimizer step."""
     epochs: Epochs = 20
     """Passes over the training rows; the last one is scored (there is no validation set)."""
@@ -46,7 +51,7 @@ class FinetuneSettings(LoopSettings):
     """Share of the steps over which the rate rises."""
     optimizer: Any = field(default_factory=lambda: {"name": "adamw", "weight_decay": 0.01})
     """A name of the optimizer table, or a mapping with its options."""
-    max_length: Batch = 164
+    max_length: BatchSize = 164
     """Tokens of a row; longer ones are cut."""
     freeze: Literal["none", "backbone"] = "none"
     """``backbone``: the pretrained weights stay, plug-ins and classifier train."""
@@ -63,27 +68,40 @@ class FinetuneSettings(LoopSettings):
     """Record the distance to the pretrained weights every so many steps (below 1: share of the run)."""
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """What fine-tuning leaves: the model, its scores on the test rows after the last step, and how it got there."""
+def resolve(settings: FinetuneSettings, where: str) -> FinetuneSettings:
+    """The settings with names looked up and the optimizer's options written out; raises ``EunoeError`` for what is unknown."""
+    lookup(SCHEDULES, settings.schedule, f"schedule in {where}")
+    return replace(settings, optimizer=written_out(settings.optimizer, f"{where}.optimizer"))
 
-    model: Classifier
-    scores: list[Score]
-    best: list[Score]
-    """The scores of the evaluation with the best first metric, the earliest of equals; [] without ``evaluate_every``."""
-    best_step: int
-    trained: Trained
 
-    @property
-    def steps(self) -> int:
-        return self.trained.steps
+def check(lm: LanguageModel, task: Task, settings: FinetuneSettings, where: str) -> None:
+    """Refuse a length that the model or the task's texts do not fit."""
+    refuse_longer(lm, settings.max_length, f"{where}.max_length")
+    encode_task(lm, task, settings)
+
+
+def course(settings: FinetuneSettings, rows: int) -> Course | None:
+    """The course of RecAdam's lambda, its pull and the learning rate on ``rows`` rows; None for other optimizers."""
+    name, _, options = choose(OPTIMIZERS, settings.optimizer, "optimizer", "optimizer")
+    if name != "recadam":
+        return None
+    steps = row_steps(rows, settings.batch, settings.epochs, settings.steps)
+    loop = (settings.lr, steps, settings.schedule, settings.warmup)
+    return Course(steps, lambda_curve(options, *loop), advice(options, *loop, start=settings.start))
 
 
 def encode_task(lm: LanguageModel, task: Task, settings: FinetuneSettings) -> tuple[Rows, Rows]:
-    """The task's training and test rows as token ids."""
-    refuse_longer(lm, settings.max_length, "recipe.transfer.max_length")
-    train_rows, test_rows = (encode_examples(lm, task, p, settings.max_length) for p in (task.train, task.test))
-    return train_rows, test_rows
+    """The task's training and test rows as token ids; the last few tasks are kept."""
+    key = (id(lm.tokenizer), id(task), settings.max_length)
+    if key not in _ENCODED:
+        train_rows, test_rows = (encode_examples(lm, task, p, settings.max_length) for p in (task.train, task.test))
+        while len(_ENCODED) >= 32:
+            _ENCODED.pop(next(iter(_ENCODED)))
+        _ENCODED[key] = (lm.tokenizer, task, train_rows, test_rows)  # what the ids name is kept, so they stay theirs
+    return _ENCODED[key][2:]
+
+
+_ENCODED: dict[tuple[int, int, int], tuple[Any, Task, Rows, Rows]] = {}
 
 
 def encode_examples(lm: LanguageModel, task: Task, examples: Sequence[Example], max_length: int) -> Rows:
@@ -100,15 +118,10 @@ def encode_examples(lm: LanguageModel, task: Task, examples: Sequence[Example], 
     )
 
 
-def finetune(
-    lm: LanguageModel, method: Method, domain: str | None, task: Task, rows: tuple[Rows, Rows],
-    settings: FinetuneSettings, seed: int, eval_batch: int, folder: Path | None = None, name: str | None = None,
-) -> Finetuned:  # fmt: skip
-    """Fine-tune a copy of ``lm`` on ``task`` and score it on the test rows; the model itself is not changed.
-
-    ``domain``: whose masks the copy reads (None: the model without them). The classifier's start, the order of the
-    rows and dropout depend on ``seed`` alone, so equal models get equal scores. ``folder``: for checkpoints on the way.
-    """
+def finetune(start: Start, settings: FinetuneSettings) -> Tuned:
+    """Fine-tune a copy of the model on the task and score it on the test rows; the model itself is not changed."""
+    lm, task, seed = start.lm, start.task, start.seed
+    train_rows, test_rows = encode_task(lm, task, settings)
     torch.manual_seed(seed)
     own: Pooling = "first" if lm.objective == "masked" else "last"
     pooling = own if settings.pooling == "auto" else settings.pooling
@@ -116,18 +129,22 @@ def finetune(
     anchor = {n: p.detach() for n, p in anatomy(lm.model).base.named_parameters()}
     if settings.start == "random":
         start_afresh(model.trunk, lm.model)
-    rates = method.for_end_task(model, domain, settings.freeze)
-    batches = RowBatches(rows[0], settings.batch, settings.epochs, seed, settings.steps, settings.micro_batch)
-    watch = _Watch(model, rows[1], task, eval_batch, settings, len(batches), anchor)
-
-    def optimizer(m: nn.Module) -> torch.optim.Optimizer:
-        recalled = anchor if settings.start == "random" else None
-        return scale_rates(make_optimizer(settings.optimizer, m, settings.lr, len(batches), recalled), m, rates)
-
-    done = train(Job(name=name or f"end task {task.name}", model=model, batches=batches, loss=task_loss, settings=settings,
-                     optimizer=optimizer, seed=seed, folder=folder, observe=watch.see if watch.asked else None))  # fmt: skip
+    rates = start.method.for_end_task(model, start.domain, settings.freeze)
+    batches = RowBatches(train_rows, settings.batch, settings.epochs, seed, settings.steps, settings.micro_batch)
+    watch = _Watch(model, test_rows, task, start.batch, settings, len(batches), anchor)
+    recalled = anchor if settings.start == "random" else None
+    done = phase(
+        model, batches, task_loss, lambda m: make_optimizer(settings.optimizer, m, settings.lr, len(batches), recalled),
+        settings, None, rates, start.folder, name=start.name or f"end task {task.name}", seed=seed, identity=start.identity,
+        observe=watch.observe if watch.asked else None,
+    )  # fmt: skip
     best, best_step = watch.best(done.observed)
-    return Finetuned(model, watch.scores(), best, best_step, done)
+
+    def predict(examples: Sequence[Example]) -> list[Any]:
+        return predictions(model, encode_examples(lm, task, examples, settings.max_length), task.labels, start.batch)
+
+    return Tuned(scores=watch.scores(), phases={"finetune": done}, predict=predict, trunk=model.trunk, best=best,
+                 best_step=best_step)  # fmt: skip
 
 
 def start_afresh(trunk: nn.Module, lm: nn.Module) -> None:
@@ -154,7 +171,7 @@ class _Watch:
     def scores(self) -> list[Score]:
         return task_scores(self.model, self.rows, self.task.labels, self.batch, self.task.metrics)
 
-    def see(self, step: int) -> dict[str, float]:
+    def observe(self, step: int) -> dict[str, float]:
         seen: dict[str, float] = {}
         evaluate, observe = (every and (step % every == 0 or step == self.steps) for every in self.every)
         if observe or (self.anchor and step == 1):
@@ -182,10 +199,21 @@ def _steps(every: float | None, steps: int) -> int:
     return max(1, round(every * steps if every < 1 else every))
 
 
-def task_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int, Tensor]:
-    """Summed cross-entropy over the rows (squared error for numbers), how many there are, and the logits."""
-    logits = model(**{k: v for k, v in batch.items() if k != "labels"})
-    labels = batch["labels"]
-    if labels.dtype.is_floating_point:
-        return F.mse_loss(logits[:, 0].float(), labels, reduction="sum"), len(labels), logits
-    return F.cross_entropy(logits.float(), labels, reduction="sum"), len(labels), logits
+class TaskLoss:
+    """Summed cross-entropy over a batch's rows, or squared error for numbers. ``task_loss`` is the one instance."""
+
+    def items(self, batch: Batch) -> int:
+        """How many rows the batch has."""
+        return len(batch["labels"])
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
+        logits = model(**{k: v for k, v in batch.items() if k != "labels"})
+        labels = batch["labels"]
+        if labels.dtype.is_floating_point:
+            total = F.mse_loss(logits[:, 0].float(), labels, reduction="sum")
+        else:
+            total = F.cross_entropy(logits.float(), labels, reduction="sum")
+        return LossSum(total, self.items(batch), logits)
+
+
+task_loss = TaskLoss()

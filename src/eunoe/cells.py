@@ -1,0 +1,93 @@
+"""Work cut into cells, the smallest pieces that are done or not done, and the board that says which are.
+
+A cell's key is its folder below the run. It may need other cells; it is done when its mark is there, its files are as they
+were written, and what it was computed from is still what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from eunoe.folder import read_mark, write_mark
+from eunoe.report.schema import Row, read_rows
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work."""
+
+    key: str
+    needs: tuple[str, ...]
+    work: Any
+    """What is to be done, as its plan says it."""
+    group: str
+    """Cells of one group share a model: a process that is at one of them takes the next one of the same group."""
+
+
+class Board:
+    """Which cells of a run folder are done. ``run``: the run's fingerprint; None: any."""
+
+    def __init__(self, out: Path, run: str | None) -> None:
+        self.out, self.run = out, run
+        self._marks: dict[str, str] = {}
+
+    def mark(self, key: str) -> str | None:
+        """The digest of a done cell's mark, else None. What was done once in this process's sight stays so."""
+        if key not in self._marks:
+            found = read_mark(self.out, self.run, key)
+            if found is None or any(self.mark(need) != digest for need, digest in found[1].items()):
+                return None
+            self._marks[key] = found[0]
+        return self._marks[key]
+
+    def done(self, cell: Cell) -> bool:
+        return self.mark(cell.key) is not None
+
+    def ready(self, cell: Cell) -> bool:
+        """Is all there that the cell needs?"""
+        return all(self.mark(need) is not None for need in cell.needs)
+
+    def finish(self, cell: Cell, files: Sequence[str]) -> None:
+        """Write the mark of a cell whose ``files`` (paths from the run's folder) are written."""
+        write_mark(self.out, self.run or "", cell.key, {need: self.mark(need) or "" for need in cell.needs}, files)
+
+    def rows(self, key: str) -> list[Row]:
+        """The rows of a done cell; [] where it has none."""
+        return read_rows(self.out / key / "rows.jsonl")
+
+
+class Plan(Protocol):
+    """A recipe made ready: what the engine knows of a run over domains, and of a fine-tuning study."""
+
+    recipe: Any
+    """Resolved: every option written out."""
+
+    def cells(self, board: Board) -> Sequence[Cell]:
+        """All cells known to be owed, done ones among them, in the order of their rows."""
+        ...
+
+    def sources(self) -> list[str]:
+        """Every file or folder that will be read, as recipes name them."""
+        ...
+
+    def prepare(self, out: Path) -> dict[str, str]:
+        """Read and check everything, before anything is written; name -> SHA-256 of what is read. Raises ``EunoeError``."""
+        ...
+
+    def weights(self) -> int:
+        """How many weights the model has (after ``prepare``)."""
+        ...
+
+    def carry_out(self, cell: Cell, board: Board) -> list[str]:
+        """Do a cell's work, resuming inside; returns the files it left, as paths from the run's folder."""
+        ...
+
+    def finish(self, board: Board, fill: bool) -> list[str]:
+        """Once all cells are done and rows.jsonl is gathered: what is made from the rows; returns the files' names."""
+        ...
+
+
+__all__ = ["Board", "Cell", "Plan"]

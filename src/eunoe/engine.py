@@ -1,0 +1,245 @@
+"""Carries out cells: whose turn it is, what is done, what they left. Runs over domains and fine-tuning studies go the same way.
+
+Processes that work on one folder share its cells by locks that die with their owner; each takes the next cell that is ready
+and that nobody is at. rows.jsonl is gathered from the cells in the plan's order, so it is the same bytes whoever did what, and
+however often one was killed. How many threads a cell computes with is a key of the recipe, so jobs change no bit.
+
+Under ``torchrun`` the batches of post-training are divided between the processes (ranks.py); they walk through the cells together.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from eunoe import checkpoint, ranks, stop
+from eunoe.atomic import write_text
+from eunoe.cells import Board, Cell, Plan
+from eunoe.errors import EunoeError
+from eunoe.folder import (
+    claimed,
+    file_hash,
+    fingerprint,
+    finished,
+    mark_finished,
+    recorded,
+    refuse_other,
+    try_lock,
+)
+from eunoe.jobs import alone, number, share
+from eunoe.plan import Learn, resolve
+from eunoe.progress import say
+from eunoe.recipe import Recipe, Study, as_path, load_recipe, recipe_of_run, refuse_inside
+from eunoe.report.page import write_report
+from eunoe.study import fill_constant, resolve_study
+
+SMALL = 100_000_000
+"""Models below this many weights compute with one thread a cell: two such processes do more than one with two threads."""
+
+
+def plan_of(recipe: Recipe | Study) -> Plan:
+    """A recipe made ready, whichever kind it is; raises ``EunoeError`` for what the recipe alone gets wrong."""
+    return resolve_study(recipe) if isinstance(recipe, Study) else resolve(recipe)
+
+
+def load_plan(out: Path) -> Plan:
+    """The plan of a run folder, from its recipe.yaml; raises ``EunoeError`` if there is none, or if it is damaged."""
+    return plan_of(recipe_of_run(out))
+
+
+def _resolved(recipe: Any) -> Any:
+    return plan_of(recipe).recipe
+
+
+def run(
+    recipe: Recipe | Study | str | Path, out: Path | str | None = None, command: str = "", *,
+    jobs: int | Literal["auto"] = 1, relearn: bool = False, fill: bool = False,
+) -> Path:  # fmt: skip
+    """Carry out ``recipe`` in the folder ``out`` (default ``runs/NAME``; made if needed), or resume it; returns the path of its report.
+
+    ``jobs``: processes on this machine that share the work; ``auto``: one a core for models below 100M weights, else one.
+    ``relearn``: states of stages that are damaged are deleted and learnt again. ``fill``: where test rows are answered,
+    submission.zip also answers the tasks that the study lacks, with a constant.
+    Raises ``EunoeError`` for anything the user can fix, ``Interrupted`` when asked to stop (place saved).
+    """
+    recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    out = Path("runs") / recipe.name if out is None else as_path(out, "out")
+    with stop.watching():
+        for line in ranks.check():
+            say(line)
+        plan = plan_of(recipe)
+        plan.recipe = _with_threads_of(plan.recipe, out)
+        refuse_other(plan.recipe, out, _resolved)
+        if finished(out):
+            added = fill_constant(out) if fill else []
+            say(
+                f"{out} is finished: every score of the recipe is there. {'Only submission.zip' if added else 'Nothing'} was changed."
+            )
+            return out / "report.html"
+        refuse_inside(out, plan.sources())
+        reads = plan.prepare(out)
+        plan.recipe = _settled(plan)
+        with (
+            claimed(plan.recipe, out, command, reads, resolve=_resolved, shared=ranks.world() == 1)
+            if ranks.first()
+            else nullcontext("")
+        ):
+            ranks.wait()
+            board = Board(out, fingerprint(out))
+            if relearn:
+                _drop_damaged(plan, board)
+            count = _count(jobs, plan, board)
+            if count > 1:
+                share(out, count)
+                board = Board(out, board.run)
+            work(plan, board)
+            return _finish(plan, board, fill) if ranks.first() else out / "report.html"
+
+
+def work(plan: Plan, board: Board) -> None:
+    """Do every cell that is owed, sharing with other processes; returns when all are done."""
+    torch.set_num_threads(plan.recipe.threads)
+    group = ""
+    while True:
+        stop.check("working through the recipe", "what is done is kept")
+        owed = [cell for cell in plan.cells(board) if not board.done(cell)]
+        if not owed:
+            return
+        if ranks.world() > 1:
+            _carry_out(plan, board, owed[0])
+            ranks.wait()
+            continue
+        ready = [cell for cell in owed if board.ready(cell)]
+        taken = next((cell for cell in _in_turn(ready, group) if _take(plan, board, cell)), None)
+        if taken is None:
+            time.sleep(0.1)  # others are at all that is ready
+        else:
+            group = taken.group
+            if alone():
+                _gather(plan, board)
+
+
+def join(out: Path) -> None:
+    """Help to carry out the run of a folder, as one of several jobs: its recipe is there, and others gather the rows."""
+    plan = load_plan(out)
+    plan.recipe = _with_threads_of(plan.recipe, out)
+    reads = plan.prepare(out)
+    plan.recipe = _settled(plan)
+    with claimed(plan.recipe, out, "", reads, resolve=_resolved, shared=True) as run:
+        work(plan, Board(out, run))
+
+
+def _in_turn(ready: Sequence[Cell], group: str) -> list[Cell]:
+    """The cells of the group this process is at, then those of the others, each process beginning with another group."""
+    groups = list(dict.fromkeys(cell.group for cell in ready))
+    first = number() % max(1, len(groups))
+    turn = {name: (name != group, (k - first) % len(groups)) for k, name in enumerate(groups)}
+    return sorted(ready, key=lambda cell: turn[cell.group])
+
+
+def _take(plan: Plan, board: Board, cell: Cell) -> bool:
+    """Carry out a cell unless another process is at it or did it meanwhile; was it carried out?"""
+    with _mine(board.out, cell.key) as mine:
+        if not mine or board.done(cell):
+            return False
+        _carry_out(plan, board, cell)
+        return True
+
+
+def _carry_out(plan: Plan, board: Board, cell: Cell) -> None:
+    try:
+        files = plan.carry_out(cell, board)
+    except checkpoint.Damaged as error:
+        raise EunoeError(f"{error} To learn that stage again: give the same command with --relearn.") from None
+    if ranks.first():
+        board.finish(cell, files)
+        shutil.rmtree(board.out / cell.key / "steps", ignore_errors=True)
+
+
+@contextmanager
+def _mine(out: Path, key: str) -> Iterator[bool]:
+    """Is the cell this process's? A lock of its own, which dies with its owner."""
+    folder = out / ".locks"
+    folder.mkdir(exist_ok=True)
+    with open(folder / sha256(key.encode()).hexdigest()[:24], "a") as lock:
+        yield try_lock(lock)
+
+
+def _gather(plan: Plan, board: Board) -> None:
+    """rows.jsonl from the cells that are done, in the plan's order; the same whoever does it."""
+    files = [board.out / cell.key / "rows.jsonl" for cell in plan.cells(board) if board.done(cell)]
+    text = "".join(file.read_text(encoding="utf-8") for file in dict.fromkeys(files) if file.is_file())
+    write_text(board.out / "rows.jsonl", text)
+
+
+def _finish(plan: Plan, board: Board, fill: bool) -> Path:
+    """The rows of all cells, what is made from them, and the report; one process at a time."""
+    with open(board.out / ".rows.lock", "a") as lock:
+        while not try_lock(lock):
+            stop.check("waiting for another process to write the report")
+            time.sleep(0.1)
+        if not finished(board.out):
+            _gather(plan, board)
+            files = plan.finish(board, fill)
+            write_report([board.out])
+            mark_finished(board.out, [*files, "report.html"])
+    (board.out / ".rows.lock").unlink(missing_ok=True)
+    shutil.rmtree(board.out / ".locks", ignore_errors=True)
+    return board.out / "report.html"
+
+
+# -- threads and jobs ---------------------------------------------------------------------------------------------------
+def _with_threads_of(recipe: Any, out: Path) -> Any:
+    """``threads: auto`` is what the folder's recipe says, if it was begun: a run has one number on whatever machine it goes on."""
+    file = out / "recipe.yaml"
+    if recipe.threads != "auto" or not file.is_file():
+        return recipe
+    return replace(recipe, threads=recipe_of_run(out).threads)
+
+
+def _settled(plan: Plan) -> Any:
+    """The recipe with its threads as a number."""
+    if plan.recipe.threads != "auto":
+        return plan.recipe
+    return replace(plan.recipe, threads=1 if plan.weights() < SMALL else cores())
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _count(asked: int | Literal["auto"], plan: Plan, board: Board) -> int:
+    """How many processes share the work: as many as asked for, and not more than have something to do."""
+    if not alone() or ranks.world() > 1:
+        return 1
+    number = asked if asked != "auto" else cores() if plan.weights() < SMALL and not torch.cuda.is_available() else 1
+    owed = [cell for cell in plan.cells(board) if not board.done(cell)]
+    ways = {cell.group for cell in owed} | {cell.key for cell in owed if board.ready(cell)}
+    return max(1, min(number, len(ways)))
+
+
+def _drop_damaged(plan: Plan, board: Board) -> None:
+    """Delete the final states that do not verify: they are learnt again, to the same bits."""
+    for cell in plan.cells(board):
+        if not isinstance(cell.work, Learn):
+            continue
+        final = board.out / cell.key / "final"
+        manifest = f"{cell.key}/final/manifest.json"
+        changed = recorded(board.out, cell.key).get(manifest) not in (None, file_hash(board.out / manifest))
+        if changed or (final.exists() and not checkpoint.intact(final)):
+            say(f"{final} is damaged: it is deleted, and that stage learnt again")
+            shutil.rmtree(final, ignore_errors=True)
+            (board.out / cell.key / "cell.json").unlink(missing_ok=True)
+
+
+__all__ = ["SMALL", "cores", "join", "load_plan", "plan_of", "run", "work"]

@@ -1,0 +1,108 @@
+"""What a run over domains reads: blocks to learn, held-out batches, end tasks. Read and checked before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eunoe.data.collate import Batch
+from eunoe.data.corpus import Blocks, Part, load_blocks
+from eunoe.data.tasks import Task, draws, load_task
+from eunoe.errors import EunoeError
+from eunoe.evaluate.evaluator import eval_batches
+from eunoe.models.load import LanguageModel, refuse_longer
+from eunoe.recipe import Recipe
+from eunoe.transfer import Entry
+
+
+@dataclass(frozen=True)
+class Material:
+    """Text and tasks of a run."""
+
+    train: dict[str, Blocks]
+    valid: dict[str, list[Batch]]
+    """Held-out batches by domain, and of ``general`` text."""
+    tasks: dict[str, dict[int | None, Task]]
+    """Domain -> seed of the few-shot draw (None: all rows) -> the end task."""
+    general: Blocks | None = None
+    """General text as training blocks, for methods that mix it in; never the blocks that are scored."""
+
+    def digests(self) -> dict[str, str]:
+        """Name -> SHA-256 of each thing that is read: a run that is resumed must read the same."""
+        found = {name: blocks.digest for name, blocks in self.train.items()}
+        for name, batches in self.valid.items():
+            found[f"{name} (held out)"] = sha256(batch["input_ids"].tolist() for batch in batches)
+        for name, samples in self.tasks.items():
+            found[f"{name} (end task)"] = sha256(
+                [(e.text, e.pair, e.label) for e in part]
+                for task in samples.values()
+                for part in (task.train, task.test)
+            )
+        return found
+
+
+def read_material(
+    recipe: Recipe, used: Iterable[str], lm: LanguageModel, transfer: Entry, settings: Any, extra_tokens: Mapping[str, int],
+    mixes_general: bool = False,
+) -> Material:  # fmt: skip
+    """Read, tokenise and check all text and tasks of a run; raises ``EunoeError`` before anything is trained.
+
+    ``used``: the domains that some order names. ``extra_tokens``: method -> positions that its prompts take.
+    ``mixes_general``: some method trains on general text; what it is scored on is then held out.
+    """
+    rate, evaluation, used = recipe.training.mask_rate, recipe.evaluation, set(used)
+    refuse_longer(lm, recipe.training.block, "recipe.training.block")
+    for label, extra in extra_tokens.items():
+        if extra:
+            refuse_longer(
+                lm, recipe.training.block + extra, f"recipe.training.block with the {extra} prompt tokens of {label}"
+            )
+    if recipe.head is not None:
+        refuse_longer(lm, recipe.head.block, "recipe.head.block")
+        for corpus in recipe.head.corpora:
+            load_blocks(corpus, lm.tokenizer, recipe.head.block, "train")
+    if evaluation.prompts and lm.objective != "causal":
+        raise EunoeError(f"recipe.evaluation.prompts is given, but {lm.name!r} is a masked LM, which continues no text. Leave the "
+                         "prompts out, or name a causal LM.")  # fmt: skip
+    train_blocks, valid = {}, {}
+    tasks: dict[str, dict[int | None, Task]] = {}
+    for domain in recipe.domains:
+        if domain.name not in used:
+            continue
+        train_blocks[domain.name] = load_blocks(domain.corpus, lm.tokenizer, recipe.training.block, "train")
+        held_out = load_blocks(domain.corpus, lm.tokenizer, recipe.training.block, "valid").take(evaluation.blocks)
+        valid[domain.name] = eval_batches(lm, held_out, evaluation.batch, rate)
+        if domain.task is not None:
+            tasks[domain.name] = {}
+            for draw in draws(domain.task):
+                task = load_task(domain.name, draw, domain.corpus)
+                transfer.check(lm, task, settings, "recipe.transfer")
+                tasks[domain.name][task.shots_seed] = task
+    if recipe.general is not None:
+        part: Part = "valid" if recipe.general.valid is not None or mixes_general else "all"
+        scored = load_blocks(recipe.general, lm.tokenizer, recipe.training.block, part).take(evaluation.blocks)
+        valid["general"] = eval_batches(lm, scored, evaluation.batch, rate)
+    elif mixes_general:
+        raise EunoeError(
+            "a method mixes general text into its batches, but recipe.general is missing. Give it, or leave the method out."
+        )
+    general = (
+        load_blocks(recipe.general, lm.tokenizer, recipe.training.block, "train")
+        if recipe.general and mixes_general
+        else None
+    )
+    return Material(train_blocks, valid, tasks, general)
+
+
+def sha256(parts: Iterable[Any]) -> str:
+    """SHA-256 over plain values."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(json.dumps(part, ensure_ascii=True).encode() + b"\n")
+    return total.hexdigest()
+
+
+__all__ = ["Material", "read_material", "sha256"]

@@ -1,0 +1,171 @@
+"""Several methods at once: ``name: [replay, ewc]`` in a recipe.
+
+Batches are chained (each method adds rows to what the one before it gave), penalties and extra losses add up (each extra loss is
+a mean over its own items: ``terms``), weights, masks and states stand side by side. Two methods that cannot go together say
+why (``Method.clashes``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from eunoe.data.collate import Batch
+from eunoe.errors import EunoeError
+from eunoe.methods.base import Batches, Method, Stage
+
+
+class Together(Method):
+    """The methods of ``parts``, which are built around one model, as one method. Raises ``EunoeError`` where two clash.
+
+    Its promises are the weakest of its parts': it forgets if all of them forget, as one that protects every earlier output
+    protects it from the others too (``eunoe verify`` checks that it does).
+
+    >>> Together([Ewc(model, ewc, domains), Replay(model, replay, domains)])  # doctest: +SKIP
+    """
+
+    def __init__(self, parts: Sequence[Method]) -> None:
+        super().__init__(parts[0].model, [part.settings for part in parts], parts[0].domains)
+        self.parts = list(parts)
+        self.keys = _keys(parts)
+        for i, one in enumerate(parts):
+            for other in parts[i + 1 :]:
+                why = one.clashes(other) or other.clashes(one)
+                if not why and type(one) is type(other):
+                    why = "it would be applied twice"
+                if not why and one.starts_from != other.starts_from:
+                    why = "one starts each stage from the pretrained model and the other from the stage before"
+                if why:
+                    raise EunoeError(
+                        f"the methods {_name(one)} and {_name(other)} cannot go together: {why}. Leave one out."
+                    )
+        self.forgets = all(part.forgets for part in parts)
+        self.needs_domain = any(part.needs_domain for part in parts)
+        self.starts_from = parts[0].starts_from
+        self.returns = all(part.returns for part in parts)
+        self.extra_tokens = sum(part.extra_tokens for part in parts)
+        self.earlier = tuple(dict.fromkeys(domain for part in parts for domain in part.earlier))
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+    def begin(self, stage: Stage) -> None:
+        for part in self.parts:
+            part.begin(stage)
+
+    def batches(self, stage: Stage) -> Batches:
+        for part in self.parts:
+            stage = stage.bind(batches=part.batches(stage))
+        return stage.batches
+
+    def before_step(self, step: int, steps: int) -> None:
+        for part in self.parts:
+            part.before_step(step, steps)
+
+    def penalty(self) -> Tensor | None:
+        terms = [term for part in self.parts if (term := part.penalty()) is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def on_gradients(self) -> None:
+        for part in self.parts:
+            part.on_gradients()
+
+    def after_step(self) -> None:
+        for part in self.parts:
+            part.after_step()
+
+    def end(self, stage: Stage) -> None:
+        for part in self.parts:
+            part.end(stage)
+
+    # -- state -------------------------------------------------------------------------------------------------
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor for part in self.parts for name, tensor in part.weights().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: part.state_dict() for key, part in zip(self.keys, self.parts, strict=True)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for key, part in zip(self.keys, self.parts, strict=True):
+            part.load_state_dict(self._own(state, key))
+
+    def step_state(self) -> dict[str, Any]:
+        return {key: part.step_state() for key, part in zip(self.keys, self.parts, strict=True)}
+
+    def load_step_state(self, state: Mapping[str, Any]) -> None:
+        for key, part in zip(self.keys, self.parts, strict=True):
+            part.load_step_state(self._own(state, key))
+
+    def _own(self, state: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        if set(state) != set(self.keys):
+            raise EunoeError(f"the state holds {', '.join(sorted(map(str, state))[:5]) or 'nothing'}, but this method is made of "
+                             f"{', '.join(self.keys)}. It belongs to another method.")  # fmt: skip
+        own: Mapping[str, Any] = state[key]
+        return own
+
+    # -- use and facts -----------------------------------------------------------------------------------------
+    def activate(self, domain: str | None) -> None:
+        for part in self.parts:
+            part.activate(domain)
+
+    def log_probs(self, batch: Batch, domain: str | None) -> Tensor:
+        self.activate(domain)
+        own = [part for part in self.parts if type(part).log_probs is not Method.log_probs]
+        return own[0].log_probs(batch, domain) if own else super().log_probs(batch, domain)
+
+    def for_end_task(self, model: nn.Module, domain: str | None, freeze: str | None = None) -> dict[str, float]:
+        rates: dict[str, float] = {}
+        own = [part for part in self.parts if type(part).for_end_task is not Method.for_end_task]
+        for part in own or [self.parts[0]]:
+            rates |= part.for_end_task(model, domain, freeze)
+        return rates
+
+    def protected(self) -> dict[nn.Parameter, Tensor]:
+        joined: dict[nn.Parameter, Tensor] = {}
+        for part in self.parts:
+            for weight, mask in part.protected().items():
+                joined[weight] = joined[weight] | mask if weight in joined else mask
+        return joined
+
+    def reads(self, domain: str) -> dict[str, Tensor | None]:
+        joined: dict[str, Tensor | None] = {}
+        for part in self.parts:
+            for name, mask in part.reads(domain).items():
+                before = joined.get(name, mask)
+                joined[name] = None if mask is None or before is None else before | mask
+        return joined
+
+    def notes(self) -> dict[str, Any]:
+        each = [part.notes() for part in self.parts]
+        general = [note["general"] for note in each if "general" in note]
+        lines = [line for note in each for line in note.get("lines", ())]
+        return {**({"general": general[0]} if general else {}), **({"lines": lines} if lines else {})}
+
+    def facts(self) -> tuple[dict[str, Any], list[str]]:
+        each = [part.facts() for part in self.parts]
+        return {k: v for files, _ in each for k, v in files.items()}, [line for _, lines in each for line in lines]
+
+    def publish(self, folder: Path) -> None:
+        for part in self.parts:
+            part.publish(folder)
+
+    def clashes(self, other: Method) -> str | None:
+        return next((why for part in self.parts if (why := part.clashes(other))), None)
+
+
+def terms(method: Method) -> list[Method]:
+    """The methods whose extra losses are means of their own: the method itself, or each part of several."""
+    return [term for part in method.parts for term in terms(part)] if isinstance(method, Together) else [method]
+
+
+def _name(method: Method) -> str:
+    return type(method).__name__.lower()
+
+
+def _keys(parts: Sequence[Method]) -> list[str]:
+    names = [_name(part) for part in parts]
+    return [name if names.count(name) == 1 else f"{name}{i}" for i, name in enumerate(names)]
+
+
+__all__ = ["Together", "terms"]

@@ -1,0 +1,255 @@
+"""One method on its way through its stages: build it around the pretrained model, restore it after a stage, learn, promise.
+
+A ``Walk`` is a model and its method in the state after one stage. Runs (plan.py), ``eunoe verify`` and ``eunoe route`` all go
+through it, so they see the same states. What was just learnt is read back too: a run that was killed and one that was not
+continue from the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eunoe import checkpoint, ranks
+from eunoe.atomic import write_text
+from eunoe.choices import make_optimizer
+from eunoe.data.collate import LMBatches
+from eunoe.data.corpus import joined
+from eunoe.errors import EunoeError
+from eunoe.evaluate.evaluator import hidden_states
+from eunoe.folder import derived_seed, note_time, recorded
+from eunoe.foreign import first_line
+from eunoe.material import Material
+from eunoe.methods import Chosen
+from eunoe.methods.base import Method, Stage
+from eunoe.models.anatomy import anatomy
+from eunoe.models.heads import lm_loss
+from eunoe.models.load import pretrained
+from eunoe.progress import say
+from eunoe.recipe import ModelSettings, TrainingSettings
+from eunoe.train import Job, train
+
+PROBE_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One way through the domains: a method, an order, a seed. ``method`` None: the pretrained model itself."""
+
+    label: str
+    method: Chosen | None
+    training: TrainingSettings
+    order_name: str
+    order: tuple[str, ...]
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"sequences/{self.label}.{self.order_name}.seed{self.seed}"
+
+    @property
+    def stages(self) -> list[tuple[str, ...]]:
+        """The domains of each stage; none of the pretrained model."""
+        return [] if self.method is None else self.method.stages(self.order)
+
+    @property
+    def names(self) -> list[str]:
+        """The stages' names: the domain, ``domain#2`` where it returns, ``all`` or ``a+b`` for several at once."""
+        made = ["all" if len(s) > 1 and set(s) == set(self.order) else "+".join(s) for s in self.stages]
+        return [
+            name if made[:i].count(name) == 0 else f"{name}#{made[:i].count(name) + 1}" for i, name in enumerate(made)
+        ]
+
+    def learnt(self, i: int) -> tuple[str, ...]:
+        """The domains of stages 0 to i, in the order they were learnt."""
+        return tuple(domain for stage in self.stages[: i + 1] for domain in stage)
+
+    def stage_key(self, i: int) -> str:
+        """The folder of stage ``i``, below the run."""
+        return f"{self.folder}/domains/{i}-{self.names[i]}"
+
+    def needs(self, i: int) -> tuple[str, ...]:
+        """The stages that must be learnt before stage ``i`` can be."""
+        alone = self.method is not None and self.method.starts_from == "base"
+        return () if alone or i == 0 else (self.stage_key(i - 1),)
+
+    def holds(self, i: int) -> tuple[str, ...]:
+        """The stages whose finals hold the state after stage ``i``."""
+        alone = self.method is not None and self.method.starts_from == "base"
+        return tuple(self.stage_key(k) for k in range(0 if alone else i, i + 1))
+
+
+class Walk:
+    """A sequence's model and method; ``after(i)`` brings it to the state after stage ``i`` (-1: before any).
+
+    ``run``: the run's fingerprint, which checkpoints must carry; None checks nothing. Raises ``EunoeError`` for options that do
+    not fit the model, for states that are damaged or of another run.
+    """
+
+    def __init__(self, sequence: Sequence, model: ModelSettings, out: Path, run: str | None = None) -> None:
+        self.sequence, self.settings, self.out, self.run = sequence, model, out, run
+        self._build()
+
+    def _build(self) -> None:
+        sequence, self.lm = self.sequence, pretrained(self.settings)
+        torch.manual_seed(sequence.seed)
+        try:
+            self.method = (Method(self.lm.model, None, sequence.order) if sequence.method is None
+                           else sequence.method.build(self.lm.model, _unique(sequence)))  # fmt: skip
+        except (RuntimeError, MemoryError) as error:  # what torch raises where there is not enough memory
+            raise EunoeError(f"the method {sequence.label} cannot be made around {self.settings.name!r}: {first_line(error)} Give it "
+                             "smaller sizes, or a machine with more memory.") from error  # fmt: skip
+        self.stage, self.steps = -1, 0
+        self.start = "pretrained"
+        """Names the state: the digest of the final it was restored from."""
+
+    def after(self, i: int) -> int:
+        """Restore the state after stage ``i``, unless it is there; returns the optimizer steps of that stage."""
+        if self.stage != i:
+            if (i == -1 or self.method.starts_from == "base") and self.stage != -1:
+                self._build()
+            held = [] if i == -1 else range(i + 1) if self.method.starts_from == "base" else [i]
+            self.steps = [0, *map(self._restore, held)][-1]
+            self.stage = i
+        return self.steps
+
+    def _restore(self, i: int) -> int:
+        state = self.load(i)
+        self.take(state, i)
+        with checkpoint.forged(state.folder):
+            return int(state.groups["steps"])
+
+    def load(self, i: int) -> checkpoint.Checkpoint:
+        """The final checkpoint of stage ``i``, verified."""
+        key = self.sequence.stage_key(i)
+        expected = {"run": self.run, "cell": key} if self.run is not None else None
+        state = checkpoint.load(self.out / key / "final", expected)
+        was = recorded(self.out, key).get(f"{key}/final/manifest.json", state.digest)
+        if was != state.digest:
+            raise checkpoint.Damaged(
+                f"{state.folder} is not what was learnt: its manifest has SHA-256 {state.digest}, recorded is {was}."
+            )
+        if state.identity is None and self.run is not None:
+            say(
+                f"{state.folder} was written by an earlier version of eunoe: whether it belongs to this run cannot be checked."
+            )
+        return state
+
+    def take(self, state: checkpoint.Checkpoint, i: int) -> None:
+        """Put a loaded final of stage ``i`` into the model and the method."""
+        with checkpoint.forged(state.folder):
+            self.method.restore(
+                self.sequence.names[i], state.groups["weights"], state.groups["method"], str(state.folder)
+            )
+        self.start, self.stage = state.digest, -2  # no stage's whole state, until ``after`` says so
+
+    # -- learning --------------------------------------------------------------------------------------------------
+    def learn(self, i: int, material: Material) -> None:
+        """Learn stage ``i`` and save its final checkpoint; resumes inside. Does nothing where the final is there."""
+        sequence, folder = self.sequence, self.out / self.sequence.stage_key(i)
+        if checkpoint.whole(folder / "final"):
+            return
+        self.after(-1 if not sequence.needs(i) else i - 1)
+        domains, name, settings = sequence.stages[i], sequence.names[i], sequence.training
+        blocks = joined([material.train[domain] for domain in domains])
+        steps = settings.steps or max(1, round(len(blocks) * settings.epochs / settings.batch))
+        seed = derived_seed(sequence.seed, "learn", str(i), name)
+        batches = LMBatches(blocks, self.lm.objective, self.lm.mask_id, len(self.lm.tokenizer), settings.batch, steps, seed,
+                            settings.micro_batch, settings.mask_rate, ranks.rank(), ranks.world())  # fmt: skip
+        identity = {"run": self.run or "", "cell": sequence.stage_key(i), "start": self.start}
+        done = train(Job(
+            name=f"{sequence.label} · seed {sequence.seed} · {name}", model=self.lm.model, batches=batches, loss=lm_loss,
+            settings=settings, seed=seed, method=self.method, folder=folder / "steps", identity=identity,
+            stage=self._stage(i, batches, material, steps * settings.batch / len(blocks), seed, folder),
+            optimizer=lambda m: make_optimizer(settings.optimizer, m, settings.lr, steps),
+        ))  # fmt: skip
+        for note in done.notes:
+            say(f"skipped a damaged checkpoint: {note}")
+        probe = material.valid[domains[0]][0]["input_ids"][:PROBE_BLOCKS]
+        states = self.read(domains[0], probe)
+        self.stage = -2
+        if not ranks.first():
+            return
+        checkpoint.save(folder / "final", {
+            "weights": self.method.weights(), "method": self.method.state_dict(), "steps": done.steps, "curve": done.curve_csv(),
+            "probe": {"input_ids": probe, "states": states, "reads": self.reads_hash(domains[0])},
+        }, identity)  # fmt: skip
+        note_time(self.out, f"{sequence.folder.removeprefix('sequences/')}/{i}-{name}", done.seconds, done.tokens)
+
+    def _stage(self, i: int, batches: LMBatches, material: Material, epochs: float, seed: int, folder: Path) -> Stage:
+        sequence = self.sequence
+        reads = sequence.method.reads if sequence.method else frozenset()
+        before = dict.fromkeys(sequence.learnt(i - 1)) if "earlier" in reads else {}
+        valid = {d: material.valid[d] for d in (*sequence.stages[i], *before)}
+        return Stage(
+            name=sequence.names[i], domains=sequence.stages[i], index=i, epochs=epochs, seed=seed, batches=batches, valid=valid,
+            earlier={d: material.train[d] for d in before}, general=material.general if "general" in reads else None,
+            folder=folder / "steps" / "end",
+        )  # fmt: skip
+
+    def write_beside(self, i: int) -> list[str]:
+        """What stands beside the final of stage ``i``, made from it; returns the files' names, from the run's folder."""
+        sequence, folder = self.sequence, self.out / self.sequence.stage_key(i)
+        shutil.rmtree(folder / "steps", ignore_errors=True)
+        names = [f"{sequence.stage_key(i)}/final/manifest.json", f"{sequence.stage_key(i)}/curve.csv"]
+        curve = self.load(i).groups.get("curve")
+        if curve is not None or not (self.out / names[-1]).is_file():  # before 0.2 the final did not hold it
+            write_text(self.out / names[-1], str(curve or "step,loss,lr,grad_norm\n"))
+        files, warnings = self.method.facts()
+        for name, value in files.items():
+            names.append(f"{sequence.stage_key(i)}/{name}")
+            write_text(self.out / names[-1], json.dumps(value) + "\n")
+        for warning in warnings:
+            say(f"{sequence.label} · seed {sequence.seed}: {warning}")
+        if notes := self.method.notes():
+            names.append(f"{sequence.folder}/notes.json")
+            write_text(self.out / names[-1], json.dumps(notes, ensure_ascii=False) + "\n")
+        return names + (self._publish() if i == len(sequence.stages) - 1 else [])
+
+    def _publish(self) -> list[str]:
+        """The plug-ins for others, after the last stage."""
+        plugins = self.out / self.sequence.folder / "plugins"
+        partial = plugins.with_name("plugins.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.method.publish(partial)
+        if not partial.is_dir():
+            return []
+        shutil.rmtree(plugins, ignore_errors=True)
+        partial.rename(plugins)
+        return [str(file.relative_to(self.out)) for file in sorted(plugins.rglob("*")) if file.is_file()]
+
+    # -- what it promises --------------------------------------------------------------------------------------------
+    def read(self, domain: str | None, input_ids: Tensor) -> Tensor:
+        """Hidden states of ``input_ids`` (B, T) as ``domain`` reads them now, (B, T, width)."""
+        self.method.activate(domain)
+        return hidden_states(self.lm.model, anatomy(self.lm.model).base, input_ids)
+
+    def reads_hash(self, domain: str) -> str | None:
+        """SHA-256 over every bit of a weight that the domain's output reads; None where the method promises nothing."""
+        if self.method.forgets:
+            return None
+        named, total = dict(self.lm.model.named_parameters()), hashlib.sha256()
+        for name, entries in sorted(self.method.reads(domain).items()):
+            weight = named[name].detach().cpu()
+            read = weight.flatten() if entries is None else weight[entries.cpu()]
+            total.update(name.encode())
+            total.update(read.contiguous().view(torch.uint8).numpy().data)
+        return total.hexdigest()
+
+
+def _unique(sequence: Sequence) -> list[str]:
+    """What a method is built with: a stage's name for each stage of one domain (so a domain that returns has two)."""
+    return [
+        name
+        for name, stage in zip(sequence.names, sequence.stages, strict=True)
+        for name in ([name] if len(stage) == 1 else stage)
+    ]
+
+
+__all__ = ["Sequence", "Walk"]
