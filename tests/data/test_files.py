@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from eunoe.data import files
 from eunoe.data.files import content_hash, kind, resolve
 from eunoe.data.records import read_records, read_rows
 from eunoe.errors import EunoeError
@@ -101,11 +100,6 @@ def test_kind_reads_the_ending(name: str, expected: str) -> None:
 
 
 # -- folders: what is read, what is not, and that it is said ---------------------------------------------------------
-@pytest.fixture(autouse=True)
-def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_told", set())
-
-
 @pytest.mark.parametrize("name", ["a.md", "a.rst", "a.html", "a.tex", "a.py", "a.MD", "a.rst.gz", "a.text", "a.xml"])
 def test_text_of_every_plain_ending_is_read_as_txt_is(tmp_path: Path, name: str) -> None:
     data = b"one\n\ntwo\n"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import signal
 import time
 from pathlib import Path
@@ -371,3 +372,45 @@ def test_a_signal_stops_reading(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' * 2000)
     with pytest.raises(Interrupted, match=r"stopped by SIGTERM while reading .*a\.jsonl"):
         read_until_stopped(tmp_path / "a.jsonl")
+
+
+def damaged(data: bytes, dice: random.Random) -> bytes:
+    broken = bytearray(data)
+    for _ in range(dice.choice([1, 2, 5, 20])):
+        place = dice.randrange(len(broken) + 1)
+        if dice.random() < 0.5:
+            broken[place : place + 1] = bytes([dice.randrange(256)])
+        elif dice.random() < 0.5:
+            broken[place:place] = dice.choice(
+                [b'"', b"\0", b"\xff", b"[", b"\r", b"9" * 50, b"\\ud800", b"NaN", b"null"]
+            )
+        else:
+            del broken[place : place + dice.randrange(1, 200)]
+    return bytes(broken)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl", "a.parquet", "b.jsonl.gz", "b.txt"])
+def test_damage_of_any_kind_is_rows_or_one_error(tmp_path: Path, name: str) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": ["one", "two"] * 50, "label": ["a", "b"] * 50}), tmp_path / "a.parquet")
+    whole = {
+        "a.txt": "Käse one\n\ntwo\n".encode() * 20,
+        "b.txt": "Käse one\n\ntwo\n".encode("utf-16") * 5,
+        "a.csv": b"text,label\n" + b'"o,ne",a\ntwo,b\n' * 20,
+        "a.tsv": b"text\tlabel\n" + b"one\ta\ntwo\tb\n" * 20,
+        "a.jsonl": b'{"text":"one","label":"a"}\n' * 40,
+        "b.jsonl.gz": gzip.compress(b'{"text":"one","label":"a"}\n' * 40),
+        "a.parquet": (tmp_path / "a.parquet").read_bytes(),
+    }[name]
+    dice = random.Random(name)
+    told: list[str] = []
+    for _ in range(100):
+        (tmp_path / name).write_bytes(damaged(whole, dice))
+        for how in ({}, {"encoding": "gb18030"}, {"fallback_encoding": "cp932"}):
+            try:
+                for where, record in read_rows(str(tmp_path / name), **how):
+                    text_cell(record, "text", where)
+            except EunoeError as error:
+                told.append(str(error))
+    assert len(told) > 10
+    assert not [message for message in told if "\n" in message or len(message.encode()) > 1000]

@@ -21,7 +21,7 @@ from pathlib import Path, PurePath
 from eunoe import stop
 from eunoe.errors import EunoeError
 from eunoe.foreign import first_line, reading, visible
-from eunoe.progress import say
+from eunoe.progress import say_once
 from eunoe.recipe import expand
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -36,7 +36,6 @@ PLAIN = frozenset(_PLAIN.split())
 """Endings of plain text, which is read as .txt is."""
 _ALLOWED = f"{', '.join(TABLES)}, .txt and other plain text (.md, .html, .py, ...), plain or .gz"
 _HASHED = 2**20
-_told: set[tuple[str, str | None, bool]] = set()
 
 
 def resolve(source: str, files: str | None = None, labelled: bool = False) -> list[Path]:
@@ -50,10 +49,8 @@ def resolve(source: str, files: str | None = None, labelled: bool = False) -> li
         found, left_out = _below(path, files, labelled)
         if not found:
             raise _nothing(path, files, labelled, left_out)
-        if (source, files, labelled) not in _told:
-            _told.add((source, files, labelled))
-            others = f"; not read: {_counted(left_out)}" if left_out else ""
-            say(f"{visible(source)}: reads {_counted(_endings(found))} files{others}")
+        others = f"; not read: {_counted(left_out)}" if left_out else ""
+        say_once(f"{visible(source)}: reads {_counted(_endings(found))} files{others}")
         return found
     if not os.path.lexists(path):
         held = os.listdir(path.parent) if os.path.isdir(path.parent) and os.access(path.parent, os.R_OK) else []

@@ -22,7 +22,7 @@ from eunoe.data.corpus import part_of, place
 from eunoe.data.records import cell, read_rows, shown_value, text_cell
 from eunoe.data.shots import describe, draw, evenly, random_split, resplit
 from eunoe.errors import EunoeError
-from eunoe.progress import say, say_once
+from eunoe.progress import say_once
 from eunoe.recipe import CorpusSettings, TaskSettings
 
 SPLIT_SEED = 2021
@@ -182,7 +182,7 @@ def _read(source: str, split: str, settings: TaskSettings) -> list[tuple[str, Ex
         given = _number(value, label, where) if settings.kind == "regression" else _class(value, label, where)
         examples.append((where, Example(first, second, given)))
     if empty:
-        say(f"{empty:,} rows have an empty text and are read as they are; the first: {first_empty}")
+        say_once(f"{empty:,} rows have an empty text and are read as they are; the first: {first_empty}")
     if not examples:
         raise EunoeError(f"{source} ({split}) has no rows. Give labelled rows.")
     return examples
@@ -250,7 +250,7 @@ def _refuse_alike(rows: Iterable[tuple[str, Example]]) -> None:
                              "Two classes would be made of one: write them alike.")  # fmt: skip
         near = folded.setdefault(unicodedata.normalize("NFKC", plain).casefold(), label)
         if near != label:
-            say(
+            say_once(
                 f"{where}: the labels {shown_value(label)} and {shown_value(near)} differ only in capitals; they are two classes"
             )
 
