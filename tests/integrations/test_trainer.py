@@ -281,6 +281,12 @@ def test_a_schedule_that_follows_the_loss_is_not_foreseen(tmp_path: Path) -> Non
     )
 
 
+def test_recadam_given_to_the_trainer_by_itself_is_warned_about_for_it_would_recall_nothing(tmp_path: Path) -> None:
+    run = Trainer(tiny(), arguments(tmp_path), train_dataset=rows(), optimizer_cls_and_kwargs=(RecAdam, {"lr": 1e-4}))
+    with pytest.warns(UserWarning, match="weights without an anchor"):
+        run.create_optimizer()
+
+
 def test_a_warm_up_that_the_trainers_schedule_does_not_have_is_told(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="warmup_steps is 2, but .*constant_with_warmup") as told:
         recadam(tiny(), arguments(tmp_path, lr_scheduler_type="constant"), **SETTINGS)

@@ -181,9 +181,13 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         anchored_groups(nn.Linear(2, 2), anchor=tmp_path)
     with pytest.raises(EunoeError, match="no safetensors weights at"):
         anchored_groups(nn.Linear(2, 2), anchor=tmp_path / "absent.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"not weights")
-    with pytest.raises(EunoeError, match=r"broken\.safetensors is no readable safetensors file"):
-        anchored_groups(nn.Linear(2, 2), anchor=tmp_path)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 91\n"
+    save_file({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, tmp_path / "broken.safetensors")
+    whole = (tmp_path / "broken.safetensors").read_bytes()
+    for damaged in (b"", b"not weights", pointer, whole[:-1], whole[:30], b"\xff" * 8 + whole[8:]):
+        (tmp_path / "broken.safetensors").write_bytes(damaged)
+        with pytest.raises(EunoeError, match=r"broken\.safetensors cannot be read: .* fetch or save it again"):
+            anchored_groups(nn.Linear(2, 2), anchor=tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's account of memory")

@@ -65,7 +65,7 @@ def recadam(
     args: the Trainer's own; its rate, weight decay, betas, epsilon, schedule and number of steps hold. Its warm-up is that of
     transformers, whose first step has the rate 0 (``eunoe.optim.make_scheduler``'s has not: see there, and ``optimizers=``
     of ``Trainer``).
-    rows: training rows, from which the length of the run follows where ``args.max_steps`` does not tell it.
+    rows: training rows, from which the length of the run follows where ``args.max_steps`` does not give it.
     settings: ``gamma``, ``anneal``, ``k``, ``rise``, ``t0``, ``weight``, ``correct_bias``, ``form``, as in
     ``eunoe.optim.table.RecAdamSettings``; ``t0`` below 1 and ``rise`` are shares of the run.
 
@@ -127,14 +127,14 @@ class Maker:
         whole, steps = whole_settings(args, settings), steps_of_run(args, rows)
         if steps is None and (0 < whole.t0 < 1 or whole.rise is not None):
             raise EunoeError(
-                f"t0 {whole.t0:g} and rise {whole.rise} hold a share of the run, but how long it is cannot be told. Set "
+                f"t0 {whole.t0:g} and rise {whole.rise} are shares of the run, but the length of the run is not known. Set "
                 "max_steps in TrainingArguments, or (without auto_find_batch_size) give rows=len(train_dataset)."
             )
         names = (bare(name) for name, p in model.named_parameters() if p.requires_grad)
         lost = [name for name in names if name not in anchor and name not in free]
         if lost:
             raise EunoeError(
-                f"{len(lost)} weights train but have no anchor, because they were frozen or not there when recadam was "
+                f"{len(lost)} trainable weights have no anchor, because they were frozen or not there when recadam was "
                 f"called: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Unfreeze them before that call."
             )
         return OPTIMIZERS["recadam"].build(model, whole, args.learning_rate, steps, anchor, free)
@@ -143,7 +143,7 @@ class Maker:
 def steps_of_run(args: TrainingArguments, rows: int | None) -> int | None:
     """Optimizer steps that the Trainer will take: ``args.max_steps``, else from the ``rows`` of its training set.
 
-    None where it cannot be told: without ``rows``, and where the Trainer may change the batch (``auto_find_batch_size``).
+    None where it is not known: without ``rows``, and where the Trainer may change the batch (``auto_find_batch_size``).
     """
     if args.max_steps > 0:
         return int(args.max_steps)

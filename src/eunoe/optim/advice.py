@@ -96,12 +96,12 @@ def foreseen(
     points, steps = curve(settings, lr, shares), len(shares)
     if not points:
         return []
-    found = []
+    lines = []
     hint = " t0 and rise may be shares of the run, as in t0: 0.25, rise: 0.2."
     left = prod(abs(1 - point.pull) for point in points)
     if left > NEVER_PULLED:
         strongest = max(points, key=lambda point: point.pull)
-        found.append(
+        lines.append(
             f"nothing is ever pulled: after all {steps:,} steps {left:.2%} of a distance to the pretrained weights would be "
             f"left (the strongest pull, at step {strongest.step:,}, takes away {strongest.pull:.2g} of it), so this is Adam. "
             f"For a pull that is felt raise t0 or gamma.{hint}"
@@ -110,7 +110,7 @@ def foreseen(
     total = lr * sum(shares)
     learnt = sum(point.rate for point in points)
     if learnt < NEVER_LEARNT * total:
-        found.append(
+        lines.append(
             f"nothing is ever learnt: the target task gets {learnt / total:.2%} of the rate over the {steps:,} steps (lambda is "
             f"{points[-1].lam:.2g} at the last one; t0 is {t0:g}, k {k:.3g}), so the trunk stays where its anchor "
             f"is and only the head trains. Lower t0.{hint}"
@@ -124,9 +124,9 @@ def foreseen(
                 if best >= 1
                 else f"At the strongest pull of this run it takes {ceil(log(REBUILT) / log(best)) if best else 1:,} steps."
             )
-            found.append(
+            lines.append(
                 f"the random start does not reach the pretrained weights: at t0, step {min(t0, steps):,g}, {reached:.2%} of "
                 f"the distance is left (wanted: at most {REBUILT:.1%}). {needed} Raise t0, gamma or the rate, or start "
                 "from the pretrained weights."
             )
-    return found
+    return lines

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eunoe.errors import EunoeError
+from eunoe.foreign import reading
 
 Anchor = Mapping[str, Tensor] | str | Path | None
 DROPPED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"attn\.masked_bias$")
@@ -169,12 +170,12 @@ class _Trunk:
         known = {short, whole, _modern(short)} & self.inside
         return self.holds(name) and not known and not any(pattern.search(whole) for pattern in self._dropped)
 
-    def parts(self, free: Collection[str], held: Iterable[str]) -> list[str]:
+    def parts(self, free: Collection[str], names: Iterable[str]) -> list[str]:
         """``free`` as bare names; refuses what neither the model nor the anchor has, because it is a slip."""
         if isinstance(free, str):
             raise EunoeError(f"free is {free!r}; it takes several names: free=({free!r},).")
         parts = [bare(part) for part in free]
-        known = {*self.inside, *self.outside, *map(bare, held)} if parts else set()
+        known = {*self.inside, *self.outside, *map(bare, names)} if parts else set()
         for part in parts:
             if not any(_within((name, *self.names_of(name)), (part,)) for name in known):
                 raise EunoeError(
@@ -189,12 +190,12 @@ class _Source:
 
     def __init__(self, anchor: Anchor) -> None:
         self.value_of, self.names = _source(anchor)
-        self._held = set(self.names)
+        self._known = set(self.names)
         self._by_bare = {bare(name): name for name in self.names}
 
     def get(self, name: str) -> Tensor | None:
-        held = name if name in self._held else self._by_bare.get(bare(name))
-        return None if held is None else self.value_of(held)
+        key = name if name in self._known else self._by_bare.get(bare(name))
+        return None if key is None else self.value_of(key)
 
 
 def _names(module: nn.Module) -> set[str]:
@@ -224,13 +225,13 @@ def _first(source: _Source, trunk: _Trunk, names: Iterable[str]) -> Tensor | Non
 
 def _grown(model: nn.Module, trunk: _Trunk, source: _Source) -> set[tuple[int, int]]:
     """(rows now, rows in the anchor) of every embedding to which rows were added after pretraining."""
-    found = set()
+    grown = set()
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} if source.names else set()
     for name, weight in model.named_parameters(remove_duplicate=False):
         value = _first(source, trunk, [name]) if weight in tables else None
         if value is not None and value.ndim == weight.ndim and len(value) < len(weight):
-            found.add((len(weight), len(value)))
-    return found
+            grown.add((len(weight), len(value)))
+    return grown
 
 
 def _refuse_fewer_rows(name: str, weight: Tensor, value: Tensor, rows: Collection[tuple[int, int]]) -> None:
@@ -287,20 +288,27 @@ def _source(anchor: Anchor) -> tuple[Callable[[str], Tensor | None], list[str]]:
     if isinstance(anchor, Mapping):
         return anchor.get, list(anchor)
     # Imported here because the optimizer alone needs torch and nothing else.
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    path = Path(anchor)
+    path, advice = Path(anchor), "It is the anchor: fetch or save it again."
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise EunoeError(f"no safetensors weights at {path}: give a .safetensors file or a folder that holds some.")
-    holders: dict[str, Any] = {}
+    holders: dict[str, tuple[Path, Any]] = {}
     for file in files:
-        try:
+        with reading(file, advice):
             opened: Any = safe_open(file, framework="pt")
-            holders.update(dict.fromkeys(opened.keys(), opened))
-        except SafetensorError as error:
-            raise EunoeError(f"{file} is no readable safetensors file ({error}). Fetch or save it again.") from error
-    return lambda name: holders[name].get_tensor(name) if name in holders else None, list(holders)
+            holders.update(dict.fromkeys(opened.keys(), (file, opened)))
+
+    def value_of(name: str) -> Tensor | None:
+        if name not in holders:
+            return None
+        file, opened = holders[name]
+        with reading(file, advice):
+            value: Tensor = opened.get_tensor(name)
+        return value
+
+    return value_of, list(holders)
 
 
 def _some(names: Iterable[str]) -> str:

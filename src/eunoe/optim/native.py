@@ -58,12 +58,12 @@ def kernels() -> dict[torch.dtype, Callable[..., None]] | str:
         except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", None) or str(error).encode()
             return f"{compiler[0]!r} could not compile {SOURCE.name}: {said.decode(errors='replace').strip()[:400]}"
-    found: dict[torch.dtype, Callable[..., None]] = {}
+    loops: dict[torch.dtype, Callable[..., None]] = {}
     for dtype, function in ((torch.float32, loaded.step_float32), (torch.float64, loaded.step_float64)):
-        found[dtype] = function
+        loops[dtype] = function
         function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
         function.restype = None
-    return found
+    return loops
 
 
 def step(pieces: Sequence[Sequence[Tensor]], numbers: Sequence[float]) -> None:
@@ -72,12 +72,12 @@ def step(pieces: Sequence[Sequence[Tensor]], numbers: Sequence[float]) -> None:
     As many threads as torch uses, and where both are linked to the same OpenMP library, as with torch's wheels on Linux, the same
     ones: threads of our own would have to share cores with torch's, which wait busily for more work after a backward pass.
     """
-    found = kernels()
-    assert not isinstance(found, str)
+    loops = kernels()
+    assert not isinstance(loops, str)
     table = array("q")
     for piece in pieces:
         table.extend([x.data_ptr() for x in piece])
         table.append(piece[0].numel())
     threads = max(1, min(torch.get_num_threads(), sum(table[5::6]) // PARTS))
     x = array("d", numbers)
-    found[pieces[0][0].dtype](table.buffer_info()[0], len(pieces), threads, x.buffer_info()[0])
+    loops[pieces[0][0].dtype](table.buffer_info()[0], len(pieces), threads, x.buffer_info()[0])

@@ -61,8 +61,8 @@ def refuse_numbers(named: Mapping[str, Any], optimizer: str) -> None:
 
 def refuse_betas(betas: Any, optimizer: str) -> None:
     """Raise ``EunoeError`` for what is not two numbers in [0, 1)."""
-    found = [_number(beta) for beta in betas] if isinstance(betas, tuple | list) else []
-    if len(found) != 2 or not all(beta is not None and 0 <= beta < 1 for beta in found):
+    numbers = [_number(beta) for beta in betas] if isinstance(betas, tuple | list) else []
+    if len(numbers) != 2 or not all(beta is not None and 0 <= beta < 1 for beta in numbers):
         raise EunoeError(f"betas are {betas!r}; {optimizer} needs two numbers >= 0 and < 1.")
 
 
@@ -84,13 +84,13 @@ def _refuse_divergence(group: Mapping[str, Any]) -> None:
     scale = pull_scale(group)
     if scale * w * gamma <= 2:
         return
-    told = f"gamma {gamma:g} * weight {w:g} = {scale * w * gamma:g} is above 2: the pull overshoots its anchor and diverges."
+    problem = f"gamma {gamma:g} * weight {w:g} = {scale * w * gamma:g} is above 2: the pull overshoots its anchor and diverges."
     if group["form"] == "paper":
         raise EunoeError(
-            f"schedule {scale:g} * {told} In form 'paper' the rate does not scale the pull: what is gamma {gamma:g} in "
+            f"schedule {scale:g} * {problem} In form 'paper' the rate does not scale the pull: what is gamma {gamma:g} in "
             f"form 'released' is gamma {gamma * lr:g} here."
         )
-    raise EunoeError(f"lr {lr:g} * {told} Take lr <= {2 / (gamma * w):g} or gamma <= {2 / (lr * w):g}.")
+    raise EunoeError(f"lr {lr:g} * {problem} Take lr <= {2 / (gamma * w):g} or gamma <= {2 / (lr * w):g}.")
 
 
 def refuse_ways(fused: Any, compiled: Any) -> None:
