@@ -268,7 +268,7 @@ def test_the_folder_of_an_adapter_says_what_to_do(
 ) -> None:
     files = whole["bert"] if whole_model else {}
     said = refused(written(tmp_path / "adapter", {**files, "adapter_config.json": b"{}"}))
-    assert "holds an adapter of PEFT" in said
+    assert "holds an adapter (adapter_config.json)" in said
     assert "merge_and_unload" in said
 
 

@@ -96,8 +96,8 @@ def model_files(folder: Path) -> list[Path]:
     config, adapter = folder / "config.json", folder / "adapter_config.json"
     if adapter.is_file():  # transformers would load another model's weights, those that it names
         raise EunoeError(
-            f"{visible(folder)} holds an adapter of PEFT ({adapter.name}), not a model alone. Merge it into its model and give "
-            "that folder: model.merge_and_unload().save_pretrained(FOLDER)."
+            f"{visible(folder)} holds an adapter ({adapter.name}), not a model alone. Merge it into its model and give that "
+            "folder (PEFT: model.merge_and_unload().save_pretrained(FOLDER)), or move the adapter's files elsewhere."
         )
     if not config.is_file():
         raise EunoeError(
