@@ -2,7 +2,7 @@
 
 torch's fused kernel knows no anchor, so with torch alone the weights pass the processor twice (10 streams of memory to
 AdamW's 7); one loop takes 8. On 24M float32 weights and two cores that is 1.0 to 1.2 times fused AdamW's time against 1.8
-(the written-down loop over tensors: 8), so the loop is worth a compiler's call. It needs one that knows OpenMP (``cc``, or
+to 2.7 (the written-down loop over tensors: 8 to 10), so the loop is worth a compiler's call. It needs one that knows OpenMP (``cc``, or
 what ``$CC`` names); where there is none, or where it fails, ``RecAdam`` takes torch's fused kernel and one addition, and
 ``compiled=True`` says why it cannot. Nothing is kept on disk: the library is made in a folder of its own, loaded, and the
 folder removed, so no file of anybody else is ever loaded.
