@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -361,14 +362,28 @@ def test_code_of_a_model_never_runs_whatever_stands_on_standard_input(
         assert not (tmp_path / "out").exists()
 
 
-def test_without_a_home_a_local_model_loads(tmp_path: Path) -> None:
+def test_without_a_home_and_a_network_a_folder_and_a_name_of_the_hubs_cache_load(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path)
+    cached = tmp_path / "cache" / "models--someone--tiny"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("ab" * 20)
+    shutil.copytree(folder, cached / "snapshots" / ("ab" * 20))
     env = {key: value for key, value in os.environ.items() if key not in ("HOME", "HF_HOME", "XDG_CACHE_HOME")}
-    code = (
-        f"from eunoe.models.load import *; print(load_lm(ModelSettings(name={str(tiny_folder(tmp_path))!r})).objective)"
+    code = f"""
+from eunoe.models.load import load_lm
+from eunoe.recipe import ModelSettings
+for name in ({str(folder)!r}, "someone/tiny"):
+    lm = load_lm(ModelSettings(name=name))
+    print(lm.objective, lm.identity)
+"""
+    env |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=env, check=False
     )
-    command = [sys.executable, "-c", f"from eunoe.recipe import ModelSettings; {code}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=env, check=False)
-    assert done.stdout == "masked\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("masked ")
+    assert second == first  # the same files, wherever they lie
 
 
 def test_the_command_says_the_same(whole: dict[str, dict[str, bytes]], tmp_path: Path, capsys: Any) -> None:
