@@ -12,6 +12,7 @@ from eunoe.data.collate import Batch
 from eunoe.data.corpus import Blocks, Part, load_blocks
 from eunoe.data.tasks import Task, draws, load_task
 from eunoe.errors import EunoeError
+from eunoe.evaluate.answers import refuse_unanswerable
 from eunoe.evaluate.evaluator import eval_batches
 from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.recipe import Recipe
@@ -64,9 +65,7 @@ def read_material(
         refuse_longer(lm, recipe.head.block, "recipe.head.block")
         for corpus in recipe.head.corpora:
             load_blocks(corpus, lm.tokenizer, recipe.head.block, "train")
-    if evaluation.prompts and lm.objective != "causal":
-        raise EunoeError(f"recipe.evaluation.prompts is given, but {lm.name!r} is a masked LM, which continues no text. Leave the "
-                         "prompts out, or name a causal LM.")  # fmt: skip
+    refuse_unanswerable(lm, evaluation.prompts, evaluation.answer_tokens, "recipe.evaluation")
     train_blocks, valid = {}, {}
     tasks: dict[str, dict[int | None, Task]] = {}
     for domain in recipe.domains:

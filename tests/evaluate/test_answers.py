@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from eunoe.cli import main
-from eunoe.evaluate.answers import answer
+from eunoe.errors import EunoeError
+from eunoe.evaluate.answers import answer, refuse_unanswerable
 from eunoe.models.load import LanguageModel, load_lm
 from eunoe.recipe import ModelSettings
 from tests.tiny import tiny_folder
@@ -97,3 +98,13 @@ def test_prompts_that_cannot_be_answered_are_refused(
     assert main(["run", str(recipe(tmp_path)), "--out", str(tmp_path / "run"), *SMALL, *filled]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_leaves_no_positions_for_its_answer_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    """Prompt and answer together; the model would look up positions that it does not have."""
+    lm = load_lm(ModelSettings(name=str(tiny_folder(tmp_path, "gpt2"))))
+    refuse_unanswerable(lm, ["the market"], 126, "recipe.evaluation")
+    with pytest.raises(
+        EunoeError, match=r"is 2 tokens and its answer up to 127, but .* at most 128 .* answer_tokens to 126"
+    ):
+        refuse_unanswerable(lm, ["good", "the market"], 127, "recipe.evaluation")

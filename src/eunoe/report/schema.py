@@ -73,10 +73,15 @@ class Row:
 REQUIRED = {field.name for field in fields(Row) if field.default is MISSING}
 
 
+LATER = ("short_shots",)
+"""Fields that were added since rows were first written: left out where they say nothing, so that older rows keep their bytes."""
+
+
 def to_line(row: Row) -> str:
     """The row as one line of JSON, keys in the order of the schema. Raises ``ValueError`` for one that could not be read again."""
     data = asdict(row)
     _check({**data, "learnt": list(row.learnt)})
+    data = {key: value for key, value in data.items() if value is not None or key not in LATER}
     return json.dumps(data, ensure_ascii=False, separators=(", ", ": "), allow_nan=False) + "\n"
 
 
