@@ -132,6 +132,14 @@ def spoil_one(name: str, value: float) -> Callable[[dict[str, Tensor]], None]:
     return spoil
 
 
+def change(end: str, how: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
+    return lambda tensors: tensors.update({name: how(t) for name, t in tensors.items() if name.endswith(end)})
+
+
+def quantise(tensor: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8)
+
+
 FIRST = "roberta.encoder.layer.1.output.adapter_mask."
 
 
@@ -149,6 +157,40 @@ FIRST = "roberta.encoder.layer.1.output.adapter_mask."
         (put(FIRST + "efc1.weight", torch.ones(4, 20)), r"has shape \(4, 20\), needed is \(3, 20\)"),
         (put("other.encoder.layer.1.output.adapter_mask.fc1.bias", torch.ones(20)), "more than one model"),
         (put(FIRST + "efc1.weight", torch.tensor(1.0)), r"1.feed_forward_plugin.efc1.weight must .* has shape \(\)"),
+        (
+            change(".fc2.weight", lambda t: t.to(torch.complex64) + 1j),
+            r"adapter_mask.fc2.weight holds complex64, where a plug-in",
+        ),
+        (change("fc1.bias", torch.Tensor.int), "adapter_mask.fc1.bias holds int32, where a plug-in has float32"),
+        (change("efc1.weight", lambda t: t > 0), "efc1.weight holds bool, where"),
+        (
+            change(".fc1.weight", torch.Tensor.to_sparse),
+            "adapter_mask.fc1.weight is sparse or nested; numbers that lie whole",
+        ),
+        (change(".fc1.weight", lambda t: t.to_sparse_csr()), "adapter_mask.fc1.weight is sparse or nested"),
+        (change("word_embeddings.weight", torch.Tensor.to_sparse), "word_embeddings.weight is sparse or nested"),
+        (change(".fc2.weight", quantise), "adapter_mask.fc2.weight is quantised"),
+        (
+            change(".fc2.weight", lambda t: t.to("meta")),
+            r"adapter_mask.fc2.weight is without its numbers \(device meta\)",
+        ),
+        (
+            change("LayerNorm.weight", lambda t: t.to("meta")),
+            r"LayerNorm.weight is without its numbers \(device meta\)",
+        ),
+        (
+            change("0.output.adapter_mask.fc1.weight", lambda t: t[:1, :1].clone().expand(10**7, 32)),
+            r"is of shape \(10000000, 32\), but the ",
+        ),
+        (
+            change("output.adapter_mask.fc1.weight", lambda t: torch.zeros(10**11, 0)),
+            r"shape \(100000000000, 0\), needed is",
+        ),
+        (change(".fc1.weight", lambda t: t + 1e300), "hold numbers that are not finite"),
+        (
+            put("x\x1b[31m.encoder.layer.1.output.adapter_mask.fc1.bias", torch.ones(20)),
+            r"below roberta., x\\x1b\[31m.",
+        ),
         (spoil_one(FIRST + "fc2.weight", math.nan), "feed_forward_plugin.fc2.weight hold numbers that are not finite"),
         (spoil_one(FIRST + "efc2.weight", math.inf), "feed_forward_plugin.efc2.weight hold numbers that are not"),
     ],
@@ -156,17 +198,71 @@ FIRST = "roberta.encoder.layer.1.output.adapter_mask."
 def test_a_checkpoint_that_does_not_fit_is_refused_and_the_model_stays(
     release: Release, spoil: Callable[[dict[str, Tensor]], None], message: str
 ) -> None:
-    tensors, model = release.checkpoint, release.base()
+    tensors, model = release.checkpoint, release.base().float()
     spoil(tensors)
-    with pytest.raises(EunoeError, match=message):
+    with pytest.raises(EunoeError, match=message) as told:
         import_cpt(model, tensors, DOMAINS)
+    assert str(told.value).isprintable()
     assert not adapters(model)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("names", [["a", "b", "c", "d"], []])
 def test_no_more_domains_are_named_than_there_are(release: Release, names: list[str]) -> None:
     with pytest.raises(EunoeError, match="has masks of 3 domains"):
         import_cpt(release.base(), release.checkpoint, names)
+
+
+@pytest.mark.parametrize("name", ["", "../../x", "a/b", "a b", "a\x1b[31m", "x" * 65, "general"])
+def test_domains_have_names_that_a_recipe_may_give(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = "may not be called 'general'" if name == "general" else "is not allowed: use 1 to 64 letters"
+    words = ["import", "cpt", str(tmp_path / "pytorch_model.bin"), "--model", "m", "--out", str(tmp_path / "out")]
+    assert main([*words, "--domains", "a", name]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.strip().isprintable()
+    with pytest.raises(EunoeError, match=message):
+        import_cpt(torch.nn.Linear(1, 1), {}, [name])
+
+
+def test_base_weights_of_any_kind_are_compared_as_they_are(release: Release) -> None:
+    """A complex weight differs though its real part is the same; so does one of another shape, however large it says it is."""
+    norm, words = "roberta.embeddings.LayerNorm.weight", "roberta.embeddings.word_embeddings.weight"
+    tensors = release.checkpoint
+    tensors[norm] = tensors[norm] + 1j
+    tensors[words] = tensors[words].float().to(torch.float8_e4m3fn)
+    tensors["roberta.embeddings.LayerNorm.bias"] = torch.zeros(10**12, 0)
+    found = import_cpt(release.base(), tensors, DOMAINS)
+    assert set(found.differs) == {norm, "roberta.embeddings.LayerNorm.bias"}, "the words are only rounded"
+
+
+def test_an_imported_model_is_frozen(release: Release) -> None:
+    model = release.base()
+    import_cpt(model, release.checkpoint, DOMAINS)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_names_of_the_file_are_printed_escaped_and_the_models_folder_is_not_written_to(
+    release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "roberta", tmp_path / "pytorch_model.bin"
+    release.base().float().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    torch.save({**release.checkpoint, "\x1b]0;owned\x07\nx": torch.zeros(1)}, file)
+    words = ["import", "cpt", str(file), "--model", str(folder), "--domains", "a"]
+    capsys.readouterr()
+    (tmp_path / "link").symlink_to(folder)
+    before = sorted(p.name for p in folder.iterdir())
+    for out in (folder / "plugins", tmp_path / "link" / "deep" / "er", folder / "x" / ".." / "y"):
+        assert main([*words, "--out", str(out)]) == 2
+        assert f"--out {out} lies in the model's folder {folder}, which is only read" in capsys.readouterr().err
+    assert sorted(p.name for p in folder.iterdir()) == before
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert r"no such weight (1): \x1b]0;owned\x07\nx" in told
+    assert all(line.isprintable() for line in told.splitlines())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from eunoe.errors import EunoeError
+from eunoe.plugins.files import load_plugins, save_plugins
 from eunoe.plugins.inject import (
     adapters,
     add_domains,
@@ -212,3 +215,124 @@ def test_growing_touches_no_old_weight_and_says_when_it_cannot() -> None:
     run_first(active)
     with pytest.raises(EunoeError, match="domain 'a' is being learnt"):
         grow(model, ffn_size=40)
+
+
+# -- libraries that replace modules of the model ---------------------------------------------------------------------------
+class Wrapped(nn.Module):
+    """A linear layer and something added to its output, as LoRA wraps one."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + 0.1
+
+
+def merge(model: nn.Module) -> None:
+    """Every ``Wrapped`` as one linear layer that does the same."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Wrapped):
+                linear = nn.Linear(child.base_layer.in_features, child.base_layer.out_features)
+                linear.weight = child.base_layer.weight
+                bias = child.base_layer.bias
+                linear.bias = nn.Parameter(torch.full_like(linear.bias, 0.1) + (0 if bias is None else bias))
+                setattr(parent, name, linear)
+
+
+def wrap(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and not isinstance(parent, Wrapped) and "lm_head" not in name:
+                setattr(parent, name, Wrapped(child))
+
+
+def finished(family: str, placement: str, before: Callable[[nn.Module], None] = lambda model: None) -> nn.Module:
+    model = tiny(family)
+    before(model)
+    plug(model, placement)
+    finish(model, 0, 1)
+    return model
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama", "qwen3"])
+@placements
+def test_plug_ins_act_in_the_same_places_when_modules_there_are_wrapped_or_merged(family: str, placement: str) -> None:
+    """As PEFT does before and after: ``merge_and_unload`` put the linear layer back and the plug-ins were silent."""
+    torch.manual_seed(0)
+    first = finished(family, placement, wrap)
+    torch.manual_seed(0)
+    later = finished(family, placement)
+    set_domain(later, "b")
+    plain = logits(later)
+    wrap(later)
+    for model in (first, later):
+        set_domain(model, "a")
+    of_a = logits(first)
+    assert torch.equal(logits(later), of_a)
+    assert not torch.allclose(plain, of_a, atol=1e-3)
+    assert not any(isinstance(m, Wrapped) for a in adapters(later).values() for m in a.modules()), "plug-ins stay whole"
+    for model in (first, later):
+        twin = copy.deepcopy(model)
+        for one in (model, twin):
+            merge(one)
+            torch.testing.assert_close(logits(one), of_a, atol=1e-5, rtol=1e-4)
+            set_domain(one, None)
+            assert not torch.allclose(logits(one), of_a, atol=1e-3)
+            base = logits(one)
+            detach(one)
+            assert torch.equal(logits(one), base)
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in one.modules())
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("targets", ["some", "all-linear"])
+@pytest.mark.parametrize("first", ["plug-ins", "lora"])
+def test_lora_of_peft_beside_plug_ins(family: str, targets: str, first: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="needs peft, which is no dependency")
+    some = ["query", "dense"] if family == "bert" else ["q_proj", "o_proj", "down_proj"]
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=some if targets == "some" else targets, init_lora_weights=False)
+    if first == "lora":
+        model = peft.get_peft_model(tiny(family), config).eval()
+        plug(model)
+        finish(model, 0, 1)
+    else:
+        model = peft.get_peft_model(finished(family, "sequential"), config).eval()
+    set_domain(model, None)
+    base = logits(model)
+    set_domain(model, "a")
+    of_a = logits(model)
+    assert not torch.allclose(of_a, base, atol=1e-3)
+    save_plugins(model, tmp_path)
+
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(logits(merged), of_a, atol=1e-5, rtol=1e-4)
+    set_domain(merged, None)
+    torch.testing.assert_close(logits(merged), base, atol=1e-5, rtol=1e-4)
+    detach(merged)
+    load_plugins(merged, tmp_path)
+    set_domain(merged, "a")
+    torch.testing.assert_close(logits(merged), of_a, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_model_is_quantised_with_its_plug_ins_attached(family: str, tmp_path: Path) -> None:
+    model = finished(family, "sequential")
+    save_plugins(model, tmp_path / "before")
+    small = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    plain = torch.ao.quantization.quantize_dynamic(tiny(family), {nn.Linear})
+    assert torch.equal(logits(small), logits(plain)), "off: the quantised base model"
+    outputs = []
+    for domain in ("a", "b"):
+        set_domain(small, domain)
+        outputs.append(logits(small))
+        assert not torch.allclose(outputs[-1], logits(plain), atol=1e-3)
+    assert not torch.allclose(*outputs, atol=1e-3)
+    save_plugins(small, tmp_path / "after")
+    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("before", "after")]
+    assert files[0] == files[1]
+    detach(small)
+    assert torch.equal(logits(small), logits(plain))

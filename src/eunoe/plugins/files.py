@@ -58,9 +58,9 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 def save_plugins(model: nn.Module, folder: str | Path) -> None:
     """Write the plug-ins and the learnt domains, and nothing of the base model, to ``folder`` (made where missing).
 
-    Each file appears whole or not at all, the config last. Raises ``EunoeError`` without plug-ins or a learnt domain, for
-    weights that are not finite or not in memory, and for a folder that holds a model or an adapter of PEFT: transformers
-    would take our config for PEFT's and fail to load the model.
+    Each file appears whole or not at all, the config last. Raises ``EunoeError`` without plug-ins or a learnt domain, for a
+    domain's name that is not allowed, for weights that are not finite or not in memory, and for a folder that holds a model
+    or an adapter of PEFT: transformers would take our config for PEFT's and fail to load the model.
     """
     shared, placement = active(model), placement_of(model)
     learnt = shared.finished
@@ -69,6 +69,7 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
             f"no plug-ins are written to {folder}: of their domains ({', '.join(shared.domains) or 'none'}) none is "
             "learnt yet. Learn one to its end first; a run writes them by itself."
         )
+    check_domain_names([shared.domains[i] for i in learnt])
     _refuse_others(Path(folder))
     tensors = {}
     for name, adapter in adapters(model).items():
