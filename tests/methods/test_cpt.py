@@ -479,7 +479,7 @@ def test_near_zero_plug_ins_start_as_nearly_the_base_model() -> None:
         (lambda cpt: cpt.activate("fod"), r"unknown domain 'fod'. Did you mean food\?"),
         (lambda cpt: (learn(cpt, "food"), cpt.begin(stage("food"))), "domain 'food' is learnt"),
         (lambda cpt: Cpt(cpt.model, cpt.settings, DOMAINS), "has plug-ins already"),
-        (lambda cpt: Cpt(tiny("bert"), cpt.settings, ["a", "b", "a"]), "a stands twice"),
+        (lambda cpt: Cpt(tiny("bert"), cpt.settings, ["a", "b", "a"]), "duplicate domain names: a"),
         (lambda cpt: CptSettings(placement="paralel"), r"unknown placement 'paralel'. Did you mean parallel"),
         (lambda cpt: CptSettings(attention_size=0), "attention_size is 0"),
         (lambda cpt: CptSettings(s_max=0.5), r"s_max is 0\.5"),

@@ -231,7 +231,7 @@ def test_a_fresh_method_of_the_same_settings_goes_on_in_the_middle_of_a_domain(t
         ({"activation": "gelu"}, "activation is gelu, but .* Give activation: relu"),
         ({"skip": False}, "skip is false, but .* Give skip: true"),
         ({"domains": ("law", "food")}, "food is learnt already in .*old, and closed.* under a new name"),
-        ({"domains": ("law", "law")}, "law stands twice"),
+        ({"domains": ("law", "law")}, "duplicate domain names: law"),
         ({"family": "gpt2"}, "are for a 'bert' model, this one is 'gpt2'"),
         ({"plugins": "no/such/folder"}, "no/such/folder/adapter_config.json cannot be read"),
         ({"plugins": "$NO_SUCH_PLACE/plugins"}, "NO_SUCH_PLACE, which is not set"),

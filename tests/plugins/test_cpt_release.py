@@ -217,7 +217,7 @@ def test_no_more_domains_are_named_than_there_are(release: Release, names: list[
 def test_domains_have_names_that_a_recipe_may_give(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = "may not be called 'general'" if name == "general" else "is not allowed: use 1 to 64 letters"
+    message = "'general' is not allowed for a domain" if name == "general" else "is not allowed: use 1 to 64 letters"
     words = ["import", "cpt", str(tmp_path / "pytorch_model.bin"), "--model", "m", "--out", str(tmp_path / "out")]
     assert main([*words, "--domains", "a", name]) == 2
     told = capsys.readouterr().err

@@ -349,7 +349,7 @@ HUGE = 10**9
         (retype("fc1.weight", lambda t: t.double() + 1e300), "not finite in torch.float32"),
         (put("domains", ["../../x"]), r"adapter_config.json: the name '../../x' is not allowed: use 1 to 64"),
         (put("domains", ["a\x1b[31m"]), r"the name 'a\\x1b\[31m' is not allowed"),
-        (put("domains", ["base"]), "a domain may not be called 'base'"),
+        (put("domains", ["base"]), "the name 'base' is not allowed for a domain"),
         (put("init", "\x1b]0;x"), r"unknown init '\\x1b\]0;x'"),
         (put("model_type", "x" * 5_000), r"model_type is .{,120} but must be a word"),
         (put("peft_type", {"a": "\x1b[31m" * 99}), r"describes .{,120} not 'CL_PLUGIN'"),

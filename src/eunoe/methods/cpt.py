@@ -66,7 +66,7 @@ from eunoe.plugins.task_mask import (
     sparsity,
     within_epoch,
 )
-from eunoe.recipe import expand
+from eunoe.recipe import check_names, expand
 
 ROUND = 10
 """Steps that the annealing needs at least in one epoch: with fewer to an epoch, several epochs make one round."""
@@ -138,7 +138,7 @@ class Cpt(Method):
 
     With ``settings.plugins`` the domains come after those of that folder, and ``self.domains`` names them all.
 
-    Raises ``EunoeError`` for a model family without anatomy, a model that has plug-ins, a domain named twice, and
+    Raises ``EunoeError`` for a model family without anatomy, a model that has plug-ins, domains' names that are not allowed, and
     ``settings.plugins`` that do not fit the model, the other settings or the domains' names.
 
     Example: ``Cpt(model, CptSettings(plugins="runs/old/sequences/cpt.given.seed0/plugins", ffn_size=1024), ["law"])``.
@@ -149,9 +149,7 @@ class Cpt(Method):
 
     def __init__(self, model: nn.Module, settings: CptSettings, domains: Sequence[str]) -> None:
         super().__init__(model, settings, domains)
-        twice = sorted({name for name in domains if domains.count(name) > 1})
-        if twice:
-            raise EunoeError(f"cpt: {', '.join(twice)} stands twice in the domains; give each domain its own name.")
+        check_names(domains, "domain")  # load_plugins will hold their names to the same rule
         parts = anatomy(model)
         freeze(model)
         if settings.plugins is None:

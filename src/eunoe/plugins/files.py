@@ -69,7 +69,7 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
             f"no plug-ins are written to {folder}: of their domains ({', '.join(shared.domains) or 'none'}) none is "
             "learnt yet. Learn one to its end first; a run writes them by itself."
         )
-    check_domain_names([shared.domains[i] for i in learnt])
+    check_names([shared.domains[i] for i in learnt], "domain")
     _refuse_others(Path(folder))
     tensors = {}
     for name, adapter in adapters(model).items():
