@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import RobertaConfig, RobertaForMaskedLM
+from transformers import BertTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
 from eunoe.cli import main
 from eunoe.errors import EunoeError
@@ -22,7 +22,7 @@ from eunoe.plugins.cpt_release import import_cpt
 from eunoe.plugins.files import load_plugins, save_plugins
 from eunoe.plugins.inject import adapters, set_domain
 from tests.conftest import shared
-from tests.tiny import tiny_tokenizer
+from tests.tiny import VOCABULARY
 
 DOMAINS = ["restaurant", "ai", "acl"]
 
@@ -57,6 +57,11 @@ def release(request: pytest.FixtureRequest) -> Release:
     return Release(spec, load_file(folder / f"{request.param}.safetensors"))
 
 
+def tokenizer(size: int) -> BertTokenizerFast:
+    """Of as many tokens as the authors' tiny model has rows."""
+    return BertTokenizerFast(vocab={piece: i for i, piece in enumerate(list(VOCABULARY)[:size])}, model_max_length=16)
+
+
 def logits(model: RobertaForMaskedLM, release: Release) -> Tensor:
     with torch.no_grad():
         return model(input_ids=release.tensors["input_ids"]).logits
@@ -84,7 +89,7 @@ def test_the_command_reads_torch_files_and_writes_the_folder(
     folder, out = tmp_path / "roberta", tmp_path / "plug-ins"
     base = release.base().float()
     base.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer(base.config.vocab_size).save_pretrained(folder)
     state = {f"module.{name}": value.float() for name, value in release.checkpoint.items()}
     state["module.classifier.bias"] = torch.zeros(2)
     state["module.roberta.embeddings.LayerNorm.weight"] += 1
@@ -248,8 +253,9 @@ def test_names_of_the_file_are_printed_escaped_and_the_models_folder_is_not_writ
     release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, file = tmp_path / "roberta", tmp_path / "pytorch_model.bin"
-    release.base().float().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    base = release.base().float()
+    base.save_pretrained(folder)
+    tokenizer(base.config.vocab_size).save_pretrained(folder)
     torch.save({**release.checkpoint, "\x1b]0;owned\x07\nx": torch.zeros(1)}, file)
     words = ["import", "cpt", str(file), "--model", str(folder), "--domains", "a"]
     capsys.readouterr()
