@@ -138,8 +138,8 @@ class Cpt(Method):
 
     With ``settings.plugins`` the domains come after those of that folder, and ``self.domains`` names them all.
 
-    Raises ``EunoeError`` for a model family without anatomy, a model that has plug-ins, domains' names that are not allowed, and
-    ``settings.plugins`` that do not fit the model, the other settings or the domains' names.
+    Raises ``EunoeError`` for a model family without anatomy, a model that has plug-ins, domains' names that are not
+    allowed, and ``settings.plugins`` that do not fit the model, the other settings or the domains' names.
 
     Example: ``Cpt(model, CptSettings(plugins="runs/old/sequences/cpt.given.seed0/plugins", ffn_size=1024), ["law"])``.
     """
