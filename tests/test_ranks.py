@@ -110,7 +110,8 @@ def test_more_processes_than_blocks_in_a_micro_batch_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(str(recipe_without_chance(tmp_path)))
-    monkeypatch.setenv("WORLD_SIZE", "5")
+    for name, value in {"WORLD_SIZE": "5", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(EunoeError, match=r"5 processes.*smallest holds 4 blocks"):
         run(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
