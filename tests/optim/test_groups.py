@@ -29,7 +29,8 @@ from transformers import (
 
 from eunoe.errors import EunoeError
 from eunoe.optim import RecAdam, anchored_groups, param_groups
-from eunoe.optim.groups import Anchor, bare
+from eunoe.optim.groups import Anchor
+from eunoe.optim.names import plain_name
 
 TINY = BertConfig(
     vocab_size=20,
@@ -356,11 +357,11 @@ def test_a_wrapped_model_has_the_trunk_and_the_names_of_the_model_in_it(wrap: Ca
     for anchor in (None, values(wrapped), values(model), values(model.bert)):
         found = pairs(anchored_groups(wrapped, anchor=anchor))
         assert set(found) == {name for name, _ in wrapped.named_parameters()}
-        assert {bare(name) for name, value in found.items() if value is None} == head
+        assert {plain_name(name) for name, value in found.items() if value is None} == head
         for name, value in found.items():
             assert value is None or torch.equal(value, wrapped.get_parameter(name))
     assert free_names(anchored_groups(model, anchor=values(wrapped))) == head
-    assert {bare(n) for n in free_names(anchored_groups(wrapped, free=["bert.pooler"]))} > head
+    assert {plain_name(n) for n in free_names(anchored_groups(wrapped, free=["bert.pooler"]))} > head
 
 
 def test_a_part_of_a_model_called_module_is_no_wrapper() -> None:

@@ -25,7 +25,7 @@ from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, lm_score
 from eunoe.models.anatomy import anatomy
 from eunoe.models.load import LanguageModel
-from eunoe.models.names import plain_names
+from eunoe.optim.names import plain_names
 
 TOKENS = 2048
 """CKA is computed over at most this many tokens; more change its third digit and cost a layer's states each."""

@@ -27,7 +27,8 @@ from transformers import get_scheduler
 from eunoe.errors import EunoeError
 from eunoe.lookup import unknown
 from eunoe.optim import advice
-from eunoe.optim.groups import Anchor, anchored_groups, bare
+from eunoe.optim.groups import Anchor, anchored_groups
+from eunoe.optim.names import plain_name
 from eunoe.optim.table import OPTIMIZERS, RecAdamSettings
 from eunoe.recipe import build
 
@@ -130,7 +131,7 @@ class Maker:
                 f"t0 {whole.t0:g} and rise {whole.rise} are shares of the run, but the length of the run is not known. Set "
                 "max_steps in TrainingArguments, or (without auto_find_batch_size) give rows=len(train_dataset)."
             )
-        names = (bare(name) for name, p in model.named_parameters() if p.requires_grad)
+        names = (plain_name(name) for name, p in model.named_parameters() if p.requires_grad)
         lost = [name for name in names if name not in anchor and name not in free]
         if lost:
             raise EunoeError(
@@ -175,7 +176,7 @@ def _split(groups: list[dict[str, Any]]) -> tuple[dict[str, Tensor], frozenset[s
     anchors: dict[str, Tensor] = {}
     free: set[str] = set()
     for group in groups:
-        names = [bare(name) for name, _ in group["params"]]
+        names = [plain_name(name) for name, _ in group["params"]]
         if group["anchor"] is None:
             free.update(names)
         else:

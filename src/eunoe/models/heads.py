@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import anatomy
-from eunoe.models.names import plain_name, plain_names
+from eunoe.optim.names import plain_name, plain_names
 
 
 class Outputs(NamedTuple):

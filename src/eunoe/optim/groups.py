@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from eunoe.errors import EunoeError
 from eunoe.foreign import reading
+from eunoe.optim.names import plain_name
 
 Anchor = Mapping[str, Tensor] | str | Path | None
 DROPPED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"attn\.masked_bias$")
@@ -112,18 +113,6 @@ def _no_decay(weight: Tensor) -> bool:
     return weight.ndim < 2
 
 
-def bare(name: str) -> str:
-    """A weight's name without what DataParallel, DDP and ``torch.compile`` put into it, in whatever order.
-
-    >>> bare("_orig_mod.module.bert.pooler.dense.bias"), bare("module.bert._orig_mod.pooler.dense.bias")
-    ('bert.pooler.dense.bias', 'bert.pooler.dense.bias')
-    """
-    name = name.replace("_orig_mod.", "")
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
-
-
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The model inside its wrappers. ``module`` may also be one part of a model: a wrapper has no other weights."""
     while True:
@@ -153,13 +142,13 @@ class _Trunk:
 
     def names_of(self, name: str) -> tuple[str, str]:
         """A name without and with the prefix: a base model saves its weights without, a model with a head with it."""
-        name = bare(name)
+        name = plain_name(name)
         short = name.removeprefix(f"{self.prefix}.") if self.prefix else name
         return short, f"{self.prefix}.{short}" if self.prefix else short
 
     def holds(self, name: str) -> bool:
         """Whether a name of a checkpoint is one of the trunk's, known or not."""
-        name = bare(name)
+        name = plain_name(name)
         if self.prefix and name.startswith(f"{self.prefix}."):
             return True
         return name.split(".")[0] in self._tops and name not in self.outside
@@ -171,11 +160,11 @@ class _Trunk:
         return self.holds(name) and not known and not any(pattern.search(whole) for pattern in self._dropped)
 
     def parts(self, free: Collection[str], names: Iterable[str]) -> list[str]:
-        """``free`` as bare names; refuses what neither the model nor the anchor has, because it is a slip."""
+        """``free`` as plain names; refuses what neither the model nor the anchor has, because it is a slip."""
         if isinstance(free, str):
             raise EunoeError(f"free is {free!r}; it takes several names: free=({free!r},).")
-        parts = [bare(part) for part in free]
-        known = {*self.inside, *self.outside, *map(bare, names)} if parts else set()
+        parts = [plain_name(part) for part in free]
+        known = {*self.inside, *self.outside, *map(plain_name, names)} if parts else set()
         for part in parts:
             if not any(_within((name, *self.names_of(name)), (part,)) for name in known):
                 raise EunoeError(
@@ -191,16 +180,16 @@ class _Source:
     def __init__(self, anchor: Anchor) -> None:
         self.value_of, self.names = _source(anchor)
         self._known = set(self.names)
-        self._by_bare = {bare(name): name for name in self.names}
+        self._by_plain = {plain_name(name): name for name in self.names}
 
     def get(self, name: str) -> Tensor | None:
-        key = name if name in self._known else self._by_bare.get(bare(name))
+        key = name if name in self._known else self._by_plain.get(plain_name(name))
         return None if key is None else self.value_of(key)
 
 
 def _names(module: nn.Module) -> set[str]:
     weights, buffers = module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
-    return {bare(name) for named in (weights, buffers) for name, _ in named}
+    return {plain_name(name) for named in (weights, buffers) for name, _ in named}
 
 
 def _within(names: Iterable[str], parts: Collection[str]) -> bool:
@@ -251,7 +240,7 @@ def _refuse_gaps(trunk: _Trunk, source: _Source, missing: list[list[str]], parts
         pooler = _pooler(trunk.names_of(name)[0])
         return pooler is not None and pooler not in others
 
-    bereft = [bare(names[0]) for names in missing if not any(alone(name, poolers_there) for name in names)]
+    bereft = [plain_name(names[0]) for names in missing if not any(alone(name, poolers_there) for name in names)]
     spare = [
         name for name in source.names
         if trunk.lacks(name) and not alone(name, poolers_here) and not _within(trunk.names_of(name), parts)

@@ -12,7 +12,7 @@ from eunoe.errors import EunoeError
 from eunoe.evaluate.retention import distances
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import add_low_rank
-from eunoe.models.names import plain_name, plain_names
+from eunoe.optim.names import plain_name, plain_names
 from tests.tiny import tiny_bert
 
 W = "bert.encoder.layer.0.attention.self.query.weight"
