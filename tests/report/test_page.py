@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from eunoe.errors import EunoeError
 from eunoe.report.page import write_report
 from eunoe.report.read import read_run
 from tests.report.chromium import Chromium
-from tests.report.made_up import DOMAINS, made_up_capacity, made_up_rows, made_up_run
+from tests.report.made_up import DOMAINS, made_up_capacity, made_up_rows, made_up_run, made_up_study, study_rows
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -167,7 +168,9 @@ def test_a_folder_without_scores_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(EunoeError, match=r"is not a folder. Make a run first: eunoe run RECIPE --out"):
         write_report([tmp_path / "nowhere"])
     (tmp_path / "rows.jsonl").write_text("")
-    with pytest.raises(EunoeError, match=r"rows.jsonl is missing or empty. Make them first: eunoe run RECIPE --out"):
+    with pytest.raises(
+        EunoeError, match=r"rows.jsonl is missing or has no whole line. Make them first: eunoe run RECIPE --out"
+    ):
         write_report([tmp_path])
     with pytest.raises(EunoeError, match="no run folder was given"):
         write_report([])
@@ -195,6 +198,77 @@ def test_a_broken_curve_is_left_out_and_named(tmp_path: Path) -> None:
     text = page(write_report(run)).text
     for file in files[1:]:
         assert f"damaged, and left out: {file.relative_to(run)}" in text
+
+
+# -- what methods and tasks say of themselves -----------------------------------------------------------------------
+def noted(run: Path, method: str, **notes: object) -> None:
+    for sequence in run.glob(f"sequences/{method}.*"):
+        (sequence / "notes.json").write_text(json.dumps(notes))
+
+
+def test_the_notes_of_methods_stand_where_they_belong(tmp_path: Path) -> None:
+    rows = made_up_rows(seeds=(0, 1), domains=("a", "b"), end_tasks=False)
+    run = made_up_run(tmp_path / "run", rows)
+    before = page(write_report(run)).text
+    assert "plug-ins" not in before, "a report knows no method: what is special about one comes from its notes"
+    assert "Notes" not in before
+    general, line = "general text is read with the plug-ins off", "started from 2 domains of another run <b>"
+    noted(run, "cpt", general=general, lines=[line])
+    text = page(write_report(run)).text
+    assert text.count(f"cpt: {general}.") == 1
+    assert text.count(f"cpt: {line}") == 1, "the same note of several seeds is one"
+    assert text.index("What ran") < text.index(line) < text.index("What was forgotten")
+    assert text.index("LM loss on general text") < text.index(general) < text.index("Learning curves")
+    noted(run, "ncl", general=general, lines=[line])
+    text = page(write_report(run)).text
+    assert f"General{general[7:]}." in text, "what all methods say is said once, without their names"
+    assert f"ncl, cpt: {line}" in text
+    noted(run, "ncl", general="by the last model")
+    text = page(write_report(run)).text
+    assert f"ncl: by the last model. cpt: {general}." in text
+
+
+def test_a_draw_that_took_fewer_rows_than_asked_for_is_said(tmp_path: Path) -> None:
+    over_domains = made_up_rows(seeds=(0,), domains=("a", "rte"))
+    of_study = study_rows(tasks={"rte": ("accuracy",)}, seeds=(1,), texts=())
+    for name, rows in (("run", over_domains), ("study", of_study)):
+        short = [
+            replace(r, shots_seed=7, short_shots={"belongs": 3, "<b>": 1200}) if r.transfer and r.task == "rte" else r
+            for r in rows
+        ]
+        make = made_up_run if name == "run" else made_up_study
+        text = page(write_report(make(tmp_path / name, short))).text
+        assert text.count("rte (draw 7): fewer rows than asked for of belongs 3, <b> 1,200") == 1
+    enough = made_up_run(tmp_path / "enough", made_up_rows(seeds=(0,), end_tasks=False))
+    assert "Few-shot rows" not in page(write_report(enough)).text
+
+
+def test_folders_may_be_given_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [
+        made_up_run(Path(name), made_up_rows(run=name, seeds=(0,), end_tasks=False), curves=False)
+        for name in ("a", "b")
+    ]
+    assert write_report("a") == write_report(Path("a")) == write_report(["a"]) == Path("a/report.html")
+    both = [
+        write_report(given, "both.html").read_bytes() for given in (["a", "b"], tuple(runs), (str(run) for run in runs))
+    ]
+    assert both[0] == both[1] == both[2]
+    assert write_report({"a": 1, "b": 2}.keys(), "a") == Path("a/report.html")
+    for missing in ("none", Path("none"), ["a", "none"], "", "x" * 5000, "a\0b"):
+        with pytest.raises(EunoeError, match=r"is not a folder|has no scores"):
+            write_report(missing, "out.html")
+    assert not Path("out.html").exists()
+
+
+def test_very_many_matrices_and_domains_are_not_drawn_but_named(tmp_path: Path) -> None:
+    wide = made_up_rows(domains=[f"d{i}" for i in range(31)], methods=("cpt",), seeds=(0,), end_tasks=False)
+    rows = [row for row in wide if len(row.learnt) in (0, 31) or row.task == row.learnt[-1]]
+    run = made_up_run(tmp_path / "wide", rows, curves=False)
+    read = page(write_report(run))
+    assert "1 more are not drawn" in read.text
+    assert "matrix.csv" in read.text
+    assert not [a for _, a in read.elements if "a score for each domain" in (a.get("aria-label") or "")]
 
 
 def test_reporting_imports_no_torch() -> None:

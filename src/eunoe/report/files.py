@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from itertools import count
 from math import isfinite
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeGuard
 
 from eunoe import stop
 from eunoe.errors import EunoeError
@@ -39,12 +39,12 @@ def clean(text: str) -> str:
     return visible(text, max(len(text) * 10, 1))
 
 
-def is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
     """A whole number that counts something."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < COUNTS
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """A finite number that a computation in float32 can give."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 

@@ -18,7 +18,7 @@ from eunoe.recipe import as_path
 from eunoe.report import domains, html, study_page
 from eunoe.report.files import clean
 from eunoe.report.metrics import typeset
-from eunoe.report.read import Run, read_runs
+from eunoe.report.read import Run, existing, read_runs
 from eunoe.report.summary import LISTED
 
 
@@ -35,7 +35,7 @@ def write_report(runs: str | Path | Iterable[str | Path], out: str | Path | None
     given = [as_path(run, "a run folder") for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     if not given:
         raise EunoeError("no run folder was given. Name one or more: eunoe report RUN [RUN ...]")
-    folders = list({run.resolve(): run for run in given}.values())
+    folders = list({existing(run).resolve(): run for run in given}.values())
     loaded = read_runs(folders)
     if out is None:
         path = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")

@@ -120,16 +120,12 @@ def read_run(folder: str | Path) -> Run:
 
     Raises ``EunoeError`` if there are no scores or a line of them is damaged; it names the file, the line and what to do.
     """
-    folder = Path(folder)
-    if not os.path.isdir(folder):
-        raise EunoeError(
-            f"{clean(str(folder))} is not a folder. Make a run first: eunoe run RECIPE --out {clean(str(folder))}"
-        )
+    folder = existing(folder)
     rows = read_rows(folder / "rows.jsonl") or [
         row for file in sorted(folder.glob("cells/*/*/rows.jsonl")) for row in read_rows(file)
     ]
     if not rows:
-        raise EunoeError(f"{clean(str(folder))} has no scores: rows.jsonl is missing or empty. Make them first: "
+        raise EunoeError(f"{clean(str(folder))} has no scores: rows.jsonl is missing or has no whole line. Make them first: "
                          f"eunoe run RECIPE --out {clean(str(folder))}")  # fmt: skip
     rows = [_printable(row) for row in rows]
     reader = Reader(folder)
@@ -139,6 +135,14 @@ def read_run(folder: str | Path) -> Run:
         _study(recipe[1] if recipe else None, rows), _curves(reader, rows), _observed(reader), _capacity(reader, rows),
         _notes(reader, rows), reader.read(read_samples, folder / "samples.jsonl") or [], reader.sentences,
     )  # fmt: skip
+
+
+def existing(folder: str | Path) -> Path:
+    """The folder, if there is one; raises ``EunoeError`` else."""
+    if not os.path.isdir(folder):  # not Path.is_dir, which raises on a name that is too long
+        name = clean(str(folder))
+        raise EunoeError(f"{name} is not a folder. Make a run first: eunoe run RECIPE --out {name}")
+    return Path(folder)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -323,7 +327,7 @@ def damaged(folder: str | Path) -> list[Damage]:
     Made again from the rows: matrix.csv and report.html; from the last states: capacity.json, notes.json and samples.jsonl.
     Files that are missing are no damage, and checkpoints are checked by ``eunoe.checkpoint``.
     """
-    folder = Path(folder)
+    folder = existing(folder)
     reader = Reader(folder)
     for pattern, read in FILES.items():
         for file in sorted(folder.glob(pattern)):
@@ -366,5 +370,5 @@ FILES: Mapping[str, Callable[[Path], object]] = {
 
 
 __all__ = [
-    "Capacity", "Damage", "Notes", "Run", "clean", "damaged", "read_run", "read_runs",
+    "Capacity", "Damage", "Notes", "Run", "clean", "damaged", "existing", "read_run", "read_runs",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
+from eunoe.report.files import is_number
 from eunoe.report.matrices import domain_orders
 from eunoe.report.metrics import CKA, DISTANCE, LM_LOSS, Estimate, is_retention
 from eunoe.report.schema import Row
@@ -78,12 +79,12 @@ def _kept(label: str, task: str, rows: Sequence[Row]) -> Kept:
     for row in rows:
         detail = row.detail or {}
         before = detail.get("before", None if row.metric.startswith(LM_LOSS.name) else 0.0)
-        if not isinstance(before, int | float):
+        if not is_number(before):
             continue  # a loss that nothing can be compared with
         values.setdefault(row.metric, {}).setdefault((row.run, row.order, row.seed), []).append((row.value, before))
         held = detail.get("layers")
         for name, value in held.items() if isinstance(held, dict) else ():
-            if isinstance(value, int | float):
+            if is_number(value):
                 layers.setdefault(row.metric, {}).setdefault(str(name), []).append(float(value))
     means = {m: [(_mean([a for a, _ in v]), _mean([b for _, b in v])) for v in by.values()] for m, by in values.items()}
     by_layer = {m: {name: _mean(v) for name, v in of.items()} for m, of in layers.items()}

@@ -155,8 +155,8 @@ def summarize_study(rows: Sequence[Row], settings: StudySettings) -> StudySummar
         grid: dict[str, list[str]] = {}
         for label in dict.fromkeys(str(row.transfer) for row in by_task[task] if row.seed == settings.search_seed):
             grid.setdefault(system(label), []).append(label)
-        first = scores[0].metric if scores else "score"
         final = [row for row in scores if row.seed != settings.search_seed]
+        first = next((row.metric for row in (*final, *scores)), "score")
         tasks.append(TaskResults(task, metric(first), _results(final, names, systems, reference, published), grid))
     unfinished = _unfinished(settings, tasks)
     held = kept(_by_task(reported, tasks), lambda row: names[(row.task, str(row.transfer))])
