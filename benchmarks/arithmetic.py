@@ -2,7 +2,7 @@
 
 Matrix products only, 2 FLOP a multiplication with addition. A frozen weight costs 2 FLOP a token forward and 2 for the
 gradient of its input; a trained one 2 more for its own gradient; the two products of attention have no weight and cost their
-forward twice again. The vocabulary product counts at the positions that are asked, and nothing below the first trained
+forward twice again. The vocabulary product counts at the target positions, and nothing below the first trained
 weight is traversed backward. ``tests/test_benchmarks.py`` holds these counts to sums by hand and to torch's counter.
 """
 
@@ -42,13 +42,13 @@ class Shape:
         return self.width**2 + self.width * self.vocabulary
 
 
-def all_weights(shape: Shape, asked: float) -> float:
-    """FLOP a token of a step in which every weight trains; ``asked``: the share of the positions that reach the head."""
-    forward = shape.layers * (shape.layer + shape.attention) + asked * shape.head
+def all_weights(shape: Shape, targets: float) -> float:
+    """FLOP a token of a step in which every weight trains; ``targets``: the share of target positions, which reach the head."""
+    forward = shape.layers * (shape.layer + shape.attention) + targets * shape.head
     return 2 * 3 * forward
 
 
-def plugins_alone(shape: Shape, attention_size: int, ffn_size: int, asked: float) -> float:
+def plugins_alone(shape: Shape, attention_size: int, ffn_size: int, targets: float) -> float:
     """FLOP a token of CPT's step: the model and its head frozen, plug-ins of these inner sizes train (sequential)."""
     plugins = 2 * shape.width * (attention_size + ffn_size)
     forward = shape.layers * (shape.layer + shape.attention + plugins)
@@ -56,7 +56,7 @@ def plugins_alone(shape: Shape, attention_size: int, ffn_size: int, asked: float
     below = shape.projections + 2 * shape.attention + shape.width * attention_size
     inputs = shape.layers * (shape.layer + 2 * shape.attention + plugins) - below
     own = shape.layers * plugins
-    return 2 * (forward + inputs + own + asked * 2 * shape.head)
+    return 2 * (forward + inputs + own + targets * 2 * shape.head)
 
 
 def as_released(shape: Shape, attention_size: int, ffn_size: int) -> float:

@@ -33,7 +33,7 @@ from benchmarks.measure import peak_flops, quartiles, ratio, side_by_side, takin
 from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
-from eunoe.methods.base import Method
+from eunoe.methods.base import Batches, Method, Stage
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
@@ -62,10 +62,15 @@ def batches(steps: int, rows: int = ROWS) -> LMBatches:
     return LMBatches(Blocks(ids, np.array([0, 1, 2, 3]), "random"), "masked", 4, SHAPE.vocabulary, rows, steps, seed=0)
 
 
+def domain_stage(domain: str, ready: Batches) -> Stage:
+    """One domain as a method is told of it."""
+    return Stage(name=domain, domains=(domain,), batches=ready)
+
+
 def job(lm: nn.Module, method: Cpt, domain: str, steps: int, rows: int = ROWS) -> Job:
     """One domain to learn with the published settings, as a run composes it."""
     return Job(
-        name=f"domain {domain}", domain=domain, model=lm, batches=batches(steps, rows), loss=lm_loss, seed=0, method=method,
+        name=domain, model=lm, batches=batches(steps, rows), loss=lm_loss, seed=0, method=method,
         settings=LoopSettings(batch=rows, steps=steps, lr=1e-4, clip_by="tensor"),
         optimizer=lambda m: make_optimizer("adamw", m, 1e-4, steps),
     )  # fmt: skip
@@ -76,7 +81,7 @@ def released(lm: nn.Module, method: Method, domain: str, ready: LMBatches, half:
 
     ``half``: with products in bfloat16.
     """
-    method.before_task(domain)
+    method.begin(domain_stage(domain, ready))
     base = set(anatomy(lm).base.parameters())
     for part in lm.modules():
         if isinstance(part, nn.LayerNorm):
@@ -95,11 +100,11 @@ def released(lm: nn.Module, method: Method, domain: str, ready: LMBatches, half:
         labels = torch.full((batch["input_ids"].numel(),), -100)
         labels[batch["positions"]] = batch["labels"]
         began = time.perf_counter()
-        method.before_step(place / len(ready))
+        method.before_step(place, len(ready))
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = lm(input_ids=batch["input_ids"], labels=labels.view_as(batch["input_ids"])).loss
         loss.backward()
-        method.on_gradients(place / len(ready))
+        method.on_gradients()
         for p in trained:
             if p.grad is not None:
                 nn.utils.clip_grad_norm_([p], 1.0)
@@ -122,8 +127,8 @@ def speed() -> None:
         settle=SETTLE,
         before=lambda: peaks.append(peak_flops(seconds=0.6)),
     )
-    asked = sum(len(batches(steps)[step][0]["labels"]) for step in range(steps)) / (steps * ROWS * SHAPE.block)
-    need, tokens = plugins_alone(SHAPE, ATTENTION, FFN, asked), ROWS * SHAPE.block
+    targets = sum(len(batches(steps)[step][0]["labels"]) for step in range(steps)) / (steps * ROWS * SHAPE.block)
+    need, tokens = plugins_alone(SHAPE, ATTENTION, FFN, targets), ROWS * SHAPE.block
     around = [max(pair) for pair in pairwise(peaks)]  # the better of the peaks before and after a turn
     beside = [peak for peak in around for _ in range(EACH - SETTLE)]
     shares = sorted(need * tokens / seconds / peak for seconds, peak in zip(ours, beside, strict=True))
@@ -139,8 +144,9 @@ def speed() -> None:
 def finish(method: Cpt, domains: int) -> None:
     """Make the first ``domains`` finished, each with random masks over half of the units, as if they had been learnt."""
     for i in range(domains):
-        method.before_task(str(i))
-        method.after_task(str(i))
+        learnt = domain_stage(str(i), batches(1))
+        method.begin(learnt)
+        method.end(learnt)
 
 
 def growth() -> None:

@@ -22,7 +22,7 @@ from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.methods import METHODS
-from eunoe.methods.base import Method
+from eunoe.methods.base import Method, Stage
 from eunoe.models.heads import lm_loss
 from eunoe.recipe import LoopSettings
 from eunoe.train import Job, train
@@ -40,9 +40,9 @@ def _model(frozen: bool) -> tuple[BertForMaskedLM, Method]:
     return model, entry.method(model, entry.settings(), ["d"])
 
 
-def _needed(frozen: bool, asked: float) -> float:
-    """FLOP a token that a step cannot do without (``asked``: share of the positions that reach the head)."""
-    return plugins_alone(SHAPE, 256, 384, asked) if frozen else all_weights(SHAPE, asked)
+def _needed(frozen: bool, targets: float) -> float:
+    """FLOP a token that a step cannot do without (``targets``: the share of target positions)."""
+    return plugins_alone(SHAPE, 256, 384, targets) if frozen else all_weights(SHAPE, targets)
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
             labels = torch.full((ROWS * BLOCK,), -100)
             labels[batch["positions"]] = batch["labels"]
             plain_batches.append((batch["input_ids"], labels.view(ROWS, BLOCK)))
-        asked = sum(len(batches[step][0]["labels"]) for step in range(STEPS)) / (STEPS * ROWS * BLOCK)
+        targets = sum(len(batches[step][0]["labels"]) for step in range(STEPS)) / (STEPS * ROWS * BLOCK)
 
         def ours(
             model: BertForMaskedLM = model, method: Method = method, frozen: bool = frozen, fresh: dict = fresh
@@ -75,8 +75,8 @@ def main() -> None:
             return done.tokens / done.seconds
 
         if frozen:
-            plain_method.before_task("d")
-            plain_method.before_step(0.5)
+            plain_method.begin(Stage(name="d", domains=("d",), batches=batches))
+            plain_method.before_step(STEPS // 2, STEPS)
         plain_model.train()
         optimizer = torch.optim.AdamW([p for p in plain_model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
@@ -92,9 +92,9 @@ def main() -> None:
 
         a, b = in_turn(ours, plain, rounds=ROUNDS)
         peak = peak_flops()
-        share = median(a) * _needed(frozen, asked) / peak
+        share = median(a) * _needed(frozen, targets) / peak
         what = "frozen model, CPT plug-ins train" if frozen else "all weights train"
-        needed = f"{_needed(frozen, asked) / 1e6:.0f} MFLOP a token needed"
+        needed = f"{_needed(frozen, targets) / 1e6:.0f} MFLOP a token needed"
         machine = f"{peak / 1e9:.0f} GFLOP/s peak, {torch.get_num_threads()} threads"
         print(
             f"{what}: {ratio(a, b)} the plain loop's tokens/s; {share:.0%} of the matrix-product peak ({needed}, {machine})"

@@ -3,8 +3,8 @@
 ``recipes/cpt_small.yaml`` with the plug-ins in their default place, its first order and seed, the WHOLE matrix (ten end tasks) and
 the FULL test sets. Both ways are carried out from the first step to the last, one after the other; nothing is multiplied.
 
-Ours is ``eunoe.run.run`` as ``eunoe run`` calls it, reading, held-out scores, checkpoints and report included; its stages are
-timed where it calls ``train`` and its scorers. The released way (https://github.com/UIC-Liu-Lab/CPT) is plain transformers
+Ours is ``eunoe.run_recipe`` as ``eunoe run --jobs 1`` calls it, reading, held-out scores, checkpoints and report included; its stages are
+timed where they call ``train`` and the scorers. The released way (https://github.com/UIC-Liu-Lab/CPT) is plain transformers
 with the same plug-ins, rows and numbers of steps: every position scored by the LM head; LayerNorms and LM head trained, and
 thrown away with the next domain; each labelled row padded to 164 tokens; the full test set scored after every epoch of
 fine-tuning. To its favour: it reads no text in its time, writes nothing, scores no held-out text, has torch's fused AdamW, and
@@ -23,36 +23,39 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import eunoe.run
 import torch
-from eunoe.run import Material, build_sequence, read_material
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.cpt import released
+import eunoe.plan
+import eunoe.sequence
+import eunoe.transfer.finetune
+import eunoe.transfer.phase
+from benchmarks.cpt import domain_stage, released
+from eunoe.cells import Board
 from eunoe.data.collate import LMBatches, RowBatches, Rows, pad_rows
 from eunoe.data.tasks import Task
+from eunoe.engine import run
 from eunoe.methods.base import Method
 from eunoe.methods.cpt import END_TASK_LR
 from eunoe.models.heads import Classifier
-from eunoe.models.load import load_lm
-from eunoe.plan import Plan, resolve
+from eunoe.plan import Measure, RunPlan, resolve
 from eunoe.recipe import Recipe, load_recipe
 from eunoe.report.schema import read_rows
+from eunoe.sequence import Walk
+from eunoe.transfer.finetune import encode_task
 
 ROOT = Path(__file__).resolve().parents[1]
 PADDED = 164
-FINETUNE = import_module("eunoe.transfer.finetune")  # whose package has a function of that name
 STAGES = {
-    "post-training": (eunoe.run, "train"),
-    "fine-tuning": (FINETUNE, "train"),
-    "scoring end tasks": (FINETUNE, "task_scores"),
-    "scoring held-out text": (eunoe.run, "lm_score"),
+    "post-training": (eunoe.sequence, "train"),
+    "fine-tuning": (eunoe.transfer.phase, "train"),
+    "scoring end tasks": (eunoe.transfer.finetune, "task_scores"),
+    "scoring held-out text": (eunoe.plan, "lm_score"),
 }
 """Stage -> where the run calls what does it: a module and a name in it."""
 REST = "the rest: reading, models, checkpoints, report"
@@ -90,16 +93,24 @@ def ours(recipe: Recipe, out: Path) -> Stages:
     with ExitStack() as stack, whole.timed(REST):
         for stage, (module, name) in STAGES.items():
             stack.enter_context(patch.object(module, name, stages.watch(stage, getattr(module, name))))
-        eunoe.run.run(recipe, out)
+        run(recipe, out)
     stages[REST] = whole[REST] - stages.total
     return stages
 
 
-def theirs(plan: Plan, material: Material) -> tuple[Stages, dict[tuple[str, ...], float]]:
-    """The same protocol the released way; also the accuracy on each (domains learnt..., task)."""
+def owed(plan: RunPlan) -> list[Measure]:
+    """The end tasks of the plan's last sequence, in order."""
+    measures = [cell.work for cell in plan.cells(Board(plan.out, None)) if isinstance(cell.work, Measure)]
+    return [work for work in measures if work.way == plan.sequences[-1] and work.end_task]
+
+
+def theirs(plan: RunPlan) -> tuple[Stages, dict[tuple[str, ...], float]]:
+    """The protocol of a prepared plan the released way; also the accuracy on each (domains learnt..., task)."""
     stages, found = Stages(), {}
-    sequence = plan.sequences[-1]
-    lm, method = build_sequence(sequence, plan.recipe.model)
+    sequence, material = plan.sequences[-1], plan.material
+    assert material is not None
+    walk = Walk(sequence, plan.recipe.model, plan.out)
+    lm, method = walk.lm, walk.method
     base = {name: p.clone() for name, p in lm.model.named_parameters() if "_plugin." not in name}
     for i, domain in enumerate(sequence.order):
         settings, blocks = sequence.training, material.train[domain]
@@ -109,20 +120,21 @@ def theirs(plan: Plan, material: Material) -> tuple[Stages, dict[tuple[str, ...]
             step = released(lm.model, method, domain, batches, half=settings.precision == "bf16")
             for _ in range(steps):
                 step()
-            method.after_task(domain)
+            method.end(domain_stage(domain, batches))
             with torch.no_grad():
                 for name, p in lm.model.named_parameters():
                     if name in base:
                         p.copy_(base[name])
-        for cell in plan.cells(sequence):
-            if cell.end_task and cell.learnt == sequence.order[: i + 1]:
-                task, rows = material.tasks[cell.task][cell.shots_seed]
-                found[(*cell.learnt, cell.task)] = end_task(plan, lm.model, method, task, rows, stages)
+        for work in owed(plan):
+            if work.i == i:
+                task = material.tasks[work.task][work.shots_seed]
+                rows = encode_task(lm, task, plan.transfer_settings)
+                found[(*work.learnt, work.task)] = end_task(plan, lm.model, method, task, rows, stages)
     return stages, found
 
 
 def end_task(
-    plan: Plan, lm: torch.nn.Module, method: Method, task: Task, rows: tuple[Rows, Rows], stages: Stages
+    plan: RunPlan, lm: torch.nn.Module, method: Method, task: Task, rows: tuple[Rows, Rows], stages: Stages
 ) -> float:
     """Fine-tune a copy on padded rows, scoring the padded test set after every epoch; returns the last accuracy."""
     settings, half = plan.transfer_settings, plan.transfer_settings.precision == "bf16"
@@ -216,15 +228,16 @@ def main() -> None:
             if row.metric == "accuracy"
         }
     plan = resolve(recipe)
-    torch.manual_seed(recipe.seeds[0])
-    material = read_material(plan, load_lm(recipe.model))
-    rows = [len(parts[1]) for samples in material.tasks.values() for _, parts in samples.values()]
+    with tempfile.TemporaryDirectory() as folder:
+        plan.prepare(Path(folder))  # reads; nothing is written
+    assert plan.material is not None
+    rows = [len(task.test) for samples in plan.material.tasks.values() for task in samples.values()]
     split = ", ".join(f"{stage} {mine[stage]:,.0f} s" for stage in [*STAGES, REST])
     print(
         f"test sets of {', '.join(f'{n:,}' for n in rows)} rows; ours took {mine.total:,.0f} s ({split}); now the released way",
         flush=True,
     )
-    released_way, found = theirs(plan, material)
+    released_way, found = theirs(plan)
     print(
         f"processor time, one thread; {len(found)} end tasks, {plan.transfer_settings.epochs:g} epochs each; ours and the released way"
     )

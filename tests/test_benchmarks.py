@@ -14,8 +14,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.arithmetic import Shape, all_weights, as_released, plugins_alone
 from benchmarks.cpt import ATTENTION, FFN, SHAPE, finish, released, speed
 from benchmarks.measure import ratio, side_by_side, taking_turns
-from benchmarks.protocol import REST, STAGES, Stages, ours, pad, table, theirs
-from eunoe.run import read_material
+from benchmarks.protocol import REST, STAGES, Stages, ours, owed, pad, table, theirs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,9 +25,9 @@ from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.heads import lm_loss
-from eunoe.models.load import load_lm
 from eunoe.plan import resolve
 from eunoe.recipe import LoopSettings, Recipe, load_recipe
+from eunoe.report.schema import read_rows
 from eunoe.train import Job, train
 from tests.stages import stage
 from tests.tiny import tiny_bert
@@ -89,10 +88,10 @@ def test_our_step_does_what_is_counted_and_no_more() -> None:
     method.begin(stage("a"))
     model.train()
     (batch,) = batches(1)[0]
-    asked = len(batch["labels"]) / (ROWS * SMALL.block)
+    targets = len(batch["labels"]) / (ROWS * SMALL.block)
     with FlopCounterMode(display=False) as counted:
         lm_loss(model, batch)[0].backward()
-    assert counted.get_total_flops() == round(plugins_alone(SMALL, 2, 3, asked) * ROWS * SMALL.block)
+    assert counted.get_total_flops() == round(plugins_alone(SMALL, 2, 3, targets) * ROWS * SMALL.block)
 
 
 def test_the_released_step_does_what_is_counted() -> None:
@@ -140,6 +139,19 @@ def test_the_speed_of_the_step_is_told_beside_the_released_way_and_the_peak(
         r"[\d.]+ x \(.*tokens/s.*% \(\d+% to \d+%\) of the matrix-product peak \(1 GFLOP/s.*\)\n",
         capsys.readouterr().out,
     )
+
+
+def test_post_training_is_told_beside_the_plain_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eunoe.progress.console.quiet", True)
+    small = {"ROWS": 2, "BLOCK": 8, "STEPS": 2, "ROUNDS": 1, "LAYERS": 1, "WIDTH": 12, "INNER": 12, "VOCABULARY": 1100}
+    for name, value in {**small, "peak_flops": lambda: 1e9}.items():
+        monkeypatch.setattr(f"benchmarks.posttraining.{name}", value)
+    BENCHMARKS["posttraining"]()
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["all weights train", "frozen model, CPT plug-ins train"]
+    assert all(" x (" in line and "MFLOP a token needed, 1 GFLOP/s peak" in line for line in told)
 
 
 class Calls(TorchDispatchMode):
@@ -212,9 +224,10 @@ def test_the_protocol_is_carried_out_both_ways_over_the_same_matrix(
     mine = ours(recipe, tmp_path / "out")
     assert all(mine[stage] > 0 for stage in [*STAGES, REST])
     plan = resolve(recipe)
-    released_way, found = theirs(plan, read_material(plan, load_lm(recipe.model)))
-    owed = {(*cell.learnt, cell.task) for cell in plan.cells(plan.sequences[-1]) if cell.end_task}
-    assert set(found) == owed
+    plan.prepare(tmp_path / "other")
+    released_way, found = theirs(plan)
+    scored = {(*row.learnt, row.task) for row in read_rows(tmp_path / "out" / "rows.jsonl") if row.metric == "accuracy"}
+    assert set(found) == {key for key in scored if len(key) > 1} == {(*work.learnt, work.task) for work in owed(plan)}
     assert all(0 <= accuracy <= 1 for accuracy in found.values())
     assert all(released_way[stage] > 0 for stage in STAGES if stage != "scoring held-out text")
     assert f"{released_way.total / mine.total:.1f} x" in list(table(mine, released_way))[-1]
