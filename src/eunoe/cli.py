@@ -27,6 +27,8 @@ COMMANDS = ("demo", "run", "finetune", "glue", "report", "verify", "route", "imp
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 2 the user can mend it, 130 stopped with its place saved)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # before torch is loaded: threads that spin while they wait make every step slow as soon as another process runs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with stop.watching(command=argv is None):
             return _main(words)

@@ -106,6 +106,7 @@ class Walk:
             raise EunoeError(f"the method {sequence.label} cannot be made around {self.settings.name!r}: {first_line(error)} Give it "
                              "smaller sizes, or a machine with more memory.") from error  # fmt: skip
         self.stage, self.steps = -1, 0
+        self.curve: str | None = None
         self.start = "pretrained"
         """Names the state: the digest of the final it was restored from."""
 
@@ -123,6 +124,7 @@ class Walk:
         state = self.load(i)
         self.take(state, i)
         with checkpoint.forged(state.folder):
+            self.curve = state.groups.get("curve")
             return int(state.groups["steps"])
 
     def load(self, i: int) -> checkpoint.Checkpoint:
@@ -198,9 +200,8 @@ class Walk:
         sequence, folder = self.sequence, self.out / self.sequence.stage_key(i)
         shutil.rmtree(folder / "steps", ignore_errors=True)
         names = [f"{sequence.stage_key(i)}/final/manifest.json", f"{sequence.stage_key(i)}/curve.csv"]
-        curve = self.load(i).groups.get("curve")
-        if curve is not None or not (self.out / names[-1]).is_file():  # before 0.2 the final did not hold it
-            write_text(self.out / names[-1], str(curve or "step,loss,lr,grad_norm\n"))
+        if self.curve is not None or not (self.out / names[-1]).is_file():  # before 0.2 the final did not hold it
+            write_text(self.out / names[-1], str(self.curve or "step,loss,lr,grad_norm\n"))
         files, warnings = self.method.facts()
         for name, value in files.items():
             names.append(f"{sequence.stage_key(i)}/{name}")

@@ -133,7 +133,7 @@ def _own(walk: Walk, i: int) -> _Before:
     state = walk.load(i)
     said = (state.identity or {}).get("start")
     if walk.method.starts_from == "previous" and i > 0 and said is not None:
-        before = walk.load(i - 1).digest
+        before = checkpoint.manifest_digest(walk.out / walk.sequence.stage_key(i - 1) / "final")
         if said != before:
             raise EunoeError(
                 f"{state.folder} was learnt from another state ({said}) than its sequence has there now ({before})."
