@@ -22,7 +22,7 @@ from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.methods.base import Batches, Method
 from eunoe.models.anatomy import anatomy
-from eunoe.models.heads import lm_loss, target_logits
+from eunoe.models.heads import LMLoss, LossSum, lm_loss, target_logits
 from eunoe.recipe import LoopSettings
 from eunoe.train import Job, Trained, train
 from tests.models.families import CAUSAL, SMALL, tiny
@@ -109,7 +109,7 @@ def test_the_masked_loss_is_hugging_faces_own() -> None:
 class Grads(Method):
     """Keeps the finished gradients of the first step."""
 
-    def on_gradients(self, progress: float) -> None:
+    def on_gradients(self) -> None:
         if not hasattr(self, "kept"):
             self.kept = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
 
@@ -140,7 +140,7 @@ def test_a_step_is_the_mean_over_asked_items_however_it_is_split(micro: int) -> 
 
 def test_a_penalty_counts_once_a_step_however_it_is_split() -> None:
     class Pull(Grads):
-        def penalty(self, batch: Any, outputs: Any) -> Tensor:
+        def penalty(self) -> Tensor:
             return 3 * self.model.get_input_embeddings().weight.sum()
 
     for micro in (8, 2):
@@ -156,7 +156,7 @@ def test_a_penalty_counts_once_a_step_however_it_is_split() -> None:
 def test_text_of_which_nothing_can_be_asked_is_refused() -> None:
     empty = LMBatches(Blocks(np.full((8, 16), 1), np.arange(5), "made"), "masked", MASK, size(), 4, 2, 0)
     with pytest.raises(
-        EunoeError, match="step 1 of food asks for nothing: its text holds only tokens that the tokenizer"
+        EunoeError, match="step 1 of food has no target tokens: its text holds only tokens that the tokenizer"
     ):
         train(job(tiny_bert(), empty))
 
@@ -229,22 +229,24 @@ def test_one_process_may_train_with_one_precision_and_then_another() -> None:
 def test_a_loss_that_is_no_number_stops_before_the_update_and_says_where(tmp_path: Path, bad: float) -> None:
     model, kept, calls = tiny_bert(), {}, []
 
-    def loss(m: nn.Module, batch: Any) -> Any:
-        value, items, outputs = lm_loss(m, batch)
-        calls.append(1)
-        if len(calls) == 4:
-            kept.update(bits(m))
-        return (value * bad if len(calls) == 4 else value), items, outputs
+    class Spoilt(LMLoss):
+        def __call__(self, m: nn.Module, batch: Any) -> LossSum:
+            loss = super().__call__(m, batch)
+            calls.append(1)
+            if len(calls) == 4:
+                kept.update(bits(m))
+                return loss._replace(total=loss.total * bad)
+            return loss
 
     work = job(model, folder=tmp_path / "steps")
-    work.loss = loss
+    work.loss = Spoilt()
     with pytest.raises(EunoeError) as caught:
         train(work)
     told = str(caught.value)
     assert f"the loss is {bad}" in told
     assert "at step 4 of food; nothing was updated" in told
     assert f"the last good checkpoint is {tmp_path / 'steps' / 'step-00000002'}" in told
-    assert "Lower the rate (now 0.001)" in told
+    assert "Lower the learning rate (now 0.001)" in told
     assert same(bits(model), kept)
 
 
@@ -309,7 +311,7 @@ def test_a_signal_saves_and_the_same_job_goes_on_to_the_same_bits(
 
 @pytest.mark.usefixtures("handlers")
 def test_without_a_folder_a_stopped_job_says_that_it_starts_over() -> None:
-    with pytest.raises(Interrupted, match="it starts this short training over"):
+    with pytest.raises(Interrupted, match="this short training starts over"):
         train(job(tiny_bert(), Stopping(batches(), 1, signal.SIGTERM)))
 
 

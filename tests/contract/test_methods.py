@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.evaluate.evaluator import hidden_states
 from eunoe.methods import METHODS, Method
-from eunoe.methods.base import trainable
+from eunoe.methods.base import Stage, trainable
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import Classifier, lm_loss
 from eunoe.recipe import LoopSettings
@@ -78,17 +77,19 @@ def states(method: Method, domain: str | None) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loop_calls_the_hooks_in_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method, calls = make(name), []
-    for hook in ("before_task", "before_step", "penalty", "on_gradients", "after_step", "after_task", "protected"):
+    hooks = ("begin", "batches", "protected", "before_step", "penalty", "on_gradients", "after_step", "end")
+    for hook in hooks:
         real = getattr(method, hook)
 
         def spy(*args: Any, hook: str = hook, real: Any = real) -> Any:
-            calls.append((hook, args[0] if args and not isinstance(args[0], Mapping) else None))
+            calls.append((hook, *(arg.name if isinstance(arg, Stage) else arg for arg in args)))
             return real(*args)
 
         monkeypatch.setattr(method, hook, spy)
     learn(method, "food", steps=2, micro_batch=None)
-    steps = [[("before_step", i / 2), ("penalty", None), ("on_gradients", i / 2), ("after_step", None)] for i in (0, 1)]
-    assert calls == [("before_task", "food"), ("protected", None), *steps[0], *steps[1], ("after_task", "food")]
+    steps = [[("before_step", i, 2), ("penalty",), ("on_gradients",), ("after_step",)] for i in (0, 1)]
+    first = [("begin", "food"), ("batches", "food"), ("protected",)]
+    assert calls == [*first, *steps[0], *steps[1], ("end", "food")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,7 +131,7 @@ def test_its_state_goes_through_a_checkpoint(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_state_of_something_else_is_refused(name: str) -> None:
-    with pytest.raises((EunoeError, ValueError, KeyError)):
+    with pytest.raises(EunoeError):
         make(name).load_state_dict({"nonsense": 1})
 
 
@@ -156,16 +157,16 @@ def test_taken_up_it_ends_in_the_bits_of_one_never_stopped(name: str, step: int,
     with pytest.raises(Interrupted):
         train(work)
     shutil.copytree(tmp_path, tmp_path / "fresh")
-    for again, folder in (
-        (taken_up(), tmp_path),
-        (make(name), tmp_path / "fresh"),
-    ):  # a fresh one has the checkpoint alone
-        done = train(job(again, "law", folder=folder, micro_batch=4))
-        assert done.steps == STEPS
-        assert same(bits(again.model), bits(whole.model))
-        assert repr(again.state_dict()) == repr(whole.state_dict())
-        for domain in (None, "food", "law"):
-            assert torch.equal(states(again, domain), states(whole, domain))
+    again = taken_up()
+    done = train(job(again, "law", folder=tmp_path, micro_batch=4))
+    assert done.steps == STEPS
+    assert same(bits(again.model), bits(whole.model))
+    assert checkpoint.digest(again.state_dict()) == checkpoint.digest(whole.state_dict())
+    for domain in (None, "food", "law"):
+        assert torch.equal(states(again, domain), states(whole, domain))
+    if kept:  # one that lacks what was kept between the stages would be another method
+        with pytest.raises(EunoeError, match="belongs to another training"):
+            train(job(make(name), "law", folder=tmp_path / "fresh", micro_batch=4))
 
 
 # -- what it protects ----------------------------------------------------------------------------------------------------
@@ -215,6 +216,7 @@ def test_what_a_finished_domain_reads_is_named_and_stays(name: str) -> None:
     named = dict(method.model.named_parameters())
     reads = method.reads("food")
     assert reads.keys() <= named.keys()
+    reads = {n: torch.ones_like(named[n], dtype=torch.bool) if mask is None else mask for n, mask in reads.items()}
     assert all(entries.dtype == torch.bool and entries.shape == named[n].shape for n, entries in reads.items())
     kept = {n: named[n].detach()[entries].clone() for n, entries in reads.items()}
     expected = states(method, "food")
@@ -259,7 +261,11 @@ def test_an_end_task_trains_a_copy_and_leaves_the_original_untouched(
 ) -> None:
     method = make(name)
     learn(method, "food")
-    before, state, grads = bits(method.model), repr(method.state_dict()), [n for n, _ in trainable(method.model)]
+    before, state, grads = (
+        bits(method.model),
+        checkpoint.digest(method.state_dict()),
+        [n for n, _ in trainable(method.model)],
+    )
     expected = states(method, "food")
     copy = Classifier(deepcopy(method.model), 2, "first")
     start = bits(copy)
@@ -279,7 +285,7 @@ def test_an_end_task_trains_a_copy_and_leaves_the_original_untouched(
     assert (word in changed) == (freeze == "none")
     assert same(bits(method.model), before)
     assert [n for n, _ in trainable(method.model)] == grads
-    assert repr(method.state_dict()) == state
+    assert checkpoint.digest(method.state_dict()) == state
     assert torch.equal(states(method, "food"), expected)
 
 

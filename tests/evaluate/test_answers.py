@@ -74,7 +74,8 @@ def test_a_run_keeps_and_shows_the_answers_before_and_after(tmp_path: Path, caps
     assert main(["run", str(recipe(tmp_path)), "--out", str(out), *SMALL]) == 0
     assert state(out) == before
 
-    for file in (out / "finished.json", out / "samples.jsonl", out / "sequences" / "cpt.given.seed1" / "samples.jsonl"):
+    one = out / "sequences" / "cpt.given.seed1" / "scores" / "2" / "prompts" / "samples.jsonl"
+    for file in (out / "finished.json", out / "samples.jsonl", one):
         file.unlink()
     rows = (out / "rows.jsonl").read_text().splitlines(keepends=True)
     (out / "rows.jsonl").write_text("".join(rows[:-1]))
@@ -88,7 +89,7 @@ def test_a_run_keeps_and_shows_the_answers_before_and_after(tmp_path: Path, caps
     [
         (["--model.name", "{bert}"], "is a masked LM, which continues no text"),
         (["--evaluation.prompts", "['  ']"], "an empty prompt cannot be answered"),
-        (["--evaluation.answer_tokens", "0"], "answer_tokens must be at least 1"),
+        (["--evaluation.answer_tokens", "0"], "answer_tokens: must be at least 1"),
     ],
 )
 def test_prompts_that_cannot_be_answered_are_refused(

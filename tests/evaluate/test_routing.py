@@ -172,7 +172,7 @@ def test_a_run_is_routed_and_the_files_say_the_same_as_the_table(
 ) -> None:
     out = tmp_path / "run"
     assert main(["route", str(out)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
     assert main(["run", str(put_apart(tmp_path)), "--out", str(out)]) == 0
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     capsys.readouterr()

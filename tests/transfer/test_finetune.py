@@ -23,7 +23,8 @@ from eunoe.methods.base import Method
 from eunoe.models.anatomy import anatomy
 from eunoe.models.load import LanguageModel, load_lm
 from eunoe.recipe import CorpusSettings, ModelSettings, TaskSettings
-from eunoe.transfer.finetune import Finetuned, FinetuneSettings, encode_task, finetune
+from eunoe.transfer.base import Start, Tuned
+from eunoe.transfer.finetune import FinetuneSettings, check, encode_task, finetune
 from tests.conftest import shared
 from tests.tiny import WORDS, size, tiny_folder, tiny_gpt2, tiny_tokenizer
 
@@ -45,10 +46,10 @@ def task(kind: str = "classification", pair: bool = False, n: int = 32) -> Task:
     return Task("made", kind, labels, tuple(map(row, range(n))), tuple(map(row, range(n, n + 8))), None)
 
 
-def fine(lm: LanguageModel, given: Task, **change: Any) -> Finetuned:
+def fine(lm: LanguageModel, given: Task, **change: Any) -> Tuned:
     settings = FinetuneSettings(**{"batch": 8, "epochs": 12, "lr": 0.01, "max_length": 16, "dropout": 0.0, **change})
-    rows = encode_task(lm, given, settings)
-    return finetune(lm, Method(lm.model, None, []), None, given, rows, settings, 0, 4)
+    start = Start(lm=lm, method=Method(lm.model, None, []), domain=None, task=given, seed=0, batch=4)
+    return finetune(start, settings)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
@@ -94,7 +95,7 @@ def test_rows_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         EunoeError, match=r"recipe\.transfer\.max_length is 129, but .* reads at most 128 tokens at once"
     ):
-        encode_task(lm, task(), FinetuneSettings(max_length=129))
+        check(lm, task(), FinetuneSettings(max_length=129), "recipe.transfer")
 
 
 @pytest.mark.parametrize("source", ["cases/gpt2_bert_tokenizer", "cases/roberta_bert_tokenizer"])
