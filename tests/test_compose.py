@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from eunoe.data.submission import FILES, validate_submission
 from eunoe.report.schema import read_rows
 from tests.data.glue_layout import TEST_ROWS, write_glue
 from tests.tiny import tiny_folder
-from tests.tiny_run import write_task, write_text
+from tests.tiny_run import state, write_task, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +140,106 @@ def test_glue_refuses_what_is_no_task_and_a_folder_that_holds_none(here: Path, c
     assert "cache does not exist. Give the folder that holds CoLA" in capsys.readouterr().err
     assert main(["glue", "--data", ".", "--tasks", "cola", "--model", "bert"]) == 2
     assert "holds no folder 'CoLA'" in capsys.readouterr().err
+
+
+# -- every option does something, or is refused -------------------------------------------------------------------
+SLOW = ["--optimizer", "recadam", "--lr", "1e-4"]
+PAIRS = ["--train", "pairs.csv", "--test", "pairs.csv"]
+OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
+    "finetune": {
+        "--train": (["--train", "rows.csv", "--test", "test.csv"], ["--train", "test.csv", "--test", "test.csv"]),
+        "--test": (["--train", "rows.csv", "--test", "test.csv"], ["--train", "rows.csv", "--test", "rows.csv"]),
+        "--test-share": (
+            ["--train", "rows.csv", "--test-share", "0.2"],
+            ["--train", "rows.csv", "--test-share", "0.5"],
+        ),
+        "--text": (PAIRS, [*PAIRS, "--text", "second"]),
+        "--pair": (PAIRS, [*PAIRS, "--pair", "second"]),
+        "--label": (PAIRS, [*PAIRS, "--label", "class"]),
+        "--kind": ([*PAIRS, "--label", "score"], [*PAIRS, "--label", "score", "--kind", "regression"]),
+        "--glue": (["--data", "GLUE", "--glue", "rte"], ["--data", "GLUE", "--glue", "wnli"]),
+        "--data": (["--glue", "rte", "--data", "GLUE"], ["--glue", "rte", "--data", "GLUE2"]),
+        "--plot-lambda": ([*PAIRS, *SLOW], [*PAIRS, *SLOW, "--plot-lambda"]),
+    },
+    "glue": {
+        "--data": (["--data", "GLUE"], ["--data", "GLUE2"]),
+        "--tasks": (["--data", "GLUE", "--tasks", "rte"], ["--data", "GLUE", "--tasks", "wnli"]),
+        "--submit": (["--data", "GLUE"], ["--data", "GLUE", "--submit"]),
+        "--fill": (["--data", "GLUE", "--submit"], ["--data", "GLUE", "--submit", "--fill"]),
+        "--check": (["--data", "GLUE"], ["--check", "rows.csv"]),
+    },
+}
+BOTH = {
+    "--model": ("bert", "other/bert"),
+    "--optimizer": ("adamw", "bert_adam"),
+    "--epochs": ("1", "2"),
+    "--batch": ("4", "8"),
+    "--lr": ("0.01", "0.02"),
+    "--max-length": ("16", "4"),
+    "--seeds": ("0", "1"),
+    "--general": ("general.txt", "general2.txt"),
+    "--out": ("out1", "out2"),
+}
+for _words, _base in (("finetune", PAIRS), ("glue", ["--data", "GLUE"])):
+    OPTIONS[_words] |= {name: ([*_base, name, one], [*_base, name, other]) for name, (one, other) in BOTH.items()}
+
+
+def left(folder: Path, command: str, words: list[str]) -> Any:
+    """The exit status, and every file that the command leaves, but those that repeat the settings or tell of the machine."""
+    small = {"--model": "bert", "--epochs": "1", "--batch": "8", "--max-length": "16", "--seeds": "0", "--lr": "0.01"}
+    small |= {"--tasks": "rte"} if command == "glue" else {}
+    more = [word for name, value in small.items() if name not in words for word in (name, value)]
+    before = set(state(folder))
+    status = main([command, *words, *([] if "--general" not in words else ["--evaluation.block", "16"]), *more])
+    repeats = ("recipe.yaml", "environment.json", "times.jsonl", "finished.json", "report.html", ".lock", ".rows.lock")
+    return status, {
+        name: digest for name, digest in state(folder, repeats).items() if name not in before and "cache" not in name
+    }
+
+
+@pytest.mark.parametrize(("command", "option"), [(c, o) for c, options in OPTIONS.items() for o in options])
+def test_every_option_changes_what_is_left(
+    command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eunoe.report.page.render", lambda *_: "")
+    monkeypatch.setattr("eunoe.cli._summary", lambda _: None)
+    seen = []
+    for i, words in enumerate(OPTIONS[command][option]):
+        folder = tmp_path / f"side{i}"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        tiny_folder(folder)
+        tiny_folder(folder / "other", seed=1)
+        rows = write_task(folder / "rows.csv", 1).read_text(encoding="utf-8").splitlines()[1:]
+        write_task(folder / "test.csv", 2, n=16)
+        pairs = [f"{row},second {i},{'ab'[i % 2]},{i}" for i, row in enumerate(rows)]
+        (folder / "pairs.csv").write_text("\n".join(["text,label,second,class,score", *pairs]), encoding="utf-8")
+        for name, seed in (("general", 5), ("general2", 6)):
+            write_text(folder / f"{name}.txt", seed=seed, n=20)
+        write_glue(folder / "GLUE")
+        write_glue(folder / "GLUE2", rows=8)
+        seen.append(left(folder, command, words))
+    assert seen[0][0] == 0
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_no_option_lacks_an_entry(command: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    usage = capsys.readouterr().out.split("options:")[0]
+    assert set(re.findall(r"--[a-z-]+", usage)) == set(OPTIONS[command])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--glue", "rte", "--data", "GLUE", "--test", "x.csv"], "--test: not read with --glue"),
+        (["--glue", "rte", "--text", "a", "--test-share", "0.1"], "--test-share, --text: not read with --glue"),
+        ([*PAIRS, "--data", "GLUE"], "--data GLUE: read only with --glue TASK"),
+        ([*PAIRS, "--batch", "0"], "recipe.systems.adamw.batch: must be at least 1, received 0"),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(words: list[str], told: str, capsys: Any) -> None:
+    assert main(["finetune", *words, "--model", "bert"]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--label", help="column of the label (default label)")
     finetune.add_argument("--kind", choices=["classification", "regression"], help="regression reads numbers as labels")
     finetune.add_argument("--glue", metavar="TASK", help="a GLUE task from --data, instead of --train and --test")
-    finetune.add_argument("--data", default="hub", help="folder of the official GLUE layout (default: the hub)")
+    finetune.add_argument("--data", help="with --glue: folder of the official GLUE layout (default: the hub)")
     finetune.add_argument(
         "--plot-lambda",
         action="store_true",

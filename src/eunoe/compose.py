@@ -33,14 +33,21 @@ def finetune_study(args: argparse.Namespace, overrides: Overrides) -> Study:
     if (args.glue is None) == (args.train is None):
         raise EunoeError("eunoe finetune needs the labelled rows: --train FILE (and --test FILE or --test-share 0.2), or "
                          "--glue rte --data FOLDER; give one of the two.")  # fmt: skip
+    own = ("train", "test", "test_share", "text", "pair", "label", "kind")
+    given = {key: value for key in own if (value := getattr(args, key)) is not None}
     if args.glue is not None:
-        task = {"name": args.glue, "glue": args.glue, "folder": args.data}
+        if given:
+            options = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+            raise EunoeError(
+                f"{options}: not read with --glue, whose rows, columns and labels are known. Leave it out."
+            )
+        task = {"name": args.glue, "glue": args.glue, "folder": args.data or "hub"}
+    elif args.data is not None:
+        raise EunoeError(
+            f"--data {args.data}: read only with --glue TASK. Rows of your own are given by --train and --test."
+        )
     else:
-        given = {
-            "train": args.train, "test": args.test, "text": args.text, "pair": args.pair, "label": args.label,
-            "kind": args.kind, "test_share": args.test_share,
-        }  # fmt: skip
-        task = {"name": "task", **{key: value for key, value in given.items() if value is not None}}
+        task = {"name": "task", **given}
     return _study(args, [task], overrides)
 
 

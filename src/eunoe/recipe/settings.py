@@ -221,7 +221,7 @@ class Recipe:
     name: Name
     """Name of the run: letters, digits, ``-`` and ``_``."""
     about: str = ""
-    """What this run is for; printed on the report."""
+    """What this run is for; `eunoe list recipes` prints it, and it stands among the settings on the report."""
     model: ModelSettings = field(default_factory=ModelSettings)
     """The pretrained language model."""
     head: HeadSettings | None = None
@@ -301,7 +301,7 @@ class Study:
     name: Name
     """Name of the study: letters, digits, ``-`` and ``_``."""
     about: str = ""
-    """What this study is for; printed on the report."""
+    """What this study is for; `eunoe list recipes` prints it, and it stands among the settings on the report."""
     model: ModelSettings = field(default_factory=ModelSettings)
     """The pretrained language model."""
     tasks: Annotated[list[StudyTask], Field(min_length=1)]
