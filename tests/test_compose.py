@@ -179,6 +179,7 @@ BOTH = {
     "--seeds": ("0", "1"),
     "--general": ("general.txt", "general2.txt"),
     "--out": ("out1", "out2"),
+    "--jobs": ("1", "0"),  # more of them change no bit: seen here is that a number is asked for
 }
 for _words, _base in (("finetune", PAIRS), ("glue", ["--data", "GLUE"])):
     OPTIONS[_words] |= {name: ([*_base, name, one], [*_base, name, other]) for name, (one, other) in BOTH.items()}

@@ -134,11 +134,11 @@ class StudyPlan:
         }
 
     def sources(self) -> list[str]:
-        """Every file or folder that the study will read."""
+        """Every file or folder that the study will read, but GLUE's: its files are read by their names, whatever lies beside them."""
         study = self.recipe
         texts = [s for corpus in study.retention.values() for s in (corpus.source, corpus.valid)]
-        rows = [s for task in study.tasks for s in (task.train, task.dev, task.test, task.folder)]
-        return [s for s in [*texts, *rows] if s is not None and s != "hub"]
+        rows = [s for task in study.tasks for s in (task.train, task.dev, task.test)]
+        return [s for s in [*texts, *rows] if s is not None]
 
     def weights(self) -> int:
         return sum(p.numel() for p in self.lm.model.parameters())

@@ -36,7 +36,7 @@ def test_a_method_label_that_other_rows_have_is_refused(label: str, read: Any) -
     assert f"the name {label!r} is not allowed for a method label: rows use it for something else" in message
 
 
-@pytest.mark.parametrize("label", ["a/b", "", "é", "x" * 65, "..", 3, None, ["x"]])
+@pytest.mark.parametrize("label", ["a/b", "", "é", "x" * 65, "..", ["x"]])
 def test_a_method_label_that_is_no_safe_name_is_refused(label: Any, read: Any) -> None:
     assert "is not allowed: use 1 to 64 letters" in refusal(read, RUN, methods=[{"name": "ncl", "label": label}])
 

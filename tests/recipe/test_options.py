@@ -24,6 +24,7 @@ import yaml
 from eunoe import checkpoint
 from eunoe.data.corpus import load_blocks
 from eunoe.data.tasks import load_task
+from eunoe.engine import run
 from eunoe.errors import EunoeError
 from eunoe.methods import METHODS
 from eunoe.models.load import load_lm
@@ -43,7 +44,6 @@ from eunoe.recipe import (
     TrainingSettings,
     load_recipe,
 )
-from eunoe.run import run
 from eunoe.transfer import TRANSFERS
 from tests.data.glue_layout import write_glue
 from tests.tiny import sentences, tiny_bert, tiny_folder, tiny_tokenizer
@@ -516,7 +516,6 @@ def test_a_scale_sets_what_it_says(file: str, world: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["run.yaml", "study.yaml"])
-@pytest.mark.xfail(strict=True, reason="the engine, which reads `threads`, is not there yet")
 def test_threads_are_those_a_run_computes_with(file: str, world: Path) -> None:
     seen: set[int] = set()
     hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.add(torch.get_num_threads()))

@@ -69,7 +69,7 @@ def test_the_folder_of_a_version_that_lacked_a_key_is_resumed(keys: tuple[str, .
     text = (copy / "recipe.yaml").read_text(encoding="utf-8")
     (copy / "recipe.yaml").write_text(without(text, *keys), encoding="utf-8")
     before = state(copy)
-    assert same_run(copy, resolved(load_recipe(made[0])), resolved) == []
+    assert same_run(copy, resolved(load_recipe(made[0], {"threads": recipe_of_run(copy).threads})), resolved) == []
     run(load_recipe(made[0]), copy)  # finished: nothing is done again, and nothing is refused
     assert state(copy) == before
 
@@ -77,7 +77,7 @@ def test_the_folder_of_a_version_that_lacked_a_key_is_resumed(keys: tuple[str, .
 def test_a_key_that_was_added_counts_with_its_default(made: Any, copy: Path) -> None:
     text = (copy / "recipe.yaml").read_text(encoding="utf-8")
     (copy / "recipe.yaml").write_text(without(text, "methods.0.s_max", "training.clip"), encoding="utf-8")
-    found = load_recipe(made[0], {"methods.0.s_max": 300, "training.clip": 0.5})
+    found = load_recipe(made[0], {"methods.0.s_max": 300, "training.clip": 0.5, "threads": recipe_of_run(copy).threads})
     assert same_run(copy, resolved(found), resolved) == [
         "methods.0.s_max: 400.0 there, 300.0 now",
         "methods.0.training.clip: 1.0 there, 0.5 now",
@@ -139,5 +139,6 @@ def test_paths_may_be_text(made: Any, copy: Path) -> None:
 
 @pytest.mark.parametrize("path", [None, 3, b"out", ""])
 def test_what_is_no_path_is_refused(path: Any, made: Any) -> None:
-    for call in (lambda: verify(path), lambda: run(load_recipe(made[0]), path), lambda: write_report([path])):
+    calls = [lambda: verify(path), lambda: write_report([path])]
+    for call in [*calls, lambda: run(load_recipe(made[0]), path)] if path is not None else calls:  # None: runs/NAME
         assert f"is given as {path!r}; give a path" in refusal(call)
