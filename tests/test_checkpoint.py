@@ -232,7 +232,7 @@ def test_a_manifest_that_names_a_path_outside_is_refused(tmp_path: Path, outside
     with pytest.raises(EunoeError) as caught:
         load(tmp_path / "step-1")
     assert "SHA-256" not in str(caught.value)
-    assert "no file of this folder" in str(caught.value)
+    assert "not a file of this folder" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_manifest_that_names_a_path_outside_is_refused(tmp_path: Path, outside
 def test_a_broken_manifest_is_refused(tmp_path: Path, text: str) -> None:
     save(tmp_path / "step-1", GROUPS)
     (tmp_path / "step-1" / "manifest.json").write_text(text)
-    with pytest.raises(EunoeError, match=r"no whole checkpoint|cannot be read"):
+    with pytest.raises(EunoeError, match=r"not a whole checkpoint|cannot be read"):
         load(tmp_path / "step-1")
 
 
@@ -281,7 +281,7 @@ def test_newest_skips_broken_checkpoints_and_says_why(tmp_path: Path) -> None:
     assert held is not None
     assert held.groups == {"loop": {"steps": 10}}
     assert len(skipped) == 2
-    assert "step-100 is no whole checkpoint" in skipped[0]
+    assert "step-100 is not a whole checkpoint" in skipped[0]
     assert "step-11/values.json was changed" in skipped[1]
 
 

@@ -198,7 +198,7 @@ def test_a_loss_that_is_no_number_names_step_domain_and_checkpoint(
         "of ncl · seed 0 · sport; nothing was updated, the last good checkpoint is out/sequences/ncl.given.seed0/"
         in line
     )
-    assert "Lower the rate (now 1e+30)" in line
+    assert "Lower the learning rate (now 1e+30)" in line
     step = int(line.split(" at step ")[1].split()[0])
     assert f"step-{step - 1:08d}" in line
     assert not list((folder / "out").rglob("*.partial"))
@@ -228,7 +228,12 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(
         assert not list((folder / "out").rglob("*.partial"))
     left[0] = 10**6
     assert main(["run", str(file), "--out", "out"]) == 0
-    but = ("times.jsonl", "environment.json", "report.html")  # these hold the command
+    but = (
+        "times.jsonl",
+        "environment.json",
+        "report.html",
+        "finished.json",
+    )  # they hold the command, or a hash of one that does
     assert state(folder / "out", but) == state(folder / "whole", but)
 
 
@@ -327,9 +332,9 @@ def test_an_interrupted_run_says_how_to_go_on(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eunoe.run.lm_score", interrupt)
+    monkeypatch.setattr("eunoe.plan.lm_score", interrupt)
     assert main(["run", str(file), "--out", "out"]) == 130
-    assert "Run the same command to go on from the last checkpoint" in capsys.readouterr().err
+    assert "Run the same command to resume from the last checkpoint" in capsys.readouterr().err
 
 
 def test_text_may_stand_anywhere(folder: Path) -> None:

@@ -129,7 +129,8 @@ def test_cpt_reads_an_earlier_domain_exactly_as_before_and_ncl_does_not(made: tu
 
 # -- verify -------------------------------------------------------------------------------------------------------------
 def broken(findings: list[Finding]) -> list[tuple[str, str]]:
-    return [(f.sequence, f.domain) for f in findings if f.broken]
+    """What of the states is broken; scores computed from a state that was changed are found too, and looked at in test_verify.py."""
+    return [(f.sequence, f.domain) for f in findings if f.broken and f.domain != "rows"]
 
 
 def test_verify_holds_for_cpt_and_says_that_ncl_changed(made: tuple[Path, Path]) -> None:
@@ -153,7 +154,7 @@ def copied(made: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def tamper(checkpoint: Path, file: str, change: Callable[[dict[str, Tensor]], None], manifest: bool) -> None:
-    """Change a checkpoint's tensors, with or without a manifest that says so."""
+    """Change a checkpoint's tensors, with or without a manifest, and a mark of its cell, that say so."""
     tensors = safetensors.torch.load((checkpoint / file).read_bytes())
     change(tensors)
     data = safetensors.torch.save(tensors)
@@ -162,6 +163,10 @@ def tamper(checkpoint: Path, file: str, change: Callable[[dict[str, Tensor]], No
         held = json.loads((checkpoint / "manifest.json").read_text())
         held["sha256"][file] = hashlib.sha256(data).hexdigest()
         (checkpoint / "manifest.json").write_text(json.dumps(held))
+        mark = json.loads((checkpoint.parent / "cell.json").read_text())
+        name = next(name for name in mark["sha256"] if name.endswith("/final/manifest.json"))
+        mark["sha256"][name] = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
+        (checkpoint.parent / "cell.json").write_text(json.dumps(mark))
 
 
 def flip_first(tensors: dict[str, Tensor]) -> None:
@@ -282,7 +287,7 @@ def test_verify_holds_for_20_domains_and_fails_on_one_bit_of_the_first(tmp_path:
 
 
 # -- what stands beside the states, whatever happened ---------------------------------------------------------------------
-@pytest.mark.parametrize("where", ["capacity", "publish"])
+@pytest.mark.parametrize("where", ["facts", "publish"])
 def test_a_stop_right_after_a_state_was_saved_loses_nothing(
     made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -294,10 +299,9 @@ def test_a_stop_right_after_a_state_was_saved_loses_nothing(
 
         broken_once.setattr(Cpt, where, full)
         with pytest.raises(OSError, match="No space"):
-            run(load_recipe(made[0]), out)
-    run(load_recipe(made[0]), out)
-    own = ("environment.json", "times.jsonl", "report.html")
-    assert state(out, own) == state(made[1], own)
+            run(load_recipe(made[0]), out, "eunoe run tiny.yaml")
+    run(load_recipe(made[0]), out, "eunoe run tiny.yaml")
+    assert state(out, ("times.jsonl",)) == state(made[1], ("times.jsonl",))
 
 
 def test_epochs_of_few_steps_share_an_annealing_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,8 +314,8 @@ def test_epochs_of_few_steps_share_an_annealing_round(tmp_path: Path, monkeypatc
     seen: list[float] = []
     before_step = Cpt.before_step
 
-    def watch(self: Cpt, progress: float) -> None:
-        before_step(self, progress)
+    def watch(self: Cpt, step: int, steps: int) -> None:
+        before_step(self, step, steps)
         seen.append(self.active.s)
 
     monkeypatch.setattr(Cpt, "before_step", watch)
@@ -374,17 +378,30 @@ def test_cpts_table_names_all_its_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(listed) == len(set(listed)) == 4 + 2 + 3 + 3 + 1
 
 
-def test_verify_fails_when_the_pretrained_model_is_another(
-    made: tuple[Path, Path], copied: Path, tmp_path: Path
-) -> None:
-    recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
-    other = Path(shutil.copytree(recipe["model"]["name"], tmp_path / "bert"))
-    tensors = safetensors.torch.load_file(other / "model.safetensors")
+@pytest.fixture
+def other_model(made: tuple[Path, Path]) -> Iterator[None]:
+    """While the test lasts one bit of the pretrained model is another."""
+    file = Path(yaml.safe_load((made[1] / "recipe.yaml").read_text())["model"]["name"]) / "model.safetensors"
+    before = file.read_bytes()
+    tensors = safetensors.torch.load(before)
     tensors["bert.embeddings.word_embeddings.weight"].view(torch.int32)[-1, 0] ^= 1
-    safetensors.torch.save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
-    recipe["model"]["name"] = str(other)
-    (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert len(broken(verify(copied))) == 4
+    file.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    yield
+    file.write_bytes(before)
+
+
+@pytest.mark.usefixtures("other_model")
+def test_verify_fails_when_the_pretrained_model_is_another(copied: Path) -> None:
+    assert broken(verify(copied)) == [(f"cpt.given.seed{s}", d) for s in (0, 1) for d in ("sport", "money")]
+
+
+@pytest.mark.usefixtures("other_model")
+def test_weights_replaced_between_the_kill_and_the_resume_are_refused(made: tuple[Path, Path], copied: Path) -> None:
+    (copied / "finished.json").unlink()
+    shutil.rmtree(copied / CPT_LAST.parent)
+    with pytest.raises(EunoeError, match=r"what .* was begun with is no longer the same: model\."):
+        run(load_recipe(made[0]), copied)
+    assert not (copied / CPT_LAST).exists()
 
 
 def test_verify_of_no_run_says_what_to_do(tmp_path: Path) -> None:
@@ -406,7 +423,7 @@ def test_the_folder_of_another_recipe_is_refused_with_what_differs(made: tuple[P
 def test_a_folder_that_is_no_run_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mine.txt").write_text("mine")
-    with pytest.raises(EunoeError, match="exists and is no run folder"):
+    with pytest.raises(EunoeError, match="exists and is not a run folder"):
         run(load_recipe(made[0]), tmp_path / "letters")
     assert [p.name for p in (tmp_path / "letters").iterdir()] == ["mine.txt"]
 
@@ -422,7 +439,7 @@ def test_a_second_process_on_the_same_folder_is_refused(made: tuple[Path, Path],
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(EunoeError, match="another process is at work in"):
+        with pytest.raises(EunoeError, match="another process is running in"):
             run(load_recipe(made[0]), out)
         assert [p.name for p in out.iterdir()] == [".lock"]
         other.communicate(b"")
@@ -536,7 +553,12 @@ def test_an_encoder_without_lm_head_is_refused_with_the_way_out(headless: Path) 
 def test_a_head_is_trained_and_the_run_goes_on_with_it(headless: Path) -> None:
     out = headless.parent / "out"
     run(with_head(headless), out)
-    assert sorted(p.name for p in (out / "head").iterdir()) == ["curve.csv", "patch.safetensors"]
+    assert sorted(p.name for p in (out / "head").iterdir()) == [
+        "cell.json",
+        "curve.csv",
+        "patch.safetensors",
+        "rows.jsonl",
+    ]
     rows = read_rows(out / "rows.jsonl")
     assert [r.method for r in rows[:2]] == ["head-start", "head-trained"]
     assert rows[1].value < rows[0].value
@@ -554,7 +576,7 @@ def test_a_head_is_trained_and_the_run_goes_on_with_it(headless: Path) -> None:
 
 
 def test_bad_text_is_found_before_the_head_is_trained(headless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eunoe.run.train_head", lambda *_: pytest.fail("the head was trained first"))
+    monkeypatch.setattr("eunoe.plan.train_head", lambda *_: pytest.fail("the head was trained first"))
     for key in ("domains__1__corpus__source", "head__corpora__0__source"):
         with pytest.raises(EunoeError, match=r"gone\.txt does not exist"):
             run(with_head(headless, **{key: "gone.txt"}), headless.parent / "out")
@@ -565,9 +587,9 @@ def test_a_trained_head_is_not_trained_again(headless: Path) -> None:
     recipe = with_head(headless)
     folder = headless.parent / "head"
     assert recipe.head is not None
-    assert train_head(recipe.model, recipe.head, folder, 0) is not None
+    assert train_head(recipe.model, recipe.head, folder, 0, {}) is not None
     before = state(folder)
-    assert train_head(recipe.model, recipe.head, folder, 0) is None
+    assert train_head(recipe.model, recipe.head, folder, 0, {}) is None
     assert state(folder) == before
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,23 @@ def tiny_recipe(folder: Path, **change: Any) -> Path:
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return file
+
+
+def as_before_0_2(out: Path) -> Path:
+    """Turn a run folder into what versions before 0.2 left: no cells and marks, nothing that says whose a checkpoint is."""
+    for mark in [*out.rglob("cell.json"), out / "head/rows.jsonl"]:
+        mark.unlink(missing_ok=True)
+    for scores in out.glob("sequences/*/scores"):
+        shutil.rmtree(scores)
+    for manifest in out.rglob("manifest.json"):
+        said = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({key: said[key] for key in ("format", "sha256")}))
+    texts = json.loads((out / "texts.json").read_text())
+    (out / "texts.json").write_text(json.dumps({k: v[:32] for k, v in texts.items() if k not in ("format", "model")}))
+    if (out / "finished.json").is_file():
+        finished = json.loads((out / "finished.json").read_text())
+        (out / "finished.json").write_text(json.dumps({"rows_sha256": finished["rows_sha256"]}))
+    return out
 
 
 def state(out: Path, but: tuple[str, ...] = ()) -> dict[str, str]:

@@ -54,6 +54,11 @@ class Board:
         """Write the mark of a cell whose ``files`` (paths from the run's folder) are written."""
         write_mark(self.out, self.run or "", cell.key, {need: self.mark(need) or "" for need in cell.needs}, files)
 
+    def all_rows(self, cells: Sequence[Cell]) -> str:
+        """The text of rows.jsonl: the rows of the done cells, in order; the same whoever did them."""
+        files = [self.out / cell.key / "rows.jsonl" for cell in cells if self.done(cell)]
+        return "".join(file.read_text(encoding="utf-8") for file in dict.fromkeys(files) if file.is_file())
+
     def rows(self, key: str) -> list[Row]:
         """The rows of a done cell; [] where it has none."""
         return read_rows(self.out / key / "rows.jsonl")
@@ -79,6 +84,10 @@ class Plan(Protocol):
 
     def weights(self) -> int:
         """How many weights the model has (after ``prepare``)."""
+        ...
+
+    def drop_damaged(self, board: Board) -> None:
+        """Delete final states of stages that cannot be used, with their marks: they are learnt again, to the same bits."""
         ...
 
     def carry_out(self, cell: Cell, board: Board) -> list[str]:

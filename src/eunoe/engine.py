@@ -21,27 +21,29 @@ from typing import Any, Literal
 
 import torch
 
-from eunoe import checkpoint, ranks, stop
+from eunoe import ranks, stop
 from eunoe.atomic import write_text
 from eunoe.cells import Board, Cell, Plan
-from eunoe.errors import EunoeError
 from eunoe.folder import (
+    begun_with,
     claimed,
-    file_hash,
     fingerprint,
     finished,
+    has_locks,
+    has_marks,
     mark_finished,
-    recorded,
     refuse_other,
     try_lock,
 )
 from eunoe.jobs import alone, number, share
-from eunoe.plan import Learn, resolve
+from eunoe.plan import resolve
 from eunoe.progress import say
 from eunoe.recipe import Recipe, Study, as_path, load_recipe, recipe_of_run, refuse_inside
 from eunoe.report.page import write_report
 from eunoe.study import fill_constant, resolve_study
 
+_ROWS = "rows.jsonl"
+"""Whose lock is that of the rows and of what is made from them."""
 SMALL = 100_000_000
 """Models below this many weights compute with one thread a cell: two such processes do more than one with two threads."""
 
@@ -79,7 +81,7 @@ def run(
         plan = plan_of(recipe)
         plan.recipe = _with_threads_of(plan.recipe, out)
         refuse_other(plan.recipe, out, _resolved)
-        if finished(out):
+        if not relearn and _finished(plan, out):
             added = fill_constant(out) if fill else []
             say(
                 f"{out} is finished: every score of the recipe is there. {'Only submission.zip' if added else 'Nothing'} was changed."
@@ -96,13 +98,25 @@ def run(
             ranks.wait()
             board = Board(out, fingerprint(out))
             if relearn:
-                _drop_damaged(plan, board)
+                plan.drop_damaged(board)
             count = _count(jobs, plan, board)
             if count > 1:
                 share(out, count)
                 board = Board(out, board.run)
             work(plan, board)
             return _finish(plan, board, fill) if ranks.first() else out / "report.html"
+
+
+def _finished(plan: Plan, out: Path) -> bool:
+    """Is everything that the recipe owes there, and as it was made? Runs that a version before 0.2 finished have no marks to look at."""
+    if not finished(out):
+        return False
+    if not has_marks(out):
+        return True
+    if begun_with(out) is None:
+        return False  # texts.json is made again first
+    board = Board(out, fingerprint(out))
+    return all(board.done(cell) for cell in plan.cells(board))
 
 
 def work(plan: Plan, board: Board) -> None:
@@ -156,10 +170,7 @@ def _take(plan: Plan, board: Board, cell: Cell) -> bool:
 
 
 def _carry_out(plan: Plan, board: Board, cell: Cell) -> None:
-    try:
-        files = plan.carry_out(cell, board)
-    except checkpoint.Damaged as error:
-        raise EunoeError(f"{error} To learn that stage again: give the same command with --relearn.") from None
+    files = plan.carry_out(cell, board)
     if ranks.first():
         board.finish(cell, files)
         shutil.rmtree(board.out / cell.key / "steps", ignore_errors=True)
@@ -167,7 +178,7 @@ def _carry_out(plan: Plan, board: Board, cell: Cell) -> None:
 
 @contextmanager
 def _mine(out: Path, key: str) -> Iterator[bool]:
-    """Is the cell this process's? A lock of its own, which dies with its owner."""
+    """Is the cell (or another piece of work) this process's? A lock of its own, which dies with its owner."""
     folder = out / ".locks"
     folder.mkdir(exist_ok=True)
     with open(folder / sha256(key.encode()).hexdigest()[:24], "a") as lock:
@@ -175,26 +186,25 @@ def _mine(out: Path, key: str) -> Iterator[bool]:
 
 
 def _gather(plan: Plan, board: Board) -> None:
-    """rows.jsonl from the cells that are done, in the plan's order; the same whoever does it."""
-    files = [board.out / cell.key / "rows.jsonl" for cell in plan.cells(board) if board.done(cell)]
-    text = "".join(file.read_text(encoding="utf-8") for file in dict.fromkeys(files) if file.is_file())
-    write_text(board.out / "rows.jsonl", text)
+    """rows.jsonl from the cells that are done, in the plan's order; the same whoever does it. Nothing where another is at it."""
+    with _mine(board.out, _ROWS) as mine:
+        if mine:
+            write_text(board.out / "rows.jsonl", board.all_rows(plan.cells(board)))
 
 
 def _finish(plan: Plan, board: Board, fill: bool) -> Path:
     """The rows of all cells, what is made from them, and the report; one process at a time."""
-    with open(board.out / ".rows.lock", "a") as lock:
-        while not try_lock(lock):
-            stop.check("waiting for another process to write the report")
-            time.sleep(0.1)
-        if not finished(board.out):
-            _gather(plan, board)
-            files = plan.finish(board, fill)
-            write_report([board.out])
-            mark_finished(board.out, [*files, "report.html"])
-    (board.out / ".rows.lock").unlink(missing_ok=True)
-    shutil.rmtree(board.out / ".locks", ignore_errors=True)
-    return board.out / "report.html"
+    while True:
+        with _mine(board.out, _ROWS) as mine:
+            if mine and not _finished(plan, board.out):
+                write_text(board.out / "rows.jsonl", board.all_rows(plan.cells(board)))
+                files = plan.finish(board, fill)
+                write_report([board.out])
+                mark_finished(board.out, [*files, "report.html"])
+            if mine:
+                return board.out / "report.html"
+        stop.check("waiting for another process to write the report")
+        time.sleep(0.1)
 
 
 # -- threads and jobs ---------------------------------------------------------------------------------------------------
@@ -220,26 +230,12 @@ def cores() -> int:
 
 def _count(asked: int | Literal["auto"], plan: Plan, board: Board) -> int:
     """How many processes share the work: as many as asked for, and not more than have something to do."""
-    if not alone() or ranks.world() > 1:
-        return 1
+    if not alone() or ranks.world() > 1 or not has_locks(board.out):
+        return 1  # without locks two could take the same cell
     number = asked if asked != "auto" else cores() if plan.weights() < SMALL and not torch.cuda.is_available() else 1
     owed = [cell for cell in plan.cells(board) if not board.done(cell)]
     ways = {cell.group for cell in owed} | {cell.key for cell in owed if board.ready(cell)}
     return max(1, min(number, len(ways)))
-
-
-def _drop_damaged(plan: Plan, board: Board) -> None:
-    """Delete the final states that do not verify: they are learnt again, to the same bits."""
-    for cell in plan.cells(board):
-        if not isinstance(cell.work, Learn):
-            continue
-        final = board.out / cell.key / "final"
-        manifest = f"{cell.key}/final/manifest.json"
-        changed = recorded(board.out, cell.key).get(manifest) not in (None, file_hash(board.out / manifest))
-        if changed or (final.exists() and not checkpoint.intact(final)):
-            say(f"{final} is damaged: it is deleted, and that stage learnt again")
-            shutil.rmtree(final, ignore_errors=True)
-            (board.out / cell.key / "cell.json").unlink(missing_ok=True)
 
 
 __all__ = ["SMALL", "cores", "join", "load_plan", "plan_of", "run", "work"]

@@ -15,9 +15,10 @@ import fcntl
 import hashlib
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,9 +28,9 @@ import torch
 from eunoe import stop
 from eunoe.atomic import write_text
 from eunoe.errors import EunoeError
-from eunoe.foreign import reading, visible
+from eunoe.foreign import visible
 from eunoe.progress import say, say_once
-from eunoe.recipe import same_run, to_yaml
+from eunoe.recipe import read_yaml, same_run, to_yaml
 
 _FIRST = (".lock", ".locks", "recipe.yaml.partial")
 """What a kill in a run's first moment leaves behind."""
@@ -44,7 +45,7 @@ def refuse_other(recipe: Any, out: Path, resolve: Callable[[Any], Any]) -> None:
     ``resolve``: see ``recipe.same_run``.
     """
     if (out / "recipe.yaml").is_file():
-        found = [line for line in same_run(out, recipe, resolve) if not line.startswith("threads: 'auto'")]
+        found = same_run(out, recipe, resolve)
         if found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise EunoeError(f"{out} belongs to another recipe: {'; '.join(found[:5])}{more}. Choose another --out, or "
@@ -80,19 +81,24 @@ def claimed(
                 write_text(out / "environment.json", json.dumps(environment(command), indent=1) + "\n")
         _refuse_other_reads(out, reads, write=alone)
         if alone and shared:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            with suppress(OSError):  # no locks here: ``try_lock`` said so
+                fcntl.flock(lock, fcntl.LOCK_SH)
         yield fingerprint(out)
+        if try_lock(lock):  # the last one here
+            shutil.rmtree(out / ".locks", ignore_errors=True)
 
 
 def _refuse_other_reads(out: Path, reads: Mapping[str, str], write: bool) -> None:
     """Note what the run reads, or raise if a run that is resumed would read something else than it began with."""
-    file = out / "texts.json"
-    if not file.is_file():
-        if write and not (out / "rows.jsonl").is_file():
-            write_text(file, json.dumps({"format": str(FORMAT), **reads}, indent=1) + "\n")
+    kept, file = begun_with(out), out / "texts.json"
+    if kept is None and write:
+        if file.exists():
+            say(f"{file} is damaged: it is made again")
+        begun = any((out / name).exists() for name in ("sequences", "cells", "head", "rows.jsonl"))
+        kept = {"format": "1"} if begun and not has_marks(out) else {"format": str(FORMAT), **reads}
+        write_text(file, json.dumps(kept, indent=1) + "\n")
+    if kept is None:
         return
-    with reading(file, "Delete it to resume without this check."):
-        kept: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
     if kept.get("format") != str(FORMAT):
         say(f"{out} was begun by an earlier version of eunoe, which names texts and weights in another way: whether they are still "
             "the same cannot be checked.")  # fmt: skip
@@ -103,21 +109,39 @@ def _refuse_other_reads(out: Path, reads: Mapping[str, str], write: bool) -> Non
                          "since. Put the old ones back, or choose another --out.")  # fmt: skip
 
 
-def says_whose(out: Path) -> bool:
-    """Do the folder's checkpoints and cells say whose they are? Those of versions before 0.2 do not."""
+def begun_with(out: Path) -> dict[str, str] | None:
+    """What texts.json says that the run began with: its ``format``, and name -> SHA-256; None where it is missing or damaged."""
     try:
-        return bool(json.loads((out / "texts.json").read_text(encoding="utf-8")).get("format") == str(FORMAT))
-    except Exception:  # not there, or damaged
-        return False
+        kept = json.loads((out / "texts.json").read_text(encoding="utf-8"))
+        return {str(name): str(sha) for name, sha in kept.items()} or None
+    except Exception:  # a damaged file can raise anything
+        return None
+
+
+def has_marks(out: Path) -> bool:
+    """Does anything in the folder say whose it is (a cell's mark, a checkpoint with an identity)?"""
+    return any(out.rglob("cell.json")) or any(b'"identity"' in file.read_bytes() for file in out.rglob("manifest.json"))
+
+
+def says_whose(out: Path) -> bool:
+    """Must the folder's checkpoints and cells say whose they are? Not where a version before 0.2 began the run.
+
+    Raises ``EunoeError`` if texts.json, which says that, was damaged.
+    """
+    kept = begun_with(out)
+    if kept is None and has_marks(out):
+        raise EunoeError(f"{out / 'texts.json'} is missing or damaged, so it cannot be checked whose the files of {out} are. Run the same "
+                         f"command again, which makes it again: eunoe run {out / 'recipe.yaml'} --out {out}")  # fmt: skip
+    return kept is not None and kept.get("format") == str(FORMAT)
 
 
 def fingerprint(out: Path) -> str:
-    """What names a run in its checkpoints and cells: its recipe and what it reads."""
-    total = hashlib.sha256()
-    for name in ("recipe.yaml", "texts.json"):
-        file = out / name
-        total.update(file.read_bytes() if file.is_file() else b"")
-    return total.hexdigest()[:32]
+    """What names a run in its checkpoints and cells: its recipe, as it was begun with, and what it reads.
+
+    Raises ``EunoeError`` where recipe.yaml cannot be read.
+    """
+    began = {"recipe": read_yaml(out / "recipe.yaml"), "reads": begun_with(out)}
+    return hashlib.sha256(json.dumps(began, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def try_lock(lock: TextIO) -> bool:
@@ -130,6 +154,16 @@ def try_lock(lock: TextIO) -> bool:
         say_once(
             f"the file system of {lock.name} has no locks ({error.strerror}): take care that no other process runs there."
         )
+    return True
+
+
+def has_locks(out: Path) -> bool:
+    """Does the folder's file system have locks? Without them processes cannot share the work."""
+    try:
+        with open(out / ".lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
     return True
 
 
@@ -201,7 +235,7 @@ def file_hash(file: Path) -> str:
     try:
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return "missing"
 
 
@@ -211,9 +245,9 @@ def finished(out: Path) -> bool:
     kept = _finished(out)
     if kept is None:
         return False
-    if kept.get("rows_sha256") != rows_hash(out) or not (out / "report.html").is_file():
+    if kept["rows_sha256"] != rows_hash(out) or not (out / "report.html").is_file():
         return False
-    return all(file_hash(out / name) == sha for name, sha in dict(kept.get("sha256") or {}).items())
+    return all(file_hash(out / name) == sha for name, sha in kept["sha256"].items())
 
 
 def was_finished(out: Path) -> bool:
@@ -224,7 +258,10 @@ def was_finished(out: Path) -> bool:
 def _finished(out: Path) -> dict[str, Any] | None:
     try:
         kept = json.loads((out / "finished.json").read_text(encoding="utf-8"))
-        return dict(kept)
+        return {
+            "rows_sha256": str(kept["rows_sha256"]),
+            "sha256": {str(k): str(v) for k, v in kept.get("sha256", {}).items()},
+        }
     except Exception:  # not there, or damaged: it is looked at again what is owed
         return None
 

@@ -8,6 +8,7 @@ it; put the prompts to the model; train an LM head first, where the encoder has 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -211,6 +212,19 @@ class RunPlan:
             note_time(self.out, what, time.monotonic() - began, 0)
         return [f"{cell.key}/rows.jsonl"]
 
+    def drop_damaged(self, board: Board) -> None:
+        for cell in self.cells(board):
+            final = self.out / cell.key / "final"
+            if not isinstance(cell.work, Learn) or not final.exists():
+                continue
+            try:
+                self.walk(cell.work.way, board.run).after(cell.work.i)
+            except EunoeError as error:
+                say(f"{error} {final} is deleted, and that stage learnt again.")
+                self._walk = None  # it may hold half of that state
+                shutil.rmtree(final)
+                (self.out / cell.key / "cell.json").unlink(missing_ok=True)
+
     def walk(self, way: Way, run: str | None) -> Walk:
         """The model and method of a sequence; the last one is kept, as the next cell is most likely of the same."""
         if self._walk is None or self._walk.sequence != way:
@@ -239,7 +253,14 @@ class RunPlan:
             walk.method.activate(domain)
             scores += self._retention().of(tuned.trunk, walk.lm.model)
         return [
-            self._row(work, score, transfer=self.transfer_name, steps=tuned.steps, shots_seed=work.shots_seed)
+            self._row(
+                work,
+                score,
+                transfer=self.transfer_name,
+                steps=tuned.steps,
+                shots_seed=work.shots_seed,
+                short_shots=task.short or None,
+            )
             for score in scores
         ]
 
@@ -344,10 +365,11 @@ def resolve(recipe: Recipe) -> RunPlan:
     for i, value in enumerate(recipe.methods):
         where = f"recipe.methods[{i}]"
         own = dict(value) if isinstance(value, dict) else {"name": value}
-        label, training = own.pop("label", None), _training(own.pop("training", None), recipe, where)
+        named, training = "label" in own, _training(own.pop("training", None), recipe, where)
+        label: Any = own.pop("label", None)
         method = choose_method(own if len(own) > 1 else own["name"] if isinstance(own.get("name"), str) else own, where)
-        label = method.name if label is None else label
-        chosen.append((str(label), method, training))
+        label = label if named else method.name
+        chosen.append((label, method, training))
         kept.append({**method.written_out(), "label": label, "training": dataclasses.asdict(training)})
         for name, order in orders.items():
             if len(set(order)) < len(order) and not method.returns:

@@ -23,7 +23,7 @@ from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import joined
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import hidden_states
-from eunoe.folder import derived_seed, note_time, recorded
+from eunoe.folder import derived_seed, note_time, recorded, says_whose
 from eunoe.foreign import first_line
 from eunoe.material import Material
 from eunoe.methods import Chosen
@@ -31,7 +31,7 @@ from eunoe.methods.base import Method, Stage
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
 from eunoe.models.load import pretrained
-from eunoe.progress import say
+from eunoe.progress import say, say_once
 from eunoe.recipe import ModelSettings, TrainingSettings
 from eunoe.train import Job, train
 
@@ -113,19 +113,19 @@ class Walk:
     def after(self, i: int) -> int:
         """Restore the state after stage ``i``, unless it is there; returns the optimizer steps of that stage."""
         if self.stage != i:
-            if (i == -1 or self.method.starts_from == "base") and self.stage != -1:
+            first = i
+            if self.method.starts_from == "base":  # each stage's final holds its own part alone
+                first = self.stage + 1 if 0 <= self.stage < i else 0
+            if self.stage != -1 and (i == -1 or (first == 0 and self.method.starts_from == "base")):
                 self._build()
-            held = [] if i == -1 else range(i + 1) if self.method.starts_from == "base" else [i]
-            self.steps = [0, *map(self._restore, held)][-1]
-            self.stage = i
+            for k in range(max(0, first), i + 1):
+                try:
+                    self.take(self.load(k), k)
+                except checkpoint.Damaged as error:
+                    raise EunoeError(
+                        f"{error} To learn that stage again: give the same command with --relearn."
+                    ) from None
         return self.steps
-
-    def _restore(self, i: int) -> int:
-        state = self.load(i)
-        self.take(state, i)
-        with checkpoint.forged(state.folder):
-            self.curve = state.groups.get("curve")
-            return int(state.groups["steps"])
 
     def load(self, i: int) -> checkpoint.Checkpoint:
         """The final checkpoint of stage ``i``, verified."""
@@ -138,18 +138,22 @@ class Walk:
                 f"{state.folder} is not what was learnt: its manifest has SHA-256 {state.digest}, recorded is {was}."
             )
         if state.identity is None and self.run is not None:
-            say(
+            if says_whose(self.out):
+                raise checkpoint.Damaged(f"{state.folder} does not say what it is of, as every final of this run does.")
+            say_once(
                 f"{state.folder} was written by an earlier version of eunoe: whether it belongs to this run cannot be checked."
             )
         return state
 
     def take(self, state: checkpoint.Checkpoint, i: int) -> None:
-        """Put a loaded final of stage ``i`` into the model and the method."""
+        """Put a loaded final of stage ``i`` into the model and the method, which are (where each starts from the base) after ``i - 1``."""
+        self.stage = -2  # no stage's whole state while it is half taken
         with checkpoint.forged(state.folder):
+            self.steps, self.curve = int(state.groups["steps"]), state.groups.get("curve")
             self.method.restore(
                 self.sequence.names[i], state.groups["weights"], state.groups["method"], str(state.folder)
             )
-        self.start, self.stage = state.digest, -2  # no stage's whole state, until ``after`` says so
+        self.start, self.stage = state.digest, i
 
     # -- learning --------------------------------------------------------------------------------------------------
     def learn(self, i: int, material: Material) -> None:
@@ -209,9 +213,10 @@ class Walk:
         for warning in warnings:
             say(f"{sequence.label} · seed {sequence.seed}: {warning}")
         if notes := self.method.notes():
-            names.append(f"{sequence.folder}/notes.json")
-            write_text(self.out / names[-1], json.dumps(notes, ensure_ascii=False) + "\n")
-        return names + (self._publish() if i == len(sequence.stages) - 1 else [])
+            write_text(self.out / sequence.folder / "notes.json", json.dumps(notes, ensure_ascii=False) + "\n")
+        if i < len(sequence.stages) - 1:
+            return names
+        return names + ([f"{sequence.folder}/notes.json"] if notes else []) + self._publish()
 
     def _publish(self) -> list[str]:
         """The plug-ins for others, after the last stage."""

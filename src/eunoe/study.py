@@ -32,7 +32,7 @@ from eunoe.data.tasks import Example, Task, load_task
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, answer_scores, eval_batches
 from eunoe.evaluate.retention import Retention
-from eunoe.folder import derived_seed, note_time
+from eunoe.folder import derived_seed, note_time, says_whose
 from eunoe.lookup import lookup
 from eunoe.material import sha256
 from eunoe.methods.base import Method
@@ -149,7 +149,7 @@ class StudyPlan:
         began, folder, work = time.monotonic(), self.out / cell.key, cell.work
         task, batch = self.tasks[work.task], self.recipe.evaluation.batch
         names = ["rows.jsonl", "curve.csv", "observed.csv"]
-        if (folder / "rows.jsonl").is_file() and not (self.out / "texts.json").is_file():
+        if (folder / "rows.jsonl").is_file() and not says_whose(self.out):
             return [f"{cell.key}/{name}" for name in names if (folder / name).is_file()]  # a version before 0.2 did it
         tuned = work.entry.transfer(Start(
             lm=self.lm, method=Method(self.lm.model, None, []), domain=None, task=task, seed=derived_seed(work.seed, "task", work.task),
@@ -179,11 +179,15 @@ class StudyPlan:
         return [f"{cell.key}/{name}" for name in names]
 
     def _row(self, work: Finetune, score: Score, steps: int, at: str = "last") -> Row:
+        task = self.tasks[work.task]
         return Row(
             run=self.recipe.name, method="base", transfer=work.label, order="none", seed=work.seed,
-            shots_seed=self.tasks[work.task].shots_seed, learnt=(), task=work.task, metric=score.metric, value=score.value,
+            shots_seed=task.shots_seed, short_shots=task.short or None, learnt=(), task=work.task, metric=score.metric, value=score.value,
             n=score.n, steps=steps, at=at, detail=score.detail,
         )  # fmt: skip
+
+    def drop_damaged(self, board: Board) -> None:
+        """A study keeps no states of stages."""
 
     # -- the end ---------------------------------------------------------------------------------------------------------
     def finish(self, board: Board, fill: bool) -> list[str]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from eunoe import checkpoint, stop
 from eunoe.cells import Board
 from eunoe.errors import EunoeError, Interrupted
-from eunoe.folder import environment, fingerprint, read_mark, says_whose, was_finished
+from eunoe.folder import environment, fingerprint, says_whose, was_finished
 from eunoe.foreign import first_line, reading
 from eunoe.plan import Measure, RunPlan, load_run, model_settings
 from eunoe.recipe import as_path
@@ -55,7 +55,7 @@ def verify(out: Path | str) -> list[Finding]:
     [False, False, False, False, False, False, False, False]
     """
     out = as_path(out, "out")
-    plan = load_run(out)
+    plan, own = load_run(out), says_whose(out)
     with reading(
         out / "environment.json", "Restore it, or delete it: the bits are then not compared with those recorded."
     ):
@@ -70,6 +70,8 @@ def verify(out: Path | str) -> list[Finding]:
         if way.method is not None and way.stages:
             findings += _sequence(plan, way, out, same_machine)
         findings += _rows(plan, way, out)
+    if was_finished(out) and own:
+        findings += _gathered(plan, out)
     if not any(f.domain != "rows" for f in findings):
         raise EunoeError(
             f"{out} has no finished domain to verify. Let it run first: eunoe run {out / 'recipe.yaml'} --out {out}"
@@ -81,6 +83,8 @@ def verify(out: Path | str) -> list[Finding]:
 class _Before:
     """A domain as it was before the last one was learnt: what its probe gave here, and the hash of the weights it read."""
 
+    name: str
+    """The stage's."""
     domain: str
     input_ids: Tensor
     states: Tensor
@@ -97,35 +101,37 @@ def _sequence(plan: RunPlan, way: Sequence, out: Path, same_machine: bool) -> li
             for i in range(reached) if i not in done]  # fmt: skip
     if gone or not done:
         return gone
-    walk = Walk(way, model_settings(plan.recipe, out), out, fingerprint(out) if says_whose(out) else None)
+    walk = Walk(way, model_settings(plan.recipe, out), out, fingerprint(out))
     last = done[-1]
-    before, broken = [], []
+    before: list[_Before] = []
+    findings: list[Finding] = []
 
-    def attempt(domain: str, work: Callable[[], _Before]) -> None:
+    def attempt(domain: str, work: Callable[[], None]) -> None:
         """A damaged or tampered state or probe can raise anything in torch; whatever it is, the promise is not kept."""
+        stop.check("verifying")
         try:
-            before.append(work())
+            work()
         except Interrupted:
             raise
         except Exception as error:
             text = str(error) if isinstance(error, EunoeError) else f"its probe cannot be computed: {first_line(error)}"
-            broken.append(Finding(name, domain, True, False, text))
+            findings.append(Finding(name, domain, True, False, text))
 
     for domain in walk.method.earlier:  # as they are in what the method started from
-        attempt(domain, lambda domain=domain: _earlier(walk, domain, last))  # type: ignore[misc]
+        attempt(domain, lambda domain=domain: before.append(_earlier(walk, domain, last)))  # type: ignore[misc]
     for i in done:  # as each domain was when it ended
-        stop.check("verifying")
-        attempt(way.stages[i][0], lambda i=i: _own(walk, i))  # type: ignore[misc]
-    if broken:
-        return broken
+        attempt(way.names[i], lambda i=i: before.append(_own(walk, i)))  # type: ignore[misc]
+    if findings:
+        return findings
     walk.after(last)
-    findings = [_compare(walk, name, was, same_machine) for was in before]
+    for was in before:
+        attempt(was.name, lambda was=was: findings.append(_compare(walk, name, was, same_machine)))  # type: ignore[misc]
     return findings + (_published(walk, way, out) if len(done) == len(stages) else [])
 
 
 def _earlier(walk: Walk, domain: str, last: int) -> _Before:
     ids = walk.load(last).groups["probe"]["input_ids"]
-    return _Before(domain, ids, walk.read(domain, ids), walk.reads_hash(domain))
+    return _Before(domain, domain, ids, walk.read(domain, ids), walk.reads_hash(domain))
 
 
 def _own(walk: Walk, i: int) -> _Before:
@@ -138,10 +144,16 @@ def _own(walk: Walk, i: int) -> _Before:
             raise EunoeError(
                 f"{state.folder} was learnt from another state ({said}) than its sequence has there now ({before})."
             )
-    walk.after(i)
+    if walk.method.starts_from == "base":
+        walk.after(i - 1)
+    walk.take(state, i)
     probe, domain = state.groups["probe"], walk.sequence.stages[i][0]
     ids, states, reads = probe["input_ids"], probe["states"], probe["reads"]
-    return _Before(domain, ids, walk.read(domain, ids), walk.reads_hash(domain), (states, reads))
+    if not isinstance(states, Tensor):
+        raise EunoeError(f"{state.folder}: the probe's states are no tensor.")
+    return _Before(
+        walk.sequence.names[i], domain, ids, walk.read(domain, ids), walk.reads_hash(domain), (states, reads)
+    )
 
 
 def _compare(walk: Walk, name: str, was: _Before, same_machine: bool) -> Finding:
@@ -161,24 +173,36 @@ def _compare(walk: Walk, name: str, was: _Before, same_machine: bool) -> Finding
         if not _same_bits(was.states, states):
             text += "; this machine computes other bits from its own checkpoint than were recorded"
             same = same and not same_machine
-    return Finding(name, was.domain, promised, same and same_reads, text)
+    return Finding(name, was.name, promised, same and same_reads, text)
 
 
 def _rows(plan: RunPlan, way: Sequence, out: Path) -> list[Finding]:
     """Scores that are not as they were written, or are of another run; nothing where all are well."""
-    if not says_whose(out):
-        return []
-    run, findings = fingerprint(out), []
-    for cell in plan.cells(Board(out, run)):
+    board, findings = Board(out, fingerprint(out)), []
+    for cell in plan.cells(board):
         if not isinstance(cell.work, Measure) or cell.work.way != way or not (out / cell.key / "cell.json").exists():
             continue
         try:
-            whole, text = read_mark(out, run, cell.key) is not None, f"{out / cell.key} is not as it was written"
+            whole, text = (
+                board.done(cell),
+                f"{out / cell.key} is not as it was written, or what it was computed from is not",
+            )
         except EunoeError as error:
             whole, text = False, str(error)
         if not whole:
             findings.append(Finding(_name(way), "rows", True, False, text))
     return findings
+
+
+def _gathered(plan: RunPlan, out: Path) -> list[Finding]:
+    """rows.jsonl, of which reports are made, against the cells' own rows; nothing where they are the same."""
+    file, board = out / "rows.jsonl", Board(out, None)
+    try:
+        same = file.read_text(encoding="utf-8") == board.all_rows(plan.cells(board))
+    except Exception:  # not there, or damaged
+        same = False
+    text = f"{file} is not what the run's cells hold. Run the same command again, which makes it again"
+    return [] if same else [Finding("rows.jsonl", "rows", True, False, text)]
 
 
 def _published(walk: Walk, way: Sequence, out: Path) -> list[Finding]:

@@ -12,12 +12,13 @@ import yaml
 from eunoe.cli import main
 from eunoe.engine import run
 from eunoe.errors import EunoeError
+from eunoe.methods.cpt import Cpt
 from eunoe.plan import resolve
 from eunoe.recipe import load_recipe, recipe_of_run, same_run, to_yaml
 from eunoe.report.page import write_report
 from eunoe.verify import verify
 from tests.recipe.refusal import refusal
-from tests.tiny_run import state, tiny_recipe
+from tests.tiny_run import as_before_0_2, state, tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +67,37 @@ def resolved(recipe: Any) -> Any:
     ],
 )
 def test_the_folder_of_a_version_that_lacked_a_key_is_resumed(keys: tuple[str, ...], made: Any, copy: Path) -> None:
-    text = (copy / "recipe.yaml").read_text(encoding="utf-8")
+    text = (as_before_0_2(copy) / "recipe.yaml").read_text(encoding="utf-8")
     (copy / "recipe.yaml").write_text(without(text, *keys), encoding="utf-8")
     before = state(copy)
     assert same_run(copy, resolved(load_recipe(made[0], {"threads": recipe_of_run(copy).threads})), resolved) == []
     run(load_recipe(made[0]), copy)  # finished: nothing is done again, and nothing is refused
     assert state(copy) == before
+
+
+def test_a_run_that_a_version_without_a_key_began_is_resumed_and_a_recipe_changed_since_is_refused(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("eunoe.folder.to_yaml", lambda recipe: without(to_yaml(recipe), "threads", "methods.0.skip"))
+        earlier.setattr(Cpt, "publish", full)
+        with pytest.raises(OSError, match="No space"):
+            run(load_recipe(made[0]), out)
+    text = (out / "recipe.yaml").read_text(encoding="utf-8")
+    changed = load_recipe(made[0], {"methods.0.s_max": 300})
+    (out / "recipe.yaml").write_text(to_yaml(resolved(changed)), encoding="utf-8")
+    with pytest.raises(EunoeError, match="belongs to another"):
+        run(changed, out)
+    (out / "recipe.yaml").write_text(f"# a remark\n{text}", encoding="utf-8")
+    run(load_recipe(made[0]), out)
+    assert (out / "rows.jsonl").read_bytes() == (made[1] / "rows.jsonl").read_bytes()
+    but = ("cell.json", "manifest.json")  # they hold the run's name
+    assert state(out / "sequences", but) == state(made[1] / "sequences", but)
 
 
 def test_a_key_that_was_added_counts_with_its_default(made: Any, copy: Path) -> None:

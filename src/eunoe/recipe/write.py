@@ -62,7 +62,10 @@ def same_run(out: Path, recipe: AnyRecipe, resolve: Callable[[Any], AnyRecipe]) 
     if type(old) is not type(recipe):
         kinds = ("a run over domains", "a fine-tuning study")
         return ["{} there, {} now".format(*(kinds[isinstance(one, Study)] for one in (old, recipe)))]
-    return differences(parse_yaml(to_yaml(resolve(old)), "old"), parse_yaml(to_yaml(recipe), "new"))
+    there, now = parse_yaml(to_yaml(resolve(old)), "old"), parse_yaml(to_yaml(recipe), "new")
+    if "auto" in (there["threads"], now["threads"]):
+        there["threads"] = now["threads"]  # the run settles it: as begun, or by the model's size
+    return differences(there, now)
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
