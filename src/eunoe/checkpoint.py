@@ -201,7 +201,7 @@ def digest(tree: Any) -> str:
     """SHA-256 over nested tensors and plain values: the same for the same bits."""
     tensors: dict[str, Tensor] = {}
     total = hashlib.sha256(json.dumps(_split(tree, "", tensors), sort_keys=True).encode())
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         total.update(tensor.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

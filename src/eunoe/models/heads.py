@@ -73,6 +73,11 @@ def target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return target_outputs(model, batch).logits
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32 where it was in half precision; float64 stays, so that sums can be checked to its last digits."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class LMLoss:
     """The LM loss of a batch: summed cross-entropy (nats) over its target positions. ``lm_loss`` is the one instance."""
 
@@ -82,7 +87,7 @@ class LMLoss:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:
         outputs = target_outputs(model, batch)
-        total = F.cross_entropy(outputs.logits.float(), batch["labels"], reduction="sum")
+        total = F.cross_entropy(at_least_float32(outputs.logits), batch["labels"], reduction="sum")
         return LossSum(total, self.items(batch), outputs)
 
 
