@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors.torch import load_file
 
 import eunoe.recipe
-from eunoe import cli
+from eunoe import cli, run_recipe, verify_run
 from eunoe.methods import METHODS
+from eunoe.methods.base import Method
 from eunoe.methods.cpt import CptSettings
 from eunoe.models.anatomy import FAMILIES
 from eunoe.optim.table import OPTIMIZERS, AdamWSettings, BertAdamSettings, RecAdamSettings
@@ -25,6 +27,8 @@ from eunoe.recipe import load_recipe, parse_yaml, shipped_recipes
 from eunoe.study import resolve_study
 from eunoe.transfer import TRANSFERS
 from eunoe.transfer.finetune import FinetuneSettings
+from tests.tiny import tiny_folder
+from tests.tiny_run import tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "eunoe"
@@ -208,6 +212,49 @@ def test_every_family_stands_in_its_table_with_its_places() -> None:
 
 def test_every_method_has_a_section() -> None:
     assert set(METHODS) <= {text for _, text in headings(METHODS_PAGE)}
+
+
+def test_the_hooks_on_the_page_are_those_of_the_contract() -> None:
+    section = METHODS_PAGE.read_text(encoding="utf-8").split("\n## A method of your own\n")[1]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    told = [
+        (name, words.replace(" ", "").split(",") if words else [])
+        for row in rows
+        for name, words in re.findall(r"`(\w+)\((.*?)\)`", row)
+    ]
+    assert len(told) > 8
+    for name, words in told:
+        assert list(inspect.signature(getattr(Method, name)).parameters)[1:] == words, name
+
+
+def test_the_method_of_the_page_is_learnt_composed_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eunoe.progress.console.quiet", True)
+    monkeypatch.setenv("EUNOE_CACHE", str(tmp_path / "cache"))
+    section = METHODS_PAGE.read_text(encoding="utf-8").split("\n## A method of your own\n")[1]
+    (example,) = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    try:
+        exec(compile(example, str(METHODS_PAGE), "exec"), {"__name__": "__main__"})
+        held = {"name": "near", "strength": 1000.0}
+        methods = ["ncl", held, {"name": ["ncl", "near"], "near": {"strength": 1000.0}, "label": "both"}]
+        recipe = tiny_recipe(
+            tmp_path, methods=methods, seeds=[0], model={"name": str(tiny_folder(tmp_path)), "dropout": 0.0}
+        )
+        out = run_recipe(recipe, tmp_path / "out").parent
+        assert {found.broken for found in verify_run(out)} == {False}
+    finally:
+        METHODS.pop("near", None)
+
+    def moved(method: str) -> float:
+        """How far the second domain moved the weights from where the first left them."""
+        first, second = (
+            load_file(f) for f in sorted(out.glob(f"sequences/{method}.*/domains/*/final/weights.safetensors"))
+        )
+        return sum(float((second[name] - first[name]).square().sum()) for name in first)
+
+    assert moved("near") < moved("ncl") / 2
+    assert moved("both") == moved("near")
 
 
 def test_the_model_card_has_the_settings_of_its_recipe() -> None:
