@@ -23,6 +23,7 @@ from eunoe.atomic import write_text
 from eunoe.data.corpus import load_blocks
 from eunoe.errors import EunoeError
 from eunoe.evaluate.routing import mixed_losses, mixture, route, routing_batches, row_means, second_half, token_losses
+from eunoe.methods import METHODS
 from eunoe.plan import RunPlan, load_run, model_settings
 from eunoe.recipe import as_path
 from eunoe.sequence import Sequence, Walk
@@ -59,9 +60,9 @@ def route_run(out: Path, top: int = 2) -> str:
         _route(plan, way, out, top) for way in plan.sequences if way.method is not None and way.method.needs_domain
     ]
     if not found:
-        raise EunoeError(
-            f"no method of {out} reads text by its domain, so there is nothing to choose. Route a run of the method cpt."
-        )
+        those = ", ".join(name for name, row in METHODS.items() if row.method.needs_domain)
+        raise EunoeError(f"no method of {out} reads text by its domain, so there is nothing to choose. Route a run of one that does: "
+                         f"{those}.")  # fmt: skip
     write_text(out / "routing.json", json.dumps({"top": top, "sequences": [asdict(f) for f in found]}, indent=1) + "\n")
     write_text(out / "routing.csv", _csv(found))
     methods = dict.fromkeys((f.method, tuple(sorted(f.choices))) for f in found)

@@ -258,13 +258,8 @@ def resolve_study(study: Study) -> StudyPlan:
                 point = dict(zip(grid, values, strict=True))
                 shown = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.items())
                 settings = _typed(entry, options, task.transfer, point, f"{where} ({task.name})")
-                if (
-                    study.search is not None
-                    and study.search.by == "best"
-                    and not getattr(settings, "evaluate_every", None)
-                ):
-                    raise EunoeError(f"{where}: recipe.search.by is best, but evaluate_every is not set: there is one evaluation. Set "
-                                     "evaluate_every, or search by last.")  # fmt: skip
+                if study.search is not None and study.search.by == "best" and (why := entry.no_best(settings)):
+                    raise EunoeError(f"{where}: recipe.search.by is best, but {why}, or search by last.")
                 cells.append(
                     Finetune(
                         task.name,

@@ -118,7 +118,7 @@ def test_a_wrong_type_names_the_place_and_the_value(recipe: Any, more: str, plac
         ("model: {head: train}\nhead: {corpora: [{source: x}], steps: 0}\n", "head.steps: must be at least 1"),
         ("model: {head: train}\nhead: {corpora: []}\n", "head.corpora: must have at least one entry"),
         ("orders: {o: [a, c]}\n", "unknown domain in recipe.orders.o 'c'"),
-        ("orders: {o: [a, a]}\n", "name each domain at most once"),
+        ("orders: {o: []}\n", "orders.o is empty: name at least one domain"),
     ],
 )
 def test_numbers_and_names_that_make_no_sense_are_refused(recipe: Any, more: str, words: str) -> None:

@@ -17,10 +17,10 @@ def check_recipe(recipe: Recipe) -> None:
         for name in listed:
             if name not in names:
                 raise unknown(name, names, f"domain in recipe.orders.{order}")
-        if len(set(listed)) != len(listed) or not listed:
-            raise EunoeError(f"recipe.orders.{order}: name each domain at most once, and at least one.")
+        if not listed:
+            raise EunoeError(f"recipe.orders.{order} is empty: name at least one domain.")
     if recipe.domains and not recipe.methods:
-        raise EunoeError("recipe.methods is empty: name at least one, as in `methods: [ncl, cpt]`.")
+        raise EunoeError("recipe.methods is empty: name at least one of those that `eunoe list methods` shows.")
     if recipe.head is not None and recipe.model.head != "train":
         raise EunoeError("recipe.head is given but nothing reads it: set model.head to train, or leave it out.")
     if recipe.model.head == "train" and recipe.head is None:

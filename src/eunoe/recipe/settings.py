@@ -239,7 +239,7 @@ class Recipe:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """What is scored after each domain."""
     orders: dict[Name, list[str]] = field(default_factory=dict)
-    """Named orders of the domains; default: one, ``given``."""
+    """Named orders of the domains; default: one, ``given``. A domain may return, for methods that can learn it again."""
     seeds: Seeds = field(default_factory=lambda: [0])
     """Seeds of masking, dropout, plug-ins and classifiers."""
     threads: Threads | Literal["auto"] = "auto"

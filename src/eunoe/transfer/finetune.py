@@ -90,6 +90,11 @@ def course(settings: FinetuneSettings, rows: int) -> Course | None:
     return Course(steps, lambda_curve(options, *loop), advice(options, *loop, start=settings.start))
 
 
+def no_best(settings: FinetuneSettings) -> str | None:
+    """Why there is no best evaluation: there is one."""
+    return None if settings.evaluate_every else "evaluate_every is not set: there is one evaluation. Set evaluate_every"
+
+
 def encode_task(lm: LanguageModel, task: Task, settings: FinetuneSettings) -> tuple[Rows, Rows]:
     """The task's training and test rows as token ids; the last few tasks are kept."""
     key = (id(lm.tokenizer), id(task), settings.max_length)
