@@ -7,6 +7,7 @@ import errno
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 DEMOS = {"minilm": "demo", "smollm2": "demo_smollm2"}
-COMMANDS = ("demo", "run", "finetune", "glue", "report", "verify", "route", "import", "list")
+COMMANDS = ("demo", "plan", "run", "finetune", "glue", "report", "verify", "route", "import", "list")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--scale", help="a named set of overrides from the recipe's `scales`")
     _sharing(run)
     run.set_defaults(go=_run, overrides=True)
+
+    plan = commands.add_parser(
+        "plan", allow_abbrev=False, help="what a recipe would read and do, and about how much time, memory and disk it takes",
+        epilog="Any key of the recipe can be given, as for run. Nothing is written but the cache of tokenised text.",
+    )  # fmt: skip
+    plan.add_argument("recipe", help="a YAML file, or the name of a shipped recipe (eunoe list recipes)")
+    plan.add_argument("--scale", help="a named set of overrides from the recipe's `scales`")
+    _sharing(plan, relearn=False)
+    plan.set_defaults(go=_plan, overrides=True)
 
     finetune = commands.add_parser(
         "finetune", allow_abbrev=False, help="fine-tune on labelled rows; scores over seeds, and what is left of the model",
@@ -243,6 +253,18 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     if ranks.first():
         _summary([out])
         print(f"report: {report}")
+    return 0
+
+
+def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from eunoe.recipe import load_recipe
+
+    recipe, jobs = load_recipe(args.recipe, _overrides(rest), args.scale), _jobs(args.jobs)
+    began = time.monotonic()
+
+    from eunoe.preview import preview, print_preview  # torch and transformers: seconds, which a run takes too
+
+    print_preview(preview(recipe, jobs, time.monotonic() - began), sys.stdout.isatty())
     return 0
 
 

@@ -89,7 +89,7 @@ def run(
             return out / "report.html"
         refuse_inside(out, plan.sources())
         reads = plan.prepare(out)
-        plan.recipe = _settled(plan)
+        plan.recipe = settled(plan)
         with (
             claimed(plan.recipe, out, command, reads, resolve=_resolved, shared=ranks.world() == 1)
             if ranks.first()
@@ -99,7 +99,7 @@ def run(
             board = Board(out, fingerprint(out))
             if relearn:
                 plan.drop_damaged(board)
-            count = _count(jobs, plan, board)
+            count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell
             if count > 1:
                 share(out, count)
                 board = Board(out, board.run)
@@ -147,7 +147,7 @@ def join(out: Path) -> None:
     plan = load_plan(out)
     plan.recipe = _with_threads_of(plan.recipe, out)
     reads = plan.prepare(out)
-    plan.recipe = _settled(plan)
+    plan.recipe = settled(plan)
     with claimed(plan.recipe, out, "", reads, resolve=_resolved, shared=True) as run:
         work(plan, Board(out, run))
 
@@ -216,7 +216,7 @@ def _with_threads_of(recipe: Any, out: Path) -> Any:
     return replace(recipe, threads=recipe_of_run(out).threads)
 
 
-def _settled(plan: Plan) -> Any:
+def settled(plan: Plan) -> Any:
     """The recipe with its threads as a number."""
     if plan.recipe.threads != "auto":
         return plan.recipe
@@ -228,14 +228,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _count(asked: int | Literal["auto"], plan: Plan, board: Board) -> int:
+def count_jobs(asked: int | Literal["auto"], plan: Plan, board: Board) -> int:
     """How many processes share the work: as many as asked for, and not more than have something to do."""
-    if not alone() or ranks.world() > 1 or not has_locks(board.out):
-        return 1  # without locks two could take the same cell
+    if not alone() or ranks.world() > 1:
+        return 1
     number = asked if asked != "auto" else cores() if plan.weights() < SMALL and not torch.cuda.is_available() else 1
     owed = [cell for cell in plan.cells(board) if not board.done(cell)]
     ways = {cell.group for cell in owed} | {cell.key for cell in owed if board.ready(cell)}
     return max(1, min(number, len(ways)))
 
 
-__all__ = ["SMALL", "cores", "join", "load_plan", "plan_of", "run", "work"]
+__all__ = ["SMALL", "cores", "count_jobs", "join", "load_plan", "plan_of", "run", "settled", "work"]

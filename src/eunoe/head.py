@@ -18,7 +18,7 @@ from eunoe.atomic import write_text
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import joined, load_blocks
 from eunoe.models.heads import lm_loss
-from eunoe.models.load import prepare_head, pretrained, save_patch
+from eunoe.models.load import LanguageModel, prepare_head, pretrained, save_patch
 from eunoe.optim.groups import param_groups
 from eunoe.progress import say
 from eunoe.recipe import HeadSettings, LoopSettings, ModelSettings
@@ -35,8 +35,22 @@ def train_head(
     if (folder / "patch.safetensors").is_file():
         shutil.rmtree(folder / "steps", ignore_errors=True)
         return None
-    lm = pretrained(model, seed)
+    lm, job = head_job(model, head, folder, seed, identity)
     say(f"training an LM head for {model.name}: {head.steps} steps of {head.batch} x {head.block} tokens")
+    done = train(job)
+    for note in done.notes:
+        say(f"skipped a damaged checkpoint: {note}")
+    write_text(folder / "curve.csv", done.curve_csv())
+    save_patch(lm.model, folder)  # last: it marks the head as trained
+    shutil.rmtree(folder / "steps", ignore_errors=True)
+    return done
+
+
+def head_job(
+    model: ModelSettings, head: HeadSettings, folder: Path, seed: int, identity: Mapping[str, str]
+) -> tuple[LanguageModel, Job]:
+    """The model with a head at its start, and the training of it."""
+    lm = pretrained(model, seed)
     blocks = joined([load_blocks(c, lm.tokenizer, head.block, "train") for c in head.corpora])
     torch.manual_seed(seed)
     prepare_head(lm.model, head.rank)
@@ -45,12 +59,6 @@ def train_head(
     )
     batches = LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), head.batch, head.steps, seed,
                         mask_rate=head.mask_rate)  # fmt: skip
-    done = train(Job(name="LM head", model=lm.model, batches=batches, loss=lm_loss, settings=loop, seed=seed,
-                     optimizer=lambda m: torch.optim.AdamW(param_groups(m, 0.0), lr=head.lr), folder=folder / "steps",
-                     identity=identity))  # fmt: skip
-    for note in done.notes:
-        say(f"skipped a damaged checkpoint: {note}")
-    write_text(folder / "curve.csv", done.curve_csv())
-    save_patch(lm.model, folder)  # last: it marks the head as trained
-    shutil.rmtree(folder / "steps", ignore_errors=True)
-    return done
+    return lm, Job(name="LM head", model=lm.model, batches=batches, loss=lm_loss, settings=loop, seed=seed,
+                   optimizer=lambda m: torch.optim.AdamW(param_groups(m, 0.0), lr=head.lr), folder=folder / "steps",
+                   identity=identity)  # fmt: skip

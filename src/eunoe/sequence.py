@@ -70,6 +70,11 @@ class Sequence:
         """The domains of stages 0 to i, in the order they were learnt."""
         return tuple(domain for stage in self.stages[: i + 1] for domain in stage)
 
+    def steps(self, i: int, material: Material) -> int:
+        """Optimizer steps of stage ``i``."""
+        blocks, settings = sum(len(material.train[domain]) for domain in self.stages[i]), self.training
+        return settings.steps or max(1, round(blocks * settings.epochs / settings.batch))
+
     def stage_key(self, i: int) -> str:
         """The folder of stage ``i``, below the run."""
         return f"{self.folder}/domains/{i}-{self.names[i]}"
@@ -162,19 +167,8 @@ class Walk:
         if checkpoint.whole(folder / "final"):
             return
         self.after(-1 if not sequence.needs(i) else i - 1)
-        domains, name, settings = sequence.stages[i], sequence.names[i], sequence.training
-        blocks = joined([material.train[domain] for domain in domains])
-        steps = settings.steps or max(1, round(len(blocks) * settings.epochs / settings.batch))
-        seed = derived_seed(sequence.seed, "learn", str(i), name)
-        batches = LMBatches(blocks, self.lm.objective, self.lm.mask_id, len(self.lm.tokenizer), settings.batch, steps, seed,
-                            settings.micro_batch, settings.mask_rate, ranks.rank(), ranks.world())  # fmt: skip
-        identity = {"run": self.run or "", "cell": sequence.stage_key(i), "start": self.start}
-        done = train(Job(
-            name=f"{sequence.label} · seed {sequence.seed} · {name}", model=self.lm.model, batches=batches, loss=lm_loss,
-            settings=settings, seed=seed, method=self.method, folder=folder / "steps", identity=identity,
-            stage=self._stage(i, batches, material, steps * settings.batch / len(blocks), seed, folder),
-            optimizer=lambda m: make_optimizer(settings.optimizer, m, settings.lr, steps),
-        ))  # fmt: skip
+        domains, name, job = sequence.stages[i], sequence.names[i], self.job(i, material)
+        done = train(job)
         for note in done.notes:
             say(f"skipped a damaged checkpoint: {note}")
         probe = material.valid[domains[0]][0]["input_ids"][:PROBE_BLOCKS]
@@ -185,8 +179,23 @@ class Walk:
         checkpoint.save(folder / "final", {
             "weights": self.method.weights(), "method": self.method.state_dict(), "steps": done.steps, "curve": done.curve_csv(),
             "probe": {"input_ids": probe, "states": states, "reads": self.reads_hash(domains[0])},
-        }, identity)  # fmt: skip
+        }, job.identity)  # fmt: skip
         note_time(self.out, f"{sequence.folder.removeprefix('sequences/')}/{i}-{name}", done.seconds, done.tokens)
+
+    def job(self, i: int, material: Material) -> Job:
+        """The training of stage ``i``, from the state that the model is in."""
+        sequence, folder, settings = self.sequence, self.out / self.sequence.stage_key(i), self.sequence.training
+        blocks = joined([material.train[domain] for domain in sequence.stages[i]])
+        steps, seed = sequence.steps(i, material), derived_seed(sequence.seed, "learn", str(i), sequence.names[i])
+        batches = LMBatches(blocks, self.lm.objective, self.lm.mask_id, len(self.lm.tokenizer), settings.batch, steps, seed,
+                            settings.micro_batch, settings.mask_rate, ranks.rank(), ranks.world())  # fmt: skip
+        return Job(
+            name=f"{sequence.label} · seed {sequence.seed} · {sequence.names[i]}", model=self.lm.model, batches=batches, loss=lm_loss,
+            settings=settings, seed=seed, method=self.method, folder=folder / "steps",
+            identity={"run": self.run or "", "cell": sequence.stage_key(i), "start": self.start},
+            stage=self._stage(i, batches, material, steps * settings.batch / len(blocks), seed, folder),
+            optimizer=lambda m: make_optimizer(settings.optimizer, m, settings.lr, steps),
+        )  # fmt: skip
 
     def _stage(self, i: int, batches: LMBatches, material: Material, epochs: float, seed: int, folder: Path) -> Stage:
         sequence = self.sequence

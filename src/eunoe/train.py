@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def train(job: Job) -> Trained:
 
     The loss of a step is the mean over all items of all its micro-batches and processes, however it is split.
     """
+    if (tried := _TRIAL.get()) is not None:
+        job = _cut(job, tried)
     settings, method = job.settings, job.method or Method(job.model, None, [])
     accelerator = _accelerator(settings)
     job.model.to(accelerator.device)
@@ -163,6 +166,52 @@ def train(job: Job) -> Trained:
         accelerator.free_memory()  # a full garbage collection, which on the CPU frees nothing more
     method.end(stage)
     return done
+
+
+# -- a few steps, to know how long all would take -------------------------------------------------------------------
+@dataclass
+class Tried:
+    """A training that was cut short: when it began and when each of its steps ended, on a monotonic clock in seconds."""
+
+    total: int
+    """Optimizer steps that it would have had."""
+    times: list[float]
+
+    @property
+    def left_out(self) -> float:
+        """Seconds that the steps which were left out would have taken: the first step is slower, and counts only if it is alone."""
+        ended = self.times[1:] if len(self.times) > 2 else self.times
+        return (self.total - len(self.times) + 1) * (ended[-1] - ended[0]) / (len(ended) - 1)
+
+
+@contextmanager
+def trial(steps: int, seconds: float) -> Iterator[list[Tried]]:
+    """Within the block every training ends after ``steps`` steps, or the first two or more that take ``seconds``; it saves nothing.
+
+    Yields the list of these trainings, in order. One step alone is taken where it takes ``seconds`` by itself.
+    """
+    tried: list[Tried] = []
+    before = _TRIAL.set((steps, seconds, tried))
+    try:
+        yield tried
+    finally:
+        _TRIAL.reset(before)
+
+
+_TRIAL: ContextVar[tuple[int, float, list[Tried]] | None] = ContextVar("trial", default=None)
+
+
+def _cut(job: Job, trial: tuple[int, float, list[Tried]]) -> Job:
+    steps, seconds, tried = trial
+    mine, others = Tried(len(job.batches), [time.monotonic()]), job.enough
+    tried.append(mine)
+
+    def enough(step: int) -> bool:
+        done = others is not None and others(step)
+        mine.times.append(time.monotonic())
+        return done or step >= steps or mine.times[-1] - mine.times[0] > seconds
+
+    return replace(job, folder=None, enough=enough)
 
 
 # -- the parts of a step ------------------------------------------------------------------------------------------
@@ -308,4 +357,4 @@ def _resume(job: Job, identity: Mapping[str, str], optimizer: Optimizer, schedul
                        skipped, [tuple(point) for point in loop["observed"]])  # fmt: skip
 
 
-__all__ = ["Job", "Trained", "precision", "train"]
+__all__ = ["Job", "Trained", "Tried", "precision", "train", "trial"]
