@@ -19,6 +19,7 @@ from eunoe.preview import duration, size
 from eunoe.recipe import load_recipe
 from eunoe.report.schema import read_rows
 from eunoe.timing import Piece, together
+from tests.tiny import tiny_bert, tiny_folder, tiny_tokenizer
 from tests.tiny_run import state, tiny_recipe, write_task, write_text
 
 
@@ -79,6 +80,31 @@ def test_a_study_does_the_cells_and_steps_that_were_planned(folder: Path) -> Non
     for piece in certain:
         curve = (folder / "out" / piece.key / "curve.csv").read_text()
         assert piece.steps == curve.count("\n") - 1, piece.key
+
+
+def test_the_training_of_an_lm_head_is_planned_too(folder: Path) -> None:
+    file = tiny_recipe(folder, methods=["cpt"], seeds=[0])
+    tiny_bert().bert.save_pretrained(folder / "encoder")
+    tiny_tokenizer().save_pretrained(folder / "encoder")
+    head = {"corpora": [{"source": str(folder / "general.txt")}], "rank": 2, "block": 16, "batch": 4, "steps": 400}
+    recipe = load_recipe(file, {"model.name": str(folder / "encoder"), "model.head": "train", "head": head})
+    seen = preview.preview(recipe, jobs=1)
+    (trained,) = (p for p in seen.pieces if p.kind == "LM head")
+    assert trained.steps == 400
+    assert trained.key in next(p for p in seen.pieces if p.kind == "learn").needs
+    assert trained.seconds > 10 * seen.pieces[1].seconds
+
+
+def test_answers_to_prompts_are_planned_of_a_decoder(folder: Path) -> None:
+    evaluation = {"blocks": 6, "batch": 8, "prompts": ["good", "bad team"], "answer_tokens": 4, "retention": True}
+    file = tiny_recipe(folder, methods=["ncl"], seeds=[0], evaluation=evaluation)
+    recipe = load_recipe(file, {"model.name": str(tiny_folder(folder, "llama"))})
+    seen = preview.preview(recipe, jobs=1)
+    assert len([p for p in seen.pieces if p.kind == "answer prompts" and p.seconds > 0]) == 2
+    run(recipe, folder / "out")
+    assert {p.key for p in seen.pieces} == {
+        str(m.parent.relative_to(folder / "out")) for m in (folder / "out").rglob("cell.json")
+    }
 
 
 def test_the_command_shows_what_is_read_and_done_and_writes_nothing(
