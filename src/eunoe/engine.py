@@ -189,7 +189,8 @@ def _gather(plan: Plan, board: Board) -> None:
     """rows.jsonl from the cells that are done, in the plan's order; the same whoever does it. Nothing where another is at it."""
     with _mine(board.out, _ROWS) as mine:
         if mine:
-            write_text(board.out / "rows.jsonl", board.all_rows(plan.cells(board)))
+            done = [cell for cell in plan.cells(board) if board.done(cell)]
+            write_text(board.out / "rows.jsonl", board.all_rows(done))
 
 
 def _finish(plan: Plan, board: Board, fill: bool) -> Path:

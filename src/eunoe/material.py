@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eunoe.data.collate import Batch
+from eunoe.data.collate import Batch, refuse_larger
 from eunoe.data.corpus import Blocks, Part, load_blocks
 from eunoe.data.tasks import Task, draws, load_task
 from eunoe.errors import EunoeError
@@ -47,15 +47,18 @@ class Material:
 
 def read_material(
     recipe: Recipe, used: Iterable[str], lm: LanguageModel, transfer: Entry, settings: Any, extra_tokens: Mapping[str, int],
-    mixes_general: bool = False,
+    mixes_general: bool = False, batches: Iterable[int] = (),
 ) -> Material:  # fmt: skip
     """Read, tokenise and check all text and tasks of a run; raises ``EunoeError`` before anything is trained.
 
     ``used``: the domains that some order names. ``extra_tokens``: method -> positions that its prompts take.
     ``mixes_general``: some method trains on general text; what it is scored on is then held out.
+    ``batches``: blocks that the sequences' training takes at once.
     """
     rate, evaluation, used = recipe.training.mask_rate, recipe.evaluation, set(used)
     refuse_longer(lm, recipe.training.block, "recipe.training.block")
+    for batch in batches:
+        refuse_larger(batch, recipe.training.block, "blocks")
     for label, extra in extra_tokens.items():
         if extra:
             refuse_longer(
@@ -63,6 +66,7 @@ def read_material(
             )
     if recipe.head is not None:
         refuse_longer(lm, recipe.head.block, "recipe.head.block")
+        refuse_larger(recipe.head.batch, recipe.head.block, "blocks")
         for corpus in recipe.head.corpora:
             load_blocks(corpus, lm.tokenizer, recipe.head.block, "train")
     refuse_unanswerable(lm, evaluation.prompts, evaluation.answer_tokens, "recipe.evaluation")

@@ -155,7 +155,16 @@ class RunPlan:
                 reads[f"{way.label} (plug-ins)"] = sha256(file.read_bytes().hex() for file in files)
         mixes = any("general" in way.method.reads for way in self.sequences if way.method)
         used = {name for way in self.sequences for name in way.order}
-        self.material = read_material(recipe, used, self.lm, self.transfer, self.transfer_settings, extra, mixes)
+        self.material = read_material(
+            recipe,
+            used,
+            self.lm,
+            self.transfer,
+            self.transfer_settings,
+            extra,
+            mixes,
+            {way.training.batch for way in self.sequences},
+        )
         for name, twin in self.repeated.items():
             say(f"order {name} is {twin} once more: it is learnt and counted once, as {twin}")
         return reads | self.material.digests()

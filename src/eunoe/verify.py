@@ -38,7 +38,7 @@ class Finding:
     domain: str
     """Or ``plugins``: those that the run wrote for others; ``rows``: the scores of the sequence."""
     promised: bool
-    """Does the method promise that nothing of this domain changes?"""
+    """Does the method promise that nothing of this domain changes? True too of what no method may do: a state or a row changed."""
     equal: bool
     """Are outputs and the weights they read the same to the bit?"""
     text: str
@@ -91,6 +91,8 @@ class _Before:
     reads: str | None
     recorded: tuple[Tensor, str | None] | None = None
     """The states and the hash that the run recorded; None: it was learnt before the run."""
+    other: str = ""
+    """What says that its state is not the one that the next stages were learnt from."""
 
 
 def _sequence(plan: RunPlan, way: Sequence, out: Path, same_machine: bool) -> list[Finding]:
@@ -121,8 +123,8 @@ def _sequence(plan: RunPlan, way: Sequence, out: Path, same_machine: bool) -> li
         attempt(domain, lambda domain=domain: before.append(_earlier(walk, domain, last)))  # type: ignore[misc]
     for i in done:  # as each domain was when it ended
         attempt(way.names[i], lambda i=i: before.append(_own(walk, i)))  # type: ignore[misc]
-    if findings:
-        return findings
+    if any(f.domain == way.names[last] for f in findings):
+        return findings  # there is no last state to compare with
     walk.after(last)
     for was in before:
         attempt(was.name, lambda was=was: findings.append(_compare(walk, name, was, same_machine)))  # type: ignore[misc]
@@ -137,13 +139,11 @@ def _earlier(walk: Walk, domain: str, last: int) -> _Before:
 def _own(walk: Walk, i: int) -> _Before:
     """Stage ``i`` from its own checkpoint, which must be what the next stage started from."""
     state = walk.load(i)
-    said = (state.identity or {}).get("start")
+    said, other = (state.identity or {}).get("start"), ""
     if walk.method.starts_from == "previous" and i > 0 and said is not None:
         before = checkpoint.manifest_digest(walk.out / walk.sequence.stage_key(i - 1) / "final")
         if said != before:
-            raise EunoeError(
-                f"{state.folder} was learnt from another state ({said}) than its sequence has there now ({before})."
-            )
+            other = f"it was learnt from another state ({said}) than its sequence has there now ({before})"
     if walk.method.starts_from == "base":
         walk.after(i - 1)
     walk.take(state, i)
@@ -151,14 +151,13 @@ def _own(walk: Walk, i: int) -> _Before:
     ids, states, reads = probe["input_ids"], probe["states"], probe["reads"]
     if not isinstance(states, Tensor):
         raise EunoeError(f"{state.folder}: the probe's states are no tensor.")
-    return _Before(
-        walk.sequence.names[i], domain, ids, walk.read(domain, ids), walk.reads_hash(domain), (states, reads)
-    )
+    now, hashed = walk.read(domain, ids), walk.reads_hash(domain)
+    return _Before(walk.sequence.names[i], domain, ids, now, hashed, (states, reads), other)
 
 
 def _compare(walk: Walk, name: str, was: _Before, same_machine: bool) -> Finding:
     """A domain as it was against the state that the walk is in."""
-    promised = not walk.method.forgets
+    promised, own = not walk.method.forgets, not was.other
     now, reads = walk.read(was.domain, was.input_ids), walk.reads_hash(was.domain)
     same, same_reads = _same_bits(was.states, now), was.reads == reads
     far = f"outputs changed (by up to {float((now - was.states).abs().max()):.3g})"
@@ -169,11 +168,13 @@ def _compare(walk: Walk, name: str, was: _Before, same_machine: bool) -> Finding
         states, recorded_reads = was.recorded
         if recorded_reads != was.reads:
             text += "; its own checkpoint holds OTHER weights than it had when it was learnt"
-            same_reads = False
+            own = False
         if not _same_bits(was.states, states):
             text += "; this machine computes other bits from its own checkpoint than were recorded"
-            same = same and not same_machine
-    return Finding(name, was.name, promised, same and same_reads, text)
+            own = own and not same_machine
+    if was.other:
+        text += f"; {was.other}"
+    return Finding(name, was.name, promised or not own, own and same and same_reads, text)
 
 
 def _rows(plan: RunPlan, way: Sequence, out: Path) -> list[Finding]:
