@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from eunoe import checkpoint
 from eunoe.atomic import write_text
-from eunoe.checkpoint import load, newest, prune, save, whole
+from eunoe.checkpoint import load, newest, newest_whole, prune, save, whole
 from eunoe.errors import EunoeError
 
 GROUPS: dict[str, Any] = {
@@ -283,6 +283,17 @@ def test_newest_skips_broken_checkpoints_and_says_why(tmp_path: Path) -> None:
     assert len(skipped) == 2
     assert "step-100 is not a whole checkpoint" in skipped[0]
     assert "step-11/values.json was changed" in skipped[1]
+
+
+def test_naming_the_newest_whole_checkpoint_loads_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (2, 4, 6):
+        save(tmp_path / f"step-{step}", {**GROUPS, "loop": {"steps": step}})
+    data = bytearray((tmp_path / "step-6/weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "step-6/weights.safetensors").write_bytes(data)
+    monkeypatch.setattr(checkpoint.safetensors.torch, "load", lambda *_: pytest.fail("a checkpoint was loaded"))
+    assert newest_whole(tmp_path) == tmp_path / "step-4"
+    assert newest_whole(tmp_path / "none") is None
 
 
 def test_newest_of_nothing_is_none(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_a_folder_of_a_version_before_0_2_is_read_and_resumed(
         assert not broken(copied)
     for part in (
         "whether they are still the same cannot be checked",
-        "whether it belongs to this run cannot be checked",
+        "whether they belong to this run cannot be checked",
     ):
         assert any(part in line for line in said), part
 

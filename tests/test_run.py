@@ -91,6 +91,11 @@ def test_matrix_and_report_are_made_from_the_rows(made: tuple[Path, Path]) -> No
     assert [(c["method"], c["task"], c["metric"], float(c["value"])) for c in cells] == [
         (r.method, r.task, r.metric, r.value) for r in rows
     ]
+    place = {text: k for k, text in enumerate(dict.fromkeys((r.method, r.seed) for r in rows))}
+    assert [place[r.method, r.seed] for r in rows] == sorted(place[r.method, r.seed] for r in rows), (
+        "in the plan's order"
+    )
+    assert list(place) == [(method, seed) for seed in (0, 1) for method in ("base", "ncl", "cpt")]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "exactly 0" in page
     assert "eunoe run tiny.yaml" in page
@@ -571,6 +576,17 @@ def test_a_head_is_trained_and_the_run_goes_on_with_it(headless: Path) -> None:
     lines = (out / "rows.jsonl").read_bytes().splitlines(keepends=True)
     (out / "rows.jsonl").write_bytes(lines[0])
     shutil.rmtree(out / "head")
+    run(with_head(headless), out)
+    assert state(out, but=("times.jsonl",)) == whole
+
+
+def test_a_damaged_head_is_trained_again_to_the_same_bytes(headless: Path) -> None:
+    out = headless.parent / "out"
+    run(with_head(headless), out)
+    whole = state(out, but=("times.jsonl",))
+    file = out / "head/patch.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     run(with_head(headless), out)
     assert state(out, but=("times.jsonl",)) == whole
 

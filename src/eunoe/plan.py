@@ -25,7 +25,7 @@ from eunoe.errors import EunoeError
 from eunoe.evaluate.answers import answer
 from eunoe.evaluate.evaluator import Score, lm_score
 from eunoe.evaluate.retention import Retention
-from eunoe.folder import derived_seed, note_time, says_whose
+from eunoe.folder import derived_seed, file_hash, note_time, recorded, says_whose
 from eunoe.head import train_head
 from eunoe.lookup import lookup
 from eunoe.material import Material, read_material, sha256
@@ -306,6 +306,10 @@ class RunPlan:
         recipe, folder = self.recipe, self.out / "head"
         assert recipe.head is not None  # check_recipe
         assert self.material is not None
+        patch = folder / "patch.safetensors"
+        if recorded(self.out, "head").get("head/patch.safetensors", file_hash(patch)) != file_hash(patch):
+            say(f"{patch} is not what was trained: it is trained again")
+            patch.unlink(missing_ok=True)
         done = train_head(recipe.model, recipe.head, folder, recipe.seeds[0], {"run": board.run or "", "cell": "head"})
         if done is not None:
             note_time(self.out, "head", done.seconds, done.tokens)

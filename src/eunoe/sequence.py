@@ -145,9 +145,8 @@ class Walk:
         if state.identity is None and self.run is not None:
             if says_whose(self.out):
                 raise checkpoint.Damaged(f"{state.folder} does not say what it is of, as every final of this run does.")
-            say_once(
-                f"{state.folder} was written by an earlier version of eunoe: whether it belongs to this run cannot be checked."
-            )
+            say_once(f"finals of {self.out} that an earlier version of eunoe wrote do not say what they are of: whether they belong to "
+                     "this run cannot be checked.")  # fmt: skip
         return state
 
     def take(self, state: checkpoint.Checkpoint, i: int) -> None:
