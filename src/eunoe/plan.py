@@ -146,6 +146,7 @@ class RunPlan:
                 check_task(domain.task, f"task of {domain.name!r}")
         refuse_missing(self._read())
         self.lm = pretrained(recipe.model, recipe.seeds[0])  # a head that is not trained yet starts at random
+        self.lm.model.to(ranks.device())
         reads: dict[str, str] = {"model": self.lm.identity}
         extra: dict[str, int] = {}
         for way in {way.label: way for way in self.sequences if way.method is not None}.values():
@@ -278,6 +279,7 @@ class RunPlan:
         if self._measure_kept is None:
             assert self.material is not None
             lm = pretrained(model_settings(self.recipe, self.out))
+            lm.model.to(ranks.device())
             self._measure_kept = Retention(lm, {"general": self.material.valid["general"]})
         return self._measure_kept
 
@@ -318,7 +320,7 @@ class RunPlan:
         for label, lm in (
             (("head-start", self.lm), ("head-trained", pretrained(trained))) if "general" in self.material.valid else ()
         ):
-            score = lm_score(lm.model, self.material.valid["general"])
+            score = lm_score(lm.model.to(ranks.device()), self.material.valid["general"])
             say(f"{label}: LM loss on general text {score.value:.3f} nats over {score.n:,} target tokens")
             rows.append(Row(run=recipe.name, method=label, transfer=None, order="none", seed=recipe.seeds[0], shots_seed=None, learnt=(),
                             task="general", metric=score.metric, value=score.value, n=score.n, steps=0))  # fmt: skip

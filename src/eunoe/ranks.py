@@ -8,6 +8,7 @@ alike, so that none has to be told what another computed; what is written is wri
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from eunoe.errors import EunoeError
 
@@ -90,6 +91,14 @@ def on_cpu() -> bool:
     return world() > 1 and not torch.cuda.is_available()
 
 
+def device() -> Any:
+    """The ``torch.device`` that this process computes on: what accelerate takes for training, so that scores, probes and
+    ``eunoe verify`` see the numbers of the device that trained."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=on_cpu()).device
+
+
 def wait() -> None:
     """Until all processes are here. Alone: nothing."""
     if world() > 1:
@@ -110,4 +119,4 @@ def _number(name: str, default: int) -> int:
         ) from None
 
 
-__all__ = ["check", "first", "on_cpu", "rank", "refuse_several", "wait", "world"]
+__all__ = ["check", "device", "first", "on_cpu", "rank", "refuse_several", "wait", "world"]

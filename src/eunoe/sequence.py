@@ -110,6 +110,7 @@ class Walk:
         except (RuntimeError, MemoryError) as error:  # what torch raises where there is not enough memory
             raise EunoeError(f"the method {sequence.label} cannot be made around {self.settings.name!r}: {first_line(error)} Give it "
                              "smaller sizes, or a machine with more memory.") from error  # fmt: skip
+        self.lm.model.to(ranks.device())  # after it was drawn on the CPU, so the same weights start anywhere
         self.stage, self.steps = -1, 0
         self.curve: str | None = None
         self.start = "pretrained"

@@ -111,6 +111,7 @@ class StudyPlan:
         study, self.out = self.recipe, out
         ranks.refuse_several("a study")
         self.lm = pretrained(study.model)
+        self.lm.model.to(ranks.device())
         self.tasks = {task.name: load_study_task(task) for task in study.tasks}
         self.more = {task.name: _more_splits(task, study.evaluation.predict_test) for task in study.tasks}
         self.retention: Retention | None = None
