@@ -389,3 +389,10 @@ def test_the_loss_falls_on_text_that_repeats_itself() -> None:
     assert done.curve[-1][1] < 0.5 * done.curve[0][1]
     assert done.tokens == 40 * 8 * 16
     assert [point[0] for point in done.curve] == list(range(1, 41))
+
+
+def test_a_states_digest_does_not_depend_on_the_order_of_its_keys() -> None:
+    """A state read back from a checkpoint has its keys sorted, and must still belong to the same training."""
+    a, b = torch.arange(3.0), torch.arange(3.0, 6.0)
+    assert checkpoint.digest({"b": b, "a": {"z": a, "y": b}}) == checkpoint.digest({"a": {"y": b, "z": a}, "b": b})
+    assert checkpoint.digest({"b": b, "a": a}) != checkpoint.digest({"b": a, "a": b})
