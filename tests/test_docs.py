@@ -96,7 +96,7 @@ def test_commands_parse_and_their_recipes_resolve(page: Path, tmp_path: Path, ca
             assert args.overrides or not rest, words
             if args.command == "list":
                 assert cli.main(words[1:]) == 0
-            if args.command in ("run", "demo"):
+            if args.command in ("run", "demo", "plan"):
                 recipe = getattr(args, "recipe", "demo")
                 file = next((f for f in (tmp_path / recipe, ROOT / recipe) if f.is_file()), None)
                 if file or recipe in shipped_recipes():
