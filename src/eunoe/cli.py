@@ -33,24 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with stop.watching(command=argv is None):
             return _main(words)
-    except EunoeError as error:  # from the last look of the watch
-        print(f"eunoe: {error}", file=sys.stderr)
-        return error.code
-
-
-def _main(words: list[str]) -> int:
-    try:
-        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-            raise unknown(words[0], COMMANDS, "command")
-        args, rest = _parser().parse_known_args(words)
-        if args.command is None:
-            _parser().print_help()
-            return 0
-        if rest and not args.overrides:
-            raise EunoeError(f"eunoe {args.command} does not know {rest[0]!r}. See: eunoe {args.command} --help")
-        args.words = shlex.join(["eunoe", *words])
-        code: int = args.go(args, rest)
-        return code
     except EunoeError as error:
         print(f"eunoe: {error}", file=sys.stderr)
         return error.code
@@ -66,6 +48,23 @@ def _main(words: list[str]) -> int:
         print(f"eunoe: {error.filename or 'a file'} could not be written: {error.strerror}. Nothing finished is lost; free "
               "space and run the same command again.", file=sys.stderr)  # fmt: skip
         return 2
+
+
+def _main(words: list[str]) -> int:
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise unknown(words[0], COMMANDS, "command")
+    args, rest = _parser().parse_known_args(words)
+    if args.command is None:
+        _parser().print_help()
+        return 0
+    if rest and not args.overrides:
+        raise EunoeError(f"eunoe {args.command} does not know {rest[0]!r}. See: eunoe {args.command} --help")
+    if args.command not in ("demo", "run", "list"):
+        ranks.check()
+        ranks.refuse_several(f"eunoe {args.command}")
+    args.words = shlex.join(["eunoe", *words])
+    code: int = args.go(args, rest)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ import torch
 from eunoe import ranks, stop
 from eunoe.atomic import write_text
 from eunoe.cells import Board, Cell, Plan
+from eunoe.errors import EunoeError
 from eunoe.folder import (
     begun_with,
     claimed,
@@ -36,6 +37,7 @@ from eunoe.folder import (
     try_lock,
 )
 from eunoe.jobs import alone, number, share
+from eunoe.models.load import clear_shelf
 from eunoe.plan import resolve
 from eunoe.progress import say
 from eunoe.recipe import Recipe, Study, as_path, load_recipe, recipe_of_run, refuse_inside
@@ -76,8 +78,12 @@ def run(
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     out = Path("runs") / recipe.name if out is None else as_path(out, "out")
     with stop.watching():
+        stop.check("starting")  # torch and transformers are imported by now, which takes seconds
         for line in ranks.check():
             say(line)
+        if ranks.world() > 1 and jobs not in (1, "auto"):
+            raise EunoeError(f"--jobs is {jobs}, but torchrun started {ranks.world()} processes: these share each batch, jobs would share "
+                             "the cells. Leave --jobs out, or start without torchrun.")  # fmt: skip
         plan = plan_of(recipe)
         plan.recipe = _with_threads_of(plan.recipe, out)
         refuse_other(plan.recipe, out, _resolved)
@@ -101,8 +107,14 @@ def run(
                 plan.drop_damaged(board)
             count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell
             if count > 1:
+                plan = plan_of(
+                    plan.recipe
+                )  # nothing is read yet: while the jobs hold model and text, this process does not
+                clear_shelf()
                 share(out, count)
                 board = Board(out, board.run)
+                if any(not board.done(cell) for cell in plan.cells(board)):  # some were killed
+                    plan.prepare(out)
             work(plan, board)
             return _finish(plan, board, fill) if ranks.first() else out / "report.html"
 

@@ -38,55 +38,67 @@ def share(out: Path, count: int) -> None:
     """Start ``count`` jobs on the run folder ``out`` and wait for them.
 
     Raises ``Interrupted`` when asked to stop (every job saved its place), ``EunoeError`` with the first job's message where one
-    fails; the others are then stopped, with their places saved. Jobs that were killed leave their cells to the others.
+    fails; the others are then stopped, with their places saved. Jobs that were killed leave their cells to the others, and to
+    the caller where none is left. However it ends, no job is left running.
     """
-    running = [_start(out, k + 1) for k in range(count)]
-    lines = Lines(count)
-    readers = [
-        threading.Thread(target=_read, args=(job.stdout, lines, k), daemon=True) for k, job in enumerate(running)
-    ]
-    for reader in readers:
-        reader.start()
-    told, failed = False, False
-    with lines:
-        while any(job.poll() is None for job in running):
-            failed = failed or any((job.poll() or 0) > 0 and job.returncode != 130 for job in running)
-            if (stop.asked() or failed) and not told:
-                told = True
-                for job in running:
-                    if job.poll() is None:
-                        job.send_signal(signal.SIGTERM)
-            time.sleep(0.05)
-        for reader in readers:
-            reader.join(timeout=5)
-    errors = [
-        lines.errors[k] for k, job in enumerate(running) if job.returncode not in (0, 130) and lines.errors.get(k)
-    ]
-    if stop.asked():
-        raise Interrupted(
-            f"stopped by {stop.asked()}; {count} jobs saved their places. Run the same command to resume."
-        )
-    if errors:
-        raise EunoeError(errors[0])
+    running: list[subprocess.Popen[bytes]] = []
+    readers: list[threading.Thread] = []
+    told = False
+    try:
+        with Lines(count) as lines:
+            for k in range(count):
+                job = _start(out, k + 1)
+                running.append(job)
+                readers.append(threading.Thread(target=_read, args=(job.stdout, lines, k), daemon=True))
+                readers[-1].start()
+            while any(job.poll() is None for job in running):
+                if not told and (stop.asked() or any(map(_failed, running))):
+                    told = True
+                    for job in running:
+                        job.send_signal(signal.SIGTERM)  # to one that has ended it does nothing
+                time.sleep(0.05)
+            for reader in readers:
+                reader.join(timeout=5)
+    finally:
+        for job in running:
+            job.kill()
+            job.wait()
+            for pipe in (job.stdin, job.stdout):
+                if pipe is not None:
+                    pipe.close()
+    if asked := stop.asked():
+        raise Interrupted(f"stopped by {asked}; {count} jobs saved their places. Run the same command to resume.")
+    for k, job in enumerate(running):
+        if _failed(job):
+            raise EunoeError(lines.errors.get(k) or f"job {k + 1} ended with exit code {job.returncode}; why stands above. The others "
+                             "saved their places. Where it was memory, run the same command with --jobs 1.")  # fmt: skip
     for k, job in enumerate(running):
         if job.returncode:
-            say(f"job {k + 1} ended with {_ending(job.returncode)}; what it was at is done by the others, or now")
+            say(f"job {k + 1} ended with {_ending(job.returncode)}: its work is left to the others, or done now")
+
+
+def _failed(job: subprocess.Popen[bytes]) -> bool:
+    """Did it end by an error? One that was killed, or asked to stop (130), did not: its work can be done by the others."""
+    return job.poll() is not None and job.returncode > 0 and job.returncode != Interrupted.code
 
 
 def _start(out: Path, k: int) -> subprocess.Popen[bytes]:
-    surroundings = {**os.environ, _NUMBER: str(k), "EUNOE_PROGRESS": "json"}
-    code = "import sys; from eunoe.worker import main; sys.exit(main(sys.argv[1]))"
+    """Job ``k``, which finds modules where this process finds them, and in no other place: ``-c`` would add the user's folder."""
+    surroundings = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, _NUMBER: str(k), "EUNOE_PROGRESS": "json"}
+    code = f"import sys; sys.path[:] = {sys.path!r}; from eunoe.worker import main; sys.exit(main(sys.argv[1]))"
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(out.resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=surroundings,
+        [sys.executable, "-P", "-c", code, str(out.resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=surroundings,
         start_new_session=True,  # Ctrl-C reaches the starting process alone, which hands it on once
     )  # fmt: skip
 
 
-def _read(pipe: IO[bytes] | None, lines: Lines, k: int) -> None:
-    for line in pipe or ():
+def _read(pipe: IO[bytes], lines: Lines, k: int) -> None:
+    for line in pipe:
         try:
-            lines.take(k, json.loads(line))
-        except ValueError:
+            event = json.loads(line)
+            if isinstance(event, dict):
+                lines.take(k, event)
+        except (ValueError, KeyError, TypeError):
             continue  # something printed it that knows nothing of jobs
 
 

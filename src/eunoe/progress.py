@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
+from contextlib import suppress
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -35,11 +37,21 @@ def _job() -> bool:
     return os.environ.get("EUNOE_PROGRESS") == "json"
 
 
+def tell(event: dict[str, Any]) -> None:
+    """In a job: one line for the process that started it, and ends it when it is gone itself (worker.py)."""
+    with suppress(BrokenPipeError):
+        print(json.dumps(event), flush=True)
+
+
+_said: set[str] = set()
+
+
 def say(text: str) -> None:
     """One line for people, on stderr."""
     if _job():
-        print(json.dumps({"say": text}), flush=True)
+        tell({"say": text})
     else:
+        _said.add(text)
         console.print(text, markup=False, soft_wrap=True)  # a line of a log is looked for as a whole
 
 
@@ -80,21 +92,26 @@ class Bar:
         if _job():
             if now - self.sent > 0.5 or self.done == self.total:
                 self.sent = now
-                print(json.dumps(shown), flush=True)
+                tell(shown)
         elif self.live:
             self.progress.update(self.task, completed=self.done, loss=shown["loss"], rate=shown["rate"])
-        elif not console.quiet:
+        elif not console.quiet and _due():
             _log(shown)
 
 
 class Lines:
-    """What several jobs are at: one bar a job on a terminal, else a line every half minute for each in turn."""
+    """What several jobs are at: one bar a job on a terminal, else a line for each every half minute.
+
+    What one of them says is said once, though each says it: they all read and check the same recipe.
+    """
 
     def __init__(self, count: int) -> None:
         self.live = console.is_terminal and not console.quiet
         self.progress = _progress(self.live)
         self.tasks = [self.progress.add_task(f"job {k + 1}", total=None, loss="", rate="") for k in range(count)]
         self.errors: dict[int, str] = {}
+        self.latest: dict[int, dict[str, Any]] = {}
+        self.lock = threading.Lock()  # each job is read by a thread of its own
 
     def __enter__(self) -> Lines:
         self.progress.start()
@@ -107,27 +124,36 @@ class Lines:
 
     def take(self, k: int, event: Any) -> None:
         """What job ``k`` sent: progress, a line to say, or the error that it ended with."""
-        if not isinstance(event, dict):
-            return
-        if "say" in event:
-            console.print(str(event["say", "say_once"]), markup=False)
-        elif "error" in event:
-            self.errors[k] = str(event["error"])
-        elif "name" in event and self.live:
-            self.progress.update(self.tasks[k], description=f"{k + 1}: {visible(event['name'])}", total=event["total"],
-                                 completed=event["done"], loss=event["loss"], rate=event["rate"])  # fmt: skip
-        elif "name" in event and not console.quiet:
-            _log({**event, "name": f"job {k + 1}: {event['name']}"})
+        with self.lock:
+            if "say" in event:
+                if event["say"] not in _said:
+                    say(event["say"])
+            elif "error" in event:
+                self.errors[k] = event["error"]
+            elif self.live:
+                self.progress.update(self.tasks[k], description=f"{k + 1}: {visible(event['name'])}", total=event["total"],
+                                     completed=event["done"], loss=event["loss"], rate=event["rate"])  # fmt: skip
+            elif not console.quiet:
+                self.latest[k] = {**event, "name": f"job {k + 1}: {event['name']}"}
+                if _due():
+                    for _, shown in sorted(self.latest.items()):
+                        _log(shown)
+                    self.latest.clear()
+
+
+def _due() -> bool:
+    """Is the log's last line half a minute ago? Then it is now."""
+    global _spoke
+    now = time.monotonic()
+    if now - _spoke < EVERY:
+        return False
+    _spoke = now
+    return True
 
 
 def _log(shown: dict[str, Any]) -> None:
-    """One line of a log, if the last one is half a minute ago."""
-    global _spoke
-    now = time.monotonic()
-    if now - _spoke > EVERY:
-        _spoke = now
-        place = f"{visible(shown['name'])}: step {shown['done']}/{shown['total']}"
-        print(f"{place} {shown['loss']} {shown['rate']}, {shown['left']:,.0f} s left", file=sys.stderr)
+    place = f"{visible(shown['name'])}: step {shown['done']}/{shown['total']}"
+    print(f"{place} {shown['loss']} {shown['rate']}, {shown['left']:,.0f} s left", file=sys.stderr)
 
 
 def _progress(live: bool) -> Progress:
@@ -138,4 +164,4 @@ def _progress(live: bool) -> Progress:
     )  # fmt: skip
 
 
-__all__ = ["Bar", "Lines", "console", "say", "say_once"]
+__all__ = ["Bar", "Lines", "console", "say", "say_once", "tell"]

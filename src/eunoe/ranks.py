@@ -57,6 +57,8 @@ def check() -> list[str]:
             raise EunoeError(f"{name} is {os.environ[name]!r}: this was started by mpirun, which is not supported. Start it with torchrun, "
                              "or alone with --jobs.")  # fmt: skip
     size, own = world(), rank()
+    _number("LOCAL_RANK", 0)
+    _number("MASTER_PORT", 0)
     given = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
     if "WORLD_SIZE" not in os.environ and given:
         raise EunoeError(f"{given[0]} is set ({os.environ[given[0]]!r}) but WORLD_SIZE is not: left over from a launcher? Unset it, or "
@@ -65,11 +67,15 @@ def check() -> list[str]:
         raise EunoeError(
             f"WORLD_SIZE is {size} and RANK is {own}: ranks go from 0 to WORLD_SIZE - 1. Start the processes with torchrun."
         )
-    if size > 1:
-        lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if (
+        size > 1 or "LOCAL_RANK" in os.environ
+    ):  # accelerate joins the processes wherever LOCAL_RANK is set, one alone too
+        needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        lacking = [name for name in needed if not os.environ.get(name)]
         if lacking:
             raise EunoeError(f"WORLD_SIZE is {size} but {', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not set, so the "
-                             "processes cannot find each other. Start them with torchrun, or unset WORLD_SIZE.")  # fmt: skip
+                             "processes cannot find each other. Start them with torchrun, or unset WORLD_SIZE, RANK and "
+                             "LOCAL_RANK.")  # fmt: skip
     return [
         f"{name}={os.environ[name]} is overruled by {by}"
         for name, (neutral, by) in _OVERRULED.items()
@@ -80,8 +86,8 @@ def check() -> list[str]:
 def refuse_several(what: str) -> None:
     """Raise ``EunoeError`` if a launcher started several processes for something that shares its work without one."""
     if world() > 1:
-        raise EunoeError(f"WORLD_SIZE is {world()}, but {what} under torchrun would mix different trainings. Start it without a launcher: "
-                         "--jobs N, or the same command several times, shares the work.")  # fmt: skip
+        raise EunoeError(f"WORLD_SIZE is {world()}, but {what} is not divided between processes of torchrun: each would do the same. "
+                         "Start it without a launcher; --jobs N, or the same command several times, shares what can be.")  # fmt: skip
 
 
 def on_cpu() -> bool:

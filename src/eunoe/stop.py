@@ -7,13 +7,15 @@ first, saves it and then raises. A second signal ends the process at once.
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 from eunoe.errors import Interrupted
 
@@ -34,19 +36,32 @@ def check(doing: str, place: str = "") -> None:
         raise Interrupted(f"stopped by {_asked} while {doing}{saved}. Run the same command to resume.")
 
 
+def digest(file: BinaryIO, doing: str) -> str:
+    """SHA-256 of an open file, as ``hashlib.file_digest`` gives it, with a look at the flag after every 16 MB."""
+    total = hashlib.sha256()
+    while part := file.read(1 << 24):
+        check(doing)
+        total.update(part)
+    return total.hexdigest()
+
+
 @contextmanager
 def watching(command: bool = False) -> Iterator[None]:
     """Within the block signals set the flag. Nested blocks, and blocks outside the main thread, change nothing.
 
     ``command``: this is the whole program, so a second signal ends the process (exit code 130, nothing is torn: files
-    appear whole or not at all). In a library's use a second signal goes to the handlers that stood before.
-    A signal that came in the block and that nobody looked at is sent again when the block ends without an error.
+    appear whole or not at all), also while it says what stopped it; one that comes once all is done changes nothing. In a
+    library's use a second signal goes to the handlers that stood before.
+    A signal that came in the block and that nobody looked at is not lost: of the command it raises ``Interrupted``, in a
+    library's use it is sent again to the handlers that stood before.
     """
     global _watching, _asked
     if _watching or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: dict[int, Any] = {s: signal.getsignal(s) for s in _SIGNALS}
+    standing = {s: signal.getsignal(s) for s in _SIGNALS}
+    # a background job of the shell ignores SIGINT, and so do we; None: the handler is none of Python's, and cannot be put back
+    before: dict[int, Any] = {s: h for s, h in standing.items() if h is not None and h is not signal.SIG_IGN}
 
     def ask(number: int, _frame: FrameType | None) -> None:
         global _asked
@@ -58,20 +73,25 @@ def watching(command: bool = False) -> Iterator[None]:
             _restore(before)
 
     _watching, _asked = True, None
-    for s, handler in before.items():
-        if handler is not signal.SIG_IGN:  # a background job of the shell ignores SIGINT, and so do we
-            signal.signal(s, ask)
-    lost: str | None = None
+    if command:  # the handlers stay: until the interpreter is gone, a signal must not turn a clean end into another
+        atexit.register(_restore, dict.fromkeys(before, signal.SIG_IGN))
+    _restore(dict.fromkeys(before, ask))
+    heard = False
     try:
         yield
-        lost = asked()
+    except Interrupted:
+        heard = True
+        raise
     finally:
-        _restore(before)
-        _watching, _asked = False, None
-    if lost is not None:  # it came after the last look: it must not be lost
-        if command:
-            raise Interrupted(f"stopped by {lost}, which came when the work was already done.")
-        signal.raise_signal(signal.Signals[lost])
+        if not command:
+            _restore(before)  # first: whatever comes now is for others
+        lost, _watching = None if heard else asked(), False
+        if not command:
+            _asked = None
+            if lost is not None:
+                signal.raise_signal(signal.Signals[lost])
+    if command and lost is not None:
+        raise Interrupted(f"stopped by {lost}, which came when the work was already done.")
 
 
 def _restore(before: dict[int, Any]) -> None:
@@ -79,4 +99,4 @@ def _restore(before: dict[int, Any]) -> None:
         signal.signal(s, handler)
 
 
-__all__ = ["asked", "check", "watching"]
+__all__ = ["asked", "check", "digest", "watching"]

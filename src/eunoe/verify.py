@@ -181,6 +181,7 @@ def _rows(plan: RunPlan, way: Sequence, out: Path) -> list[Finding]:
     """Scores that are not as they were written, or are of another run; nothing where all are well."""
     board, findings = Board(out, fingerprint(out)), []
     for cell in plan.cells(board):
+        stop.check("verifying")
         if not isinstance(cell.work, Measure) or cell.work.way != way or not (out / cell.key / "cell.json").exists():
             continue
         try:

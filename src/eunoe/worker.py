@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from pathlib import Path
 
 from eunoe import stop
 from eunoe.errors import EunoeError
+from eunoe.progress import tell
 
 
 def main(out: str) -> int:
@@ -20,7 +20,7 @@ def main(out: str) -> int:
 
             join(Path(out))
     except EunoeError as error:
-        print(json.dumps({"error": str(error), "code": error.code}), flush=True)
+        tell({"error": str(error)})
         return error.code
     return 0
 

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
+from eunoe import stop
 from eunoe.atomic import write_bytes
 from eunoe.errors import EunoeError
 from eunoe.foreign import reading, visible
@@ -70,7 +71,7 @@ class Origin:
         total = hashlib.sha256()
         for file in sorted(self._stamps, key=lambda file: file.name):
             with reading(file), open(file, "rb") as opened:
-                total.update(f"{file.name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+                total.update(f"{file.name}\0{stop.digest(opened, f'reading {visible(file)}')}\n".encode())
         if not self.unchanged():
             changed = next(file for file, stamp in self._stamps.items() if _stamp(file) != stamp)
             raise EunoeError(

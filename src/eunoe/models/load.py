@@ -36,6 +36,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from eunoe import stop
 from eunoe.data.collate import Objective
 from eunoe.errors import EunoeError
 from eunoe.foreign import first_line, reading, visible
@@ -147,7 +148,7 @@ class Embedded:
 @lru_cache(maxsize=8)
 def _digest(path: Path, _changed: int) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return stop.digest(file, f"reading {visible(path)}")
 
 
 _MINILM = Embedded(
@@ -424,6 +425,11 @@ def pretrained(settings: ModelSettings, seed: int = 0) -> LanguageModel:
     return replace(kept, model=deepcopy(kept.model))
 
 
+def clear_shelf() -> None:
+    """Forget the models that ``pretrained`` keeps: their memory is free once the copies are gone too."""
+    _shelf.clear()
+
+
 # -- what is done with it ---------------------------------------------------------------------------------------
 def refuse_longer(lm: LanguageModel, tokens: int, where: str) -> None:
     """Raises ``EunoeError`` if ``tokens`` at once are more than the model has positions for."""
@@ -451,5 +457,6 @@ def save_patch(model: nn.Module, folder: Path) -> None:
 
 
 __all__ = [
-    "MODELS", "Embedded", "LanguageModel", "load_lm", "prepare_head", "pretrained", "read_weights", "refuse_longer", "save_patch",
+    "MODELS", "Embedded", "LanguageModel", "clear_shelf", "load_lm", "prepare_head", "pretrained", "read_weights", "refuse_longer",
+    "save_patch",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from eunoe import stop
 from eunoe.report.metrics import typeset
 
 # Stand-ins that become CSS in the finished text; no plot may use these colours for anything else.
@@ -129,6 +130,7 @@ def colour_bar(colours: Colormap, words: tuple[str, str, str], name: str) -> str
 
 def svg(figure: Figure, name: str) -> str:
     """The figure as one ``<svg>`` element. ``name`` salts and prefixes its ids, so many plots can share a page."""
+    stop.check("drawing the report")
     figure.patch.set_visible(False)
     out = io.StringIO()
     quiet = logging.getLogger("matplotlib.font_manager")

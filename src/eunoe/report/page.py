@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from eunoe import stop
 from eunoe.atomic import write_bytes
 from eunoe.errors import EunoeError
 from eunoe.recipe import as_path
@@ -54,6 +55,7 @@ def render(runs: Sequence[Run]) -> str:
         if run.study is not None:
             parts.append(([run], study_page.part(run, run.study, f"study-{len(parts)}")))
     title = " and ".join(run.name for run in runs)
+    stop.check("making the report")
     body = "\n".join(_part(shown, part, several=len(runs) > 1) for shown, part in parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
