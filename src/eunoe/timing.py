@@ -134,6 +134,7 @@ class _Tuning(_Steps):
     """Seconds of what is done the first time alone: tokenising the rows."""
     settings: Any
     rows: int
+    entry: Entry
 
 
 def _time_steps(work: Callable[[], Any]) -> _Steps:
@@ -158,7 +159,7 @@ def _time_tuning(entry: Entry, settings: Any, start: Start) -> _Tuning:
         found, once = again, max(0.0, found.rest - again.rest)
     scoring = _seconds(lambda: tuned[0].predict(sample))
     return _Tuning(found.steps, found.done, found.step, max(0.0, found.rest - scoring), scoring / len(sample), once,
-                   settings, len(start.task.train))  # fmt: skip
+                   settings, len(start.task.train), entry)  # fmt: skip
 
 
 @dataclass
@@ -188,8 +189,7 @@ class _Tunings:
         if isinstance(settings, LoopSettings) and isinstance(like.settings, LoopSettings):
             steps = round(like.steps * _loop(settings, train_rows) / _loop(like.settings, like.rows))
             step *= settings.batch / like.settings.batch
-        every = getattr(settings, "evaluate_every", None)
-        times = 1 if every is None else 1 + int(1 / every if every < 1 else steps / every)
+        times = next(t for (s, _), t in self.found.items() if s == system).entry.scorings(settings, steps)
         return steps, rest + max(0, steps - like.done) * step + times * test_rows * row
 
 

@@ -8,7 +8,8 @@ from eunoe.transfer.base import Course, Entry, Start, Tuned
 TRANSFERS: dict[str, Entry] = {
     "finetune": Entry(
         transfer=finetune.finetune, settings=finetune.FinetuneSettings, check=finetune.check, resolve=finetune.resolve,
-        course=finetune.course, no_best=finetune.no_best, summary="fresh classifier, everything trains; optimizer adamw or recadam",
+        course=finetune.course, no_best=finetune.no_best, scorings=finetune.scorings,
+        summary="fresh classifier, everything trains; optimizer adamw or recadam",
     ),
 }  # fmt: skip
 

@@ -108,6 +108,8 @@ class Entry:
     """(settings, where) -> the settings with names looked up and options written out; raises ``EunoeError``."""
     course: Callable[[Any, int], Course | None] = lambda settings, rows: None
     """(settings, training rows) -> what the optimizer's annealing will do; None where there is none."""
+    scorings: Callable[[Any, int], int] = lambda settings, steps: 1
+    """(settings, steps) -> how often it scores the test rows."""
     no_best: Callable[[Any], str | None] = lambda settings: "this transfer scores once: choose another one"
     """settings -> why ``Tuned.best`` will be empty, and what to set; None where there are several evaluations."""
 

@@ -90,6 +90,12 @@ def course(settings: FinetuneSettings, rows: int) -> Course | None:
     return Course(steps, lambda_curve(options, *loop), advice(options, *loop, start=settings.start))
 
 
+def scorings(settings: FinetuneSettings, steps: int) -> int:
+    """How often the test rows are scored: on the way, and after the last step."""
+    every = _steps(settings.evaluate_every, steps)
+    return 1 if not every else 1 + -(-steps // every)
+
+
 def no_best(settings: FinetuneSettings) -> str | None:
     """Why there is no best evaluation: there is one."""
     return None if settings.evaluate_every else "evaluate_every is not set: there is one evaluation. Set evaluate_every"
