@@ -211,8 +211,11 @@ def test_one_damaged_file_of_a_finished_run_is_enough(name: str, made: tuple[Pat
     assert state(copied, TIMES) == state(made[1], TIMES)
 
 
-ODD = (b"", b"[" * 100_000, b"null", b'{"sha256": 3, "rows_sha256": [], "format": "2"}',
-       b'{"run": 1, "cell": [], "needs": {}, "sha256": {"\\u0000": 1}}')  # fmt: skip
+ODD = (
+    b"[" * 100_000,
+    b"null",
+    b'{"run": 1, "cell": [], "needs": {}, "sha256": {"\\u0000": 1}, "rows_sha256": [], "format": "2"}',
+)
 
 
 @pytest.mark.parametrize(
