@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cpt, posttraining, protocol, recadam, startup
+from benchmarks import cpt, jobs, posttraining, protocol, recadam, startup
 from eunoe.lookup import lookup
 
 BENCHMARKS = {
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "recadam": recadam.main,
     "cpt": cpt.main,
     "protocol": protocol.main,
+    "jobs": jobs.main,
 }
 
 LONG = ("protocol",)

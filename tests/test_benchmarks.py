@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks import jobs
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.arithmetic import Shape, all_weights, as_released, plugins_alone
 from benchmarks.cpt import ATTENTION, FFN, SHAPE, finish, released, speed
@@ -231,3 +232,28 @@ def test_the_protocol_is_carried_out_both_ways_over_the_same_matrix(
     assert all(0 <= accuracy <= 1 for accuracy in found.values())
     assert all(released_way[stage] > 0 for stage in STAGES if stage != "scoring held-out text")
     assert f"{released_way.total / mine.total:.1f} x" in list(table(mine, released_way))[-1]
+
+
+def test_jobs_are_compared_with_one_process_that_has_all_cores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def seconds(*words: str) -> float:
+        asked.append(words)
+        return 30.0 if words[-4:] == ("--jobs", "1", "--threads", "2") else 20.0
+
+    monkeypatch.setattr(jobs, "seconds", seconds)
+    monkeypatch.setattr(jobs, "cores", lambda: 2)
+    BENCHMARKS["jobs"]()
+    assert asked[0][: -len(("--jobs", "1", "--threads", "2"))] == asked[1][: -len(("--jobs", "auto"))] == jobs.RECIPE
+    assert asked[1][-2:] == ("--jobs", "auto")
+    assert len(asked) == 2 * jobs.ROUNDS
+    assert "2 threads 30 s, --jobs auto 20 s: 1.50 x (1.50 to 1.50), aim 1.3 x, limit 2 x" in capsys.readouterr().out
+    given = [(key[2:], value) for key, value in zip(jobs.RECIPE[1::2], jobs.RECIPE[2::2], strict=True)]
+    shortened, whole = load_recipe("demo", given), load_recipe("demo")
+    assert isinstance(shortened, Recipe)
+    assert isinstance(whole, Recipe)
+    assert shortened.training.steps == 6
+    assert whole.training.steps == 12
+    assert shortened.methods[1]["training"]["steps"] * 2 == whole.methods[1]["training"]["steps"]

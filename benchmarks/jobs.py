@@ -1,0 +1,44 @@
+"""What sharing the work brings: the demo's recipe by ``--jobs auto`` (a process a core, one thread each) against one process with a
+thread a core.
+
+The demo with half its steps, so that a round takes a few minutes. Both ways are the whole command, from starting Python to the report,
+in turn, each in a folder and with a cache of its own. The limit is the number of cores: work that is divided without loss, against a
+process to which more threads bring nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from benchmarks.measure import ratio
+from eunoe.engine import cores
+
+RECIPE = ("demo", "--training.steps", "6", "--methods.1.training.steps", "10")
+ROUNDS = 3
+AIM = 1.3
+
+
+def seconds(*words: str) -> float:
+    """How long ``eunoe run WORDS`` takes, in a new folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        surroundings = {**os.environ, "EUNOE_CACHE": str(Path(folder) / "cache"), "EUNOE_QUIET": "1"}
+        for name in ("EUNOE_JOBS", "OMP_NUM_THREADS"):  # they would decide for both
+            surroundings.pop(name, None)
+        command = [sys.executable, "-m", "eunoe.cli", "run", *words, "--out", str(Path(folder) / "out")]
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=surroundings)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    ways = ((*RECIPE, "--jobs", "1", "--threads", str(cores())), (*RECIPE, "--jobs", "auto"))
+    alone, shared = zip(*[[seconds(*way) for way in ways] for _ in range(ROUNDS)], strict=True)
+    print(f"the demo with half its steps, {cores()} cores: one process with {cores()} threads {median(alone):.0f} s, --jobs auto "
+          f"{median(shared):.0f} s: {ratio(list(alone), list(shared))}, aim {AIM} x, limit {cores()} x; load of the machine before and "
+          f"during it {os.getloadavg()[2]:.1f} over 15 minutes, of which about {cores()} is ours")  # fmt: skip
