@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 DEMOS = {"minilm": "demo", "smollm2": "demo_smollm2"}
-COMMANDS = ("demo", "plan", "run", "finetune", "glue", "report", "verify", "route", "import", "list")
+COMMANDS = ("demo", "new", "plan", "run", "finetune", "glue", "report", "verify", "route", "import", "list")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--scale", help="a named set of overrides from the recipe's `scales`")
     _sharing(run)
     run.set_defaults(go=_run, overrides=True)
+
+    new = commands.add_parser("new", help="write a recipe for the texts and labelled rows in a folder of your own")
+    new.add_argument("folder", type=Path, metavar="FOLDER", help="each subfolder or text file of it is a domain")
+    new.add_argument("--out", type=Path, help="recipe to write (default FOLDER.yaml, here)")
+    new.add_argument("--model", default="minilm", help="minilm, a folder or a Hugging Face name (default minilm)")
+    new.set_defaults(go=_new, overrides=False)
 
     plan = commands.add_parser(
         "plan", allow_abbrev=False, help="what a recipe would read and do, and about how much time, memory and disk it takes",
@@ -252,6 +258,14 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     if ranks.first():
         _summary([out])
         print(f"report: {report}")
+    return 0
+
+
+def _new(args: argparse.Namespace, _rest: list[str]) -> int:
+    from eunoe.draft import new_recipe
+
+    file = shlex.quote(str(new_recipe(args.folder, args.out, args.model)))
+    print(f"{file}: read its comments, then: eunoe plan {file}; eunoe run {file}")
     return 0
 
 
