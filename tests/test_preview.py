@@ -167,6 +167,17 @@ def test_more_steps_take_more_time(folder: Path) -> None:
     assert 20 < learning(50_000) / learning(500) < 500
 
 
+def test_a_busy_machine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = preview.Preview("one", [], [], 1, 1, 100.0, 10**9, 10**6, 0)
+
+    def told(core: float | None) -> str:
+        preview.print_preview(replace(seen, core=core), live=False)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "without other programs, which took 60% of the timed steps about 40 s" in told(0.4)
+    assert "other programs" not in told(0.97) + told(None)
+
+
 PIECE = Piece("", (), "", "score text", "", 0, 1.0)
 
 

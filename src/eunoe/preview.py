@@ -35,6 +35,8 @@ from eunoe.timing import Piece, TimedRun, TimedStudy, held_out, nowhere, togethe
 
 REPORT, PAGE = 3.0, 10**6
 """Seconds, and bytes, of the report and the small files beside it."""
+BUSY = 0.85
+"""Below this share of a core the machine is busy with something else, which is said."""
 CELL = 20_000
 """Bytes of the small files of a cell."""
 
@@ -66,6 +68,8 @@ class Preview:
     disk_on_the_way: int
     """Bytes more, at most, while it runs."""
     gpu: int = 0
+    core: float | None = None
+    """Share of a core that the timed steps had, where they compute on one: below 1 other programs were computing too."""
 
 
 def preview(recipe: Recipe | Study, jobs: int | Literal["auto"] = "auto", loading: float = 0.0) -> Preview:
@@ -86,7 +90,9 @@ def preview(recipe: Recipe | Study, jobs: int | Literal["auto"] = "auto", loadin
         assert isinstance(plan, RunPlan | StudyPlan)
         reads = _reads_of_run(plan) if isinstance(plan, RunPlan) else _reads_of_study(plan)
         torch.set_num_threads(plan.recipe.threads)
+        began, used = time.monotonic(), time.process_time()
         timed = TimedRun(plan) if isinstance(plan, RunPlan) else TimedStudy(plan)
+        had = (time.process_time() - used) / max(time.monotonic() - began, 1e-9)
         pieces = timed.pieces()
         crowd = max(1.0, count * plan.recipe.threads / cores())
         start = (loading + prepared) * (2 if count > 1 else 1) + timed.once
@@ -97,6 +103,7 @@ def preview(recipe: Recipe | Study, jobs: int | Literal["auto"] = "auto", loadin
             memory=count * (_peak() + 2 * largest) + (waiting if count > 1 else 0),
             disk=PAGE + sum(p.keeps + CELL for p in pieces), disk_on_the_way=sum(on_the_way),
             gpu=count * torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+            core=had if plan.recipe.threads == 1 and not torch.cuda.is_available() else None,
         )  # fmt: skip
 
 
@@ -186,6 +193,9 @@ def table(seen: Preview) -> Table:
     steps = sum(piece.steps for piece in seen.pieces)
     whole = f"{_counted(len(seen.pieces), 'cell')}, {_counted(steps, 'optimizer step')}, {threads}"
     out.add_row("takes", "time, start to report", whole, f"about {duration(seen.seconds)}")
+    if seen.core is not None and seen.core < BUSY:
+        told = f"without other programs, which took {1 - seen.core:.0%} of the timed steps"
+        out.add_row("", "", told, f"about {duration(seen.seconds * seen.core)}")
     out.add_row("", "memory", f"about {size(seen.memory)}" + (f", on the GPU {size(seen.gpu)}" if seen.gpu else ""), "")
     more = f", and up to {size(seen.disk_on_the_way)} more while it runs" if seen.disk_on_the_way else ""
     out.add_row("", "disk", f"about {size(seen.disk)}{more}", "")
