@@ -276,3 +276,16 @@ def test_the_page_shows_what_is_written_for_its_folder(folder: Path) -> None:
     shown = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
     sizes = ("training", "about")  # they follow the length of the texts
     assert {k: v for k, v in recipe.items() if k not in sizes} == {k: v for k, v in shown.items() if k not in sizes}
+
+
+def test_many_rows_are_few_shots_and_many_domains_are_scored_at_the_ends(folder: Path) -> None:
+    for i, name in enumerate(("law", "art", "sea", "sky")):
+        write_text(folder / f"{name}.txt", seed=i)
+    labelled(folder / "law_train.csv", n=600)
+    labelled(folder / "law_test.csv", n=600)
+    recipe, text = written(folder)
+    task = next(d["task"] for d in recipe["domains"] if d["name"] == "law")
+    assert (task["shots"], task["test_rows"]) == ("cpt", 500)
+    assert "600 rows to fine-tune on" in text
+    assert "shots: cpt draws few of them" in text
+    assert recipe["evaluation"] == {"blocks": 64, "matrix": "ends"}

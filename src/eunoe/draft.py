@@ -38,6 +38,8 @@ from eunoe.recipe import (
 
 LEAST = 1000
 """Characters of a domain at least: some blocks to learn, and one that is held out."""
+MANY = 500
+"""Rows to fine-tune or to score on above which a recipe takes fewer: it is to run in minutes, not in days."""
 LOOKED_AT = 4_000_000
 """Characters of a text that are counted; more is only said to be more."""
 BLOCK, BATCH, STEPS, LETTERS = 128, 16, 20, 5
@@ -235,10 +237,15 @@ def _add_task(domain: _Domain, tables: Sequence[Look]) -> None:
     except EunoeError as error:
         domain.task_said = [f"no end task: {error}", f"task: {_flow(task)}"]
         return
-    if len(loaded.test) > 500:
-        task["test_rows"] = 500
-        said.append(f"scored on 500 of {len(loaded.test):,} test rows, spread evenly; null: on all")
-    domain.task, domain.train_rows, domain.task_said = task, len(loaded.train), [_told(loaded), *said]
+    if len(loaded.test) > MANY:
+        task["test_rows"] = MANY
+        said.append(f"scored on {MANY} of {len(loaded.test):,} test rows, spread evenly; null: on all")
+    domain.train_rows = len(loaded.train)
+    if len(loaded.train) > MANY and not rows.regression:
+        task["shots"], domain.train_rows = "cpt", 0
+        said.append("shots: cpt draws few of them, as CPT's paper does (32, or 8 a class from 5 classes on); all: every row, which "
+                    "takes longer")  # fmt: skip
+    domain.task, domain.task_said = task, [_told(loaded), *said]
 
 
 def _told(task: Task) -> str:
@@ -258,6 +265,11 @@ def _text(
     block = next(b for b in (BLOCK, 64, 32, 16) if smallest >= 8 * b or b == 16)
     few = smallest / block / BATCH < STEPS
     rows = max((domain.train_rows for domain in domains), default=0)
+    evaluation = "{blocks: 64}"
+    if len(domains) > 3:
+        evaluation = (
+            "{blocks: 64, matrix: ends}   # end tasks right after their domain and at the end; full: after every domain"
+        )
     opening = (
         f"Written by `eunoe new {visible(folder)}` from the files that lie there; docs/recipes.md has every key. "
         "Paths count from the folder in which the command runs. What it will do, and then do it:"
@@ -299,12 +311,12 @@ def _text(
         "  - {name: cpt, training: {lr: 1.0e-3}}   # plug-ins that forget nothing; fresh ones need a higher learning rate",
         f"training: {{block: {block}, batch: {BATCH}, {steps}}}   # {why}",
     ]
-    if rows:
+    if any(domain.task for domain in domains):
         epochs = 20 if rows <= 500 else 5 if rows <= 5000 else 3
         lines.append(
             f"transfer: {{name: finetune, epochs: {epochs}, max_length: {BLOCK}}}   # how the end tasks are learnt"
         )
-    lines += ["evaluation: {blocks: 64}", "seeds: [0]   # [0, 1, 2] gives intervals, and takes three times as long"]
+    lines += [f"evaluation: {evaluation}", "seeds: [0]   # [0, 1, 2] gives intervals, and takes three times as long"]
     if left_out:
         lines += ["", "# Left out:"]
         for line in left_out:

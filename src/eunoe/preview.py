@@ -116,7 +116,7 @@ def _reads_of_run(plan: RunPlan) -> list[Reads]:
             continue
         blocks = material.train[domain.name]
         tokens = f"{len(blocks) * recipe.training.block:,} tokens to learn"
-        scored = f"{held_out(material, domain.name):,} held-out blocks"
+        scored = _counted(held_out(material, domain.name), "held-out block")
         draws = list(material.tasks.get(domain.name, {}).values())
         found.append(Reads(domain.name, f"{_documents(domain.corpus)}{tokens}, {scored}", _task(draws)))
     if recipe.general is not None:
@@ -139,7 +139,7 @@ def _reads_of_study(plan: StudyPlan) -> list[Reads]:
 def _documents(corpus: CorpusSettings) -> str:
     if corpus.source.startswith("hub:"):  # may have no end
         return ""
-    return f"{sum(1 for _ in texts(corpus)):,} documents, "
+    return f"{_counted(sum(1 for _ in texts(corpus)), 'document')}, "
 
 
 def _task(draws: Sequence[Task]) -> str:
