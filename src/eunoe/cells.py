@@ -90,6 +90,10 @@ class Plan(Protocol):
         """Delete final states of stages that cannot be used, with their marks: they are learnt again, to the same bits."""
         ...
 
+    def begin(self, board: Board) -> None:
+        """Once the folder is claimed, before the first cell."""
+        ...
+
     def carry_out(self, cell: Cell, board: Board) -> list[str]:
         """Do a cell's work, resuming inside; returns the files it left, as paths from the run's folder."""
         ...

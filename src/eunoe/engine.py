@@ -77,7 +77,7 @@ def run(
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     out = Path("runs") / recipe.name if out is None else as_path(out, "out")
-    with stop.watching():
+    with stop.watching(), _same_threads_after():
         stop.check("starting")  # torch and transformers are imported by now, which takes seconds
         for line in ranks.check():
             say(line)
@@ -103,8 +103,11 @@ def run(
         ):
             ranks.wait()
             board = Board(out, fingerprint(out))
-            if relearn:
+            torch.set_num_threads(plan.recipe.threads)
+            plan.begin(board)
+            if relearn and ranks.first():
                 plan.drop_damaged(board)
+            ranks.wait()
             count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell
             if count > 1:
                 plan = plan_of(
@@ -113,10 +116,21 @@ def run(
                 clear_shelf()
                 share(out, count)
                 board = Board(out, board.run)
+                plan.begin(board)
                 if any(not board.done(cell) for cell in plan.cells(board)):  # some were killed
                     plan.prepare(out)
             work(plan, board)
             return _finish(plan, board, fill) if ranks.first() else out / "report.html"
+
+
+@contextmanager
+def _same_threads_after() -> Iterator[None]:
+    """A run computes with the recipe's threads; who called it gets torch back as it was."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _finished(plan: Plan, out: Path) -> bool:
@@ -184,8 +198,10 @@ def _take(plan: Plan, board: Board, cell: Cell) -> bool:
 def _carry_out(plan: Plan, board: Board, cell: Cell) -> None:
     files = plan.carry_out(cell, board)
     if ranks.first():
+        shutil.rmtree(
+            board.out / cell.key / "steps", ignore_errors=True
+        )  # before the mark: a done cell is not visited again
         board.finish(cell, files)
-        shutil.rmtree(board.out / cell.key / "steps", ignore_errors=True)
 
 
 @contextmanager

@@ -67,6 +67,13 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Publish:
+    """After the last stage: what a plain script needs, and what the report says of the method."""
+
+    way: Way
+
+
+@dataclass(frozen=True)
 class Ask:
     """Put the recipe's prompts to the model after stage ``i``."""
 
@@ -120,6 +127,8 @@ class RunPlan:
         for i in stages:
             learnt = way.learnt(i)
             yield Cell(way.stage_key(i), way.needs(i), Learn(way, i), way.folder)
+            if i == stages[-1]:
+                yield Cell(f"{way.folder}/publish", way.holds(i), Publish(way), way.folder)
             if prompts and i == stages[-1]:
                 yield self._cell(Ask(way, i))
             seen = list(dict.fromkeys(learnt))
@@ -200,6 +209,10 @@ class RunPlan:
                                  f"micro_batch {micro}). Set both to at least {world}, or start fewer.")  # fmt: skip
 
     # -- one cell ------------------------------------------------------------------------------------------------------
+    def begin(self, board: Board) -> None:
+        if ranks.first():
+            self._rows_before(board)  # put aside before rows.jsonl is gathered anew
+
     def carry_out(self, cell: Cell, board: Board) -> list[str]:
         work = cell.work
         if isinstance(work, Head):
@@ -209,8 +222,11 @@ class RunPlan:
         if isinstance(work, Learn):
             walk.learn(work.i, self.material)
             ranks.wait()  # until it is written
-            walk.after(work.i)
+            walk.own(work.i)
             return walk.write_beside(work.i) if ranks.first() else []
+        if isinstance(work, Publish):
+            walk.after(len(work.way.stages) - 1)
+            return walk.publish() if ranks.first() else []
         steps = walk.after(work.i)
         if isinstance(work, Ask):
             return self._ask(walk, work, cell)
@@ -227,11 +243,8 @@ class RunPlan:
             final = self.out / cell.key / "final"
             if not isinstance(cell.work, Learn) or not final.exists():
                 continue
-            try:
-                self.walk(cell.work.way, board.run).after(cell.work.i)
-            except EunoeError as error:
-                say(f"{error} {final} is deleted, and that stage learnt again.")
-                self._walk = None  # it may hold half of that state
+            if (why := self.walk(cell.work.way, board.run).damage(cell.work.i)) is not None:
+                say(f"{why} {final} is deleted, and that stage learnt again.")
                 shutil.rmtree(final)
                 (self.out / cell.key / "cell.json").unlink(missing_ok=True)
 

@@ -56,8 +56,12 @@ def route_run(out: Path, top: int = 2) -> str:
         raise EunoeError(f"--top is {top}; mix at least 1 plug-in.")
     out = as_path(out, "out")
     plan = load_run(out)
+    if isinstance(plan.recipe.threads, int):
+        torch.set_num_threads(plan.recipe.threads)
     found = [
-        _route(plan, way, out, top) for way in plan.sequences if way.method is not None and way.method.needs_domain
+        _route(plan, way, out, top)
+        for way in plan.sequences
+        if way.method is not None and way.method.needs_domain and way.stages
     ]
     if not found:
         those = ", ".join(name for name, row in METHODS.items() if row.method.needs_domain)

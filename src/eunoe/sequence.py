@@ -21,7 +21,7 @@ from eunoe.atomic import write_text
 from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import joined
-from eunoe.errors import EunoeError
+from eunoe.errors import EunoeError, Interrupted
 from eunoe.evaluate.evaluator import hidden_states
 from eunoe.folder import derived_seed, note_time, recorded, says_whose
 from eunoe.foreign import first_line
@@ -125,13 +125,14 @@ class Walk:
             if self.stage != -1 and (i == -1 or (first == 0 and self.method.starts_from == "base")):
                 self._build()
             for k in range(max(0, first), i + 1):
-                try:
-                    self.take(self.load(k), k)
-                except checkpoint.Damaged as error:
-                    raise EunoeError(
-                        f"{error} To learn that stage again: give the same command with --relearn."
-                    ) from None
+                self._read_back(k)
         return self.steps
+
+    def _read_back(self, i: int) -> None:
+        try:
+            self.take(self.load(i), i)
+        except checkpoint.Damaged as error:
+            raise EunoeError(f"{error} To learn that stage again: give the same command with --relearn.") from None
 
     def load(self, i: int) -> checkpoint.Checkpoint:
         """The final checkpoint of stage ``i``, verified."""
@@ -153,18 +154,23 @@ class Walk:
     def take(self, state: checkpoint.Checkpoint, i: int) -> None:
         """Put a loaded final of stage ``i`` into the model and the method, which are (where each starts from the base) after ``i - 1``."""
         self.stage = -2  # no stage's whole state while it is half taken
-        with checkpoint.forged(state.folder):
-            self.steps, self.curve = int(state.groups["steps"]), state.groups.get("curve")
-            self.method.restore(
-                self.sequence.names[i], state.groups["weights"], state.groups["method"], str(state.folder)
-            )
+        try:
+            with checkpoint.forged(state.folder):
+                self.steps, self.curve = int(state.groups["steps"]), state.groups.get("curve")
+                self.method.restore(
+                    self.sequence.names[i], state.groups["weights"], state.groups["method"], str(state.folder)
+                )
+        except Interrupted:
+            raise
+        except EunoeError as error:  # a final of this run that does not fit its own method
+            raise checkpoint.Damaged(str(error)) from error
         self.start, self.stage = state.digest, i
 
     # -- learning --------------------------------------------------------------------------------------------------
     def learn(self, i: int, material: Material) -> None:
         """Learn stage ``i`` and save its final checkpoint; resumes inside. Does nothing where the final is there."""
         sequence, folder = self.sequence, self.out / self.sequence.stage_key(i)
-        if checkpoint.whole(folder / "final"):
+        if self._learnt(i):
             return
         self.after(-1 if not sequence.needs(i) else i - 1)
         domains, name, job = sequence.stages[i], sequence.names[i], self.job(i, material)
@@ -181,6 +187,45 @@ class Walk:
             "probe": {"input_ids": probe, "states": states, "reads": self.reads_hash(domains[0])},
         }, job.identity)  # fmt: skip
         note_time(self.out, f"{sequence.folder.removeprefix('sequences/')}/{i}-{name}", done.seconds, done.tokens)
+
+    def _learnt(self, i: int) -> bool:
+        """Is the final of stage ``i`` there? One that was learnt from another state than the sequence now has is deleted."""
+        final = self.out / self.sequence.stage_key(i) / "final"
+        if not checkpoint.whole(final):
+            return False
+        needs = self.sequence.needs(i)
+        said = (checkpoint.identity_of(final) or {}).get("start")
+        now = checkpoint.manifest_digest(self.out / needs[0] / "final") if needs else "pretrained"
+        if said in (None, now):
+            return True
+        say(f"{final} was learnt from a state that is no longer there: that stage is learnt again.")
+        if ranks.first():
+            shutil.rmtree(final)
+            (final.parent / "cell.json").unlink(missing_ok=True)
+        ranks.wait()
+        return False
+
+    def own(self, i: int) -> None:
+        """Restore what stage ``i`` left, as it is read back right after it was learnt: the state after it, or (where each stage
+        starts from the base) its own part alone, as the other stages may not be learnt yet."""
+        if self.method.starts_from != "base":
+            self.after(i)
+            return
+        self._build()
+        self._read_back(i)
+        self.stage = -2
+
+    def damage(self, i: int) -> str | None:
+        """What is wrong with the final of stage ``i``; None where it can be restored. Raises what learning again would not repair."""
+        try:
+            if self.method.starts_from == "base":
+                self._build()
+            self.take(self.load(i), i)
+        except checkpoint.Damaged as error:
+            self._build()  # it may hold half of that state
+            return str(error)
+        self.stage = -2
+        return None
 
     def job(self, i: int, material: Material) -> Job:
         """The training of stage ``i``, from the state that the model is in."""
@@ -221,23 +266,23 @@ class Walk:
             write_text(self.out / names[-1], json.dumps(value) + "\n")
         for warning in warnings:
             say(f"{sequence.label} · seed {sequence.seed}: {warning}")
-        if notes := self.method.notes():
-            write_text(self.out / sequence.folder / "notes.json", json.dumps(notes, ensure_ascii=False) + "\n")
-        if i < len(sequence.stages) - 1:
-            return names
-        return names + ([f"{sequence.folder}/notes.json"] if notes else []) + self._publish()
+        return names
 
-    def _publish(self) -> list[str]:
-        """The plug-ins for others, after the last stage."""
+    def publish(self) -> list[str]:
+        """What stands beside the sequence after its last stage: notes for the report, plug-ins for others; the files' names."""
+        names = []
+        if notes := self.method.notes():
+            names.append(f"{self.sequence.folder}/notes.json")
+            write_text(self.out / names[0], json.dumps(notes, ensure_ascii=False) + "\n")
         plugins = self.out / self.sequence.folder / "plugins"
         partial = plugins.with_name("plugins.partial")
         shutil.rmtree(partial, ignore_errors=True)
         self.method.publish(partial)
         if not partial.is_dir():
-            return []
+            return names
         shutil.rmtree(plugins, ignore_errors=True)
         partial.rename(plugins)
-        return [str(file.relative_to(self.out)) for file in sorted(plugins.rglob("*")) if file.is_file()]
+        return names + [str(file.relative_to(self.out)) for file in sorted(plugins.rglob("*")) if file.is_file()]
 
     # -- what it promises --------------------------------------------------------------------------------------------
     def read(self, domain: str | None, input_ids: Tensor) -> Tensor:

@@ -114,6 +114,7 @@ class StudyPlan:
         self.lm.model.to(ranks.device())
         self.tasks = {task.name: load_study_task(task) for task in study.tasks}
         self.more = {task.name: _more_splits(task, study.evaluation.predict_test) for task in study.tasks}
+        self.texts: dict[str, list[Any]] = {}
         self.retention: Retention | None = None
         for points in self.points.values():
             for work in points:
@@ -126,7 +127,7 @@ class StudyPlan:
         if study.retention:
             refuse_longer(self.lm, study.evaluation.block, "recipe.evaluation.block")
             texts = {k: _text(self.lm, study, c) for k, c in study.retention.items()}
-            self.retention = Retention(self.lm, texts)
+            self.texts = texts
         found = {"model": self.lm.identity}
         found |= {f"{name} (text)": sha256(b["input_ids"].tolist() for b in batches) for name, batches in texts.items()}
         return found | {
@@ -145,6 +146,9 @@ class StudyPlan:
         return sum(p.numel() for p in self.lm.model.parameters())
 
     # -- one cell ------------------------------------------------------------------------------------------------------
+    def begin(self, board: Board) -> None:
+        """Nothing to get ready."""
+
     def carry_out(self, cell: Cell, board: Board) -> list[str]:
         """Fine-tune, score, measure what is left, and write the cell's files."""
         began, folder, work = time.monotonic(), self.out / cell.key, cell.work
@@ -170,6 +174,8 @@ class StudyPlan:
         if answers:
             write_text(folder / "predictions.json", json.dumps(answers) + "\n")
             names.append("predictions.json")
+        if self.texts and self.retention is None:  # not before: it is measured with the threads of a cell
+            self.retention = Retention(self.lm, self.texts)
         if self.retention is not None and tuned.trunk is not None:
             rows += [self._row(work, score, tuned.steps) for score in self.retention.of(tuned.trunk)]
         write_text(folder / "curve.csv", tuned.curve_csv())

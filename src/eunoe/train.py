@@ -64,7 +64,8 @@ class Job:
     observe: Callable[[int], Mapping[str, float]] | None = None
     """Called after each step with its number (from 1); what it returns is kept in ``Trained.observed``."""
     enough: Callable[[int], bool] | None = None
-    """Called after each step with its number (from 1): True ends the training there (early stopping)."""
+    """Called after each step with its number (from 1): True ends the training there (early stopping). What it remembers from
+    step to step belongs into ``carry``, which checkpoints hold."""
     rate_scale: Callable[[int], float] | None = None
     """Step (from 0) -> what its learning rates are multiplied by (AWD-LSTM: the length of its text over the usual one)."""
     carry: Any = None
@@ -76,6 +77,8 @@ class Trained:
     """What a training leaves: its curve (step from 1, loss per item, rate, gradient norm), what was observed on the way."""
 
     steps: int
+    ended: bool = False
+    """Did ``Job.enough`` end it before all its steps?"""
     curve: list[tuple[int, float, float, float]] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
@@ -102,6 +105,7 @@ def train(job: Job) -> Trained:
     accelerator = _accelerator(settings)
     job.model.to(accelerator.device)
     stage = _bound(job, accelerator)
+    torch.manual_seed(_seed(job.seed, len(job.batches), 0, 0))  # what a method draws does not depend on what ran before
     method.begin(stage)
     batches, extras = method.batches(stage), terms(method)
     optimizer, total = job.optimizer(job.model), len(batches)
@@ -112,8 +116,9 @@ def train(job: Job) -> Trained:
     model = _wrapped(job.model, accelerator)
     model.train()
     began, world = time.monotonic() - done.seconds, accelerator.num_processes
+    ends = type(method).end is not Method.end  # then a kill in it costs no step
     with stop.watching(), Bar(job.name, total, done.steps) as bar:
-        for step in range(done.steps, total):
+        for step in range(total if done.ended else done.steps, total):
             # -- forward and backward over the micro-batches of this step
             method.before_step(step, total)
             micro = [{k: v.to(accelerator.device) for k, v in b.items()} for b in batches[step]]
@@ -151,19 +156,23 @@ def train(job: Job) -> Trained:
             if job.observe is not None:
                 done.observed += [(done.steps, name, seen) for name, seen in job.observe(done.steps).items()]
                 model.train()
-            asked = stop.asked() if world == 1 else stopping
-            if job.folder is not None and (done.steps % settings.checkpoint_every == 0 or asked):
+            done.ended = job.enough is not None and job.enough(done.steps)
+            asked, last_step = stop.asked() if world == 1 else stopping, done.ended or done.steps == total
+            if job.folder is not None and (
+                done.steps % settings.checkpoint_every == 0 or asked or (last_step and ends)
+            ):
                 _save(job, identity, done, optimizer, scheduler, method, accelerator)
             if asked:
                 where = f"saved after step {done.steps} of {total}" if job.folder else "this short training starts over"
                 raise Interrupted(
                     f"stopped by {asked} while learning {job.name}; {where}. Run the same command to resume."
                 )
-            if job.enough is not None and job.enough(done.steps):
+            if done.ended:
                 break
     keep.release()
     if accelerator.device.type != "cpu":
         accelerator.free_memory()  # a full garbage collection, which on the CPU frees nothing more
+    torch.manual_seed(_seed(job.seed, total, 1, 0))
     method.end(stage)
     return done
 
@@ -329,7 +338,7 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "method": method.step_state(),
         "loop": {
-            "scheduler": scheduler.state_dict(), "steps": done.steps, "tokens": done.tokens, "seconds": done.seconds,
+            "scheduler": scheduler.state_dict(), "steps": done.steps, "ended": done.ended, "tokens": done.tokens, "seconds": done.seconds,
             "curve": done.curve, "observed": done.observed, "carry": job.carry.state_dict() if job.carry else None,
         },
     }  # fmt: skip
@@ -353,8 +362,8 @@ def _resume(job: Job, identity: Mapping[str, str], optimizer: Optimizer, schedul
         loop = groups["loop"]
         if job.carry is not None:
             job.carry.load_state_dict(loop["carry"])
-        return Trained(int(loop["steps"]), [tuple(point) for point in loop["curve"]], int(loop["tokens"]), float(loop["seconds"]),
-                       skipped, [tuple(point) for point in loop["observed"]])  # fmt: skip
+        return Trained(int(loop["steps"]), bool(loop["ended"]), [tuple(point) for point in loop["curve"]], int(loop["tokens"]),
+                       float(loop["seconds"]), skipped, [tuple(point) for point in loop["observed"]])  # fmt: skip
 
 
 __all__ = ["Job", "Trained", "Tried", "precision", "train", "trial"]

@@ -82,7 +82,7 @@ def test_a_run_of_all_made_up_methods_is_resumed_to_the_same_bytes(
     assert state(killed, EXEMPT) == state(whole, EXEMPT)
     findings = verify(killed)
     assert {f.sequence.split(".")[0].split()[0] for f in findings if f.promised} >= {"of-one-domain", "prompts"}
-    assert not [f for f in findings if f.broken]
+    assert not [(f.sequence, f.domain, f.text) for f in findings if f.broken]
 
 
 def test_a_domain_that_returns_is_a_stage_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,9 @@ class Ncl(Method):
 
     returns = True
 
+    def clashes(self, other: Method) -> str | None:
+        return "ncl adds nothing to another method, and trains weights that it may keep still"
+
     def __init__(self, model: nn.Module, settings: NclSettings, domains: Sequence[str]) -> None:
         super().__init__(model, settings, domains)
         for p in model.parameters():

@@ -90,6 +90,18 @@ class Together(Method):
         for key, part in zip(self.keys, self.parts, strict=True):
             part.load_state_dict(self._own(state, key))
 
+    def restore(self, stage: str, weights: Mapping[str, Tensor], state: Mapping[str, Any], where: str) -> None:
+        """Each part takes back its own; a weight that several hold is written once for each, with the same bits."""
+        for key, part in zip(self.keys, self.parts, strict=True):
+            own = part.weights()
+            alone = type(part).restore is Method.restore
+            part.restore(
+                stage,
+                {n: w for n, w in weights.items() if n in own} if alone else weights,
+                self._own(state, key),
+                where,
+            )
+
     def step_state(self) -> dict[str, Any]:
         return {key: part.step_state() for key, part in zip(self.keys, self.parts, strict=True)}
 

@@ -41,8 +41,8 @@ def phase(
     ``trains``: names of the weights that train; None leaves what is set. ``rates``: name -> factor on the learning rate.
     ``folder``: for checkpoints; None writes none. ``observe``: called after each step with its number (from 1), its values are
     kept. ``validate``: likewise; True ends the phase after that step. ``carry``: state that the loss carries from batch to
-    batch (``state_dict``, ``load_state_dict``), saved and restored with the step. ``rate_scale``: step (from 0) -> factor on all
-    rates. Raises as ``train``.
+    batch, and what ``validate`` remembers (``state_dict``, ``load_state_dict``), saved and restored with the step.
+    ``rate_scale``: step (from 0) -> factor on all learning rates. Raises as ``train``.
     """
     if trains is not None:
         for weight, p in model.named_parameters():
