@@ -46,5 +46,5 @@ def main() -> None:
         print("a round: {:.0f} s by one process, {:.0f} s by jobs".format(*rounds[-1]), flush=True)
     alone, shared = zip(*rounds, strict=True)
     print(f"the demo with two domains and half its steps, {cores()} cores: one process with {cores()} threads {median(alone):.0f} s, "
-          f"--jobs auto {median(shared):.0f} s: {ratio(list(alone), list(shared))}, aim {AIM} x, limit {cores()} x; load of the machine before and "
-          f"during it {os.getloadavg()[2]:.1f} over 15 minutes, of which about {cores()} is ours")  # fmt: skip
+          f"--jobs auto {median(shared):.0f} s: {ratio(list(alone), list(shared))}, aim {AIM} x, limit {cores()} x; load of the machine "
+          f"before and during it {os.getloadavg()[2]:.1f} over 15 minutes, of which about {cores()} is ours")  # fmt: skip

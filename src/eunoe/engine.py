@@ -110,9 +110,7 @@ def run(
             ranks.wait()
             count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell
             if count > 1:
-                plan = plan_of(
-                    plan.recipe
-                )  # nothing is read yet: while the jobs hold model and text, this process does not
+                plan = plan_of(plan.recipe)  # one that holds neither model nor text, while the jobs do
                 clear_shelf()
                 share(out, count)
                 board = Board(out, board.run)

@@ -351,8 +351,8 @@ class RunPlan:
     def _rows_before(self, board: Board) -> dict[tuple[object, ...], list[Row]]:
         """The rows of a run that a version before 0.2 began, which kept them in one file; put aside once, then read from there."""
         if self._before is None:
-            aside, rows = self.out / "rows.before.jsonl", self.out / "rows.jsonl"
-            if not says_whose(self.out) and rows.is_file() and not aside.is_file():
+            aside, rows = board.out / "rows.before.jsonl", board.out / "rows.jsonl"
+            if not says_whose(board.out) and rows.is_file() and not aside.is_file():
                 write_text(aside, rows.read_text(encoding="utf-8"))
             self._before = {}
             for row in read_rows(aside):
