@@ -125,7 +125,7 @@ def test_signals_at_random_moments_are_never_lost(forks: ForkServerContext, tiny
         ends.append(code)
         if code:
             assert_stopped(code, err, which.name)
-            assert end(start(forks, tiny.words, folder), folder) == (0, "")
+            assert end(start(forks, tiny.words, folder), folder)[0] == 0  # it may say that the run was finished
         else:
             assert err == ""
             assert "report:" in (folder / "stdout").read_text()
