@@ -20,7 +20,7 @@ from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches, collate_lm
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError, Interrupted
-from eunoe.methods.base import Batches, Method
+from eunoe.methods.base import Batches, Method, Stage
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import LMLoss, LossSum, lm_loss, target_logits
 from eunoe.recipe import LoopSettings
@@ -396,3 +396,36 @@ def test_a_states_digest_does_not_depend_on_the_order_of_its_keys() -> None:
     a, b = torch.arange(3.0), torch.arange(3.0, 6.0)
     assert checkpoint.digest({"b": b, "a": {"z": a, "y": b}}) == checkpoint.digest({"a": {"y": b, "z": a}, "b": b})
     assert checkpoint.digest({"b": b, "a": a}) != checkpoint.digest({"b": a, "a": b})
+
+
+# -- early stopping, and what a method draws -------------------------------------------------------------------------
+def test_a_training_that_was_enough_is_not_taken_further_when_it_is_resumed(tmp_path: Path) -> None:
+    """A kill after the last step, or a signal at it: the step before the end may hold a checkpoint or not."""
+    for every in (1, 2, 3):
+        model, again = tiny_bert(), tiny_bert()
+        for one in (model, again):
+            work = job(one, folder=tmp_path / str(every), checkpoint_every=every)
+            work.enough = lambda step: step == 3
+            assert train(work).steps == 3
+        assert same(bits(model), bits(again))
+
+
+def test_what_a_method_draws_does_not_depend_on_what_the_process_drew_before() -> None:
+    class Draws(Method):
+        def begin(self, stage: Stage) -> None:
+            self.drawn = [torch.rand(3)]
+
+        def end(self, stage: Stage) -> None:
+            self.drawn.append(torch.rand(3))
+
+    drawn = []
+    for before in (0, 7):
+        torch.manual_seed(before)
+        model = tiny_bert()
+        work = job(model)
+        work.method = Draws(model, None, [])
+        torch.rand(before)
+        train(work)
+        drawn.append(torch.stack(work.method.drawn))
+    assert torch.equal(*drawn)
+    assert not torch.equal(drawn[0][0], drawn[0][1])
