@@ -43,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(
+                f"eunoe: {visible(error.filename, 80)} is too long a name for a file or folder. Give a shorter one.",
+                file=sys.stderr,
+            )
+            return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
         print(f"eunoe: {error.filename or 'a file'} could not be written: {error.strerror}. Nothing finished is lost; free "

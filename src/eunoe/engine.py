@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from eunoe import ranks, stop
+from eunoe import checkpoint, ranks, stop
 from eunoe.atomic import write_text
 from eunoe.cells import Board, Cell, Plan
 from eunoe.errors import EunoeError
@@ -140,7 +140,21 @@ def _finished(plan: Plan, out: Path) -> bool:
     if begun_with(out) is None:
         return False  # texts.json is made again first
     board = Board(out, fingerprint(out))
-    return all(board.done(cell) for cell in plan.cells(board))
+    cells = plan.cells(board)
+    broken = [out / cell.key / "final" for cell in cells if board.done(cell) and not _state_intact(out, cell)]
+    if broken:
+        listed = f"{', '.join(map(str, broken[:3]))}{' and more' * (len(broken) > 3)}"
+        raise EunoeError(
+            f"{out} is finished, but {listed} was damaged since. Its rows are whole. To learn that stage again, to the same bits: "
+            "give the same command with --relearn."
+        )
+    return all(board.done(cell) for cell in cells)
+
+
+def _state_intact(out: Path, cell: Cell) -> bool:
+    """Does the state that a cell left, if it left one, have the hashes of its manifest?"""
+    final = out / cell.key / "final"
+    return not final.is_dir() or checkpoint.intact(final)
 
 
 def work(plan: Plan, board: Board) -> None:

@@ -208,14 +208,14 @@ def read_mark(out: Path, run: str | None, key: str) -> tuple[str, dict[str, str]
     except Exception:  # damaged: the cell is made again
         safe = False
     if not safe:
-        say_once(f"{file} is damaged: that piece of work is done again.")
+        say_once(f"{file} is damaged: that piece of work counts as not done.")
         return None
     if cell != key or own != (run or own):
         raise EunoeError(f"{out / key} belongs to another run or place (run {visible(own)}, cell {visible(cell)}; here it is run {run}, "
                          f"cell {key}). Put back what was there, or delete the folder: the same command makes it again.")  # fmt: skip
     for name, expected in hashes.items():
         if file_hash(out / name) != expected:
-            say_once(f"{out / name} is missing or was changed: that piece of work is done again.")
+            say_once(f"{out / name} is missing or was changed: that piece of work counts as not done.")
             return None
     return hashlib.sha256(data).hexdigest(), {str(k): str(v) for k, v in needs.items()}
 

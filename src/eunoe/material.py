@@ -76,6 +76,7 @@ def read_material(
         if domain.name not in used:
             continue
         train_blocks[domain.name] = load_blocks(domain.corpus, lm.tokenizer, recipe.training.block, "train")
+        _refuse_unknown_words(lm, train_blocks[domain.name], domain.name)
         held_out = load_blocks(domain.corpus, lm.tokenizer, recipe.training.block, "valid").take(evaluation.blocks)
         valid[domain.name] = eval_batches(lm, held_out, evaluation.batch, rate)
         if domain.task is not None:
@@ -98,6 +99,23 @@ def read_material(
         else None
     )
     return Material(train_blocks, valid, tasks, general)
+
+
+UNKNOWN = 0.5
+"""Share of unknown words above which a text is not of a language and script that the tokenizer knows."""
+
+
+def _refuse_unknown_words(lm: LanguageModel, blocks: Blocks, name: str) -> None:
+    """Raise ``EunoeError`` where most of a domain's tokens are the tokenizer's sign for an unknown word."""
+    unknown = lm.tokenizer.unk_token_id
+    if unknown is None or lm.tokenizer.unk_token_id == lm.tokenizer.eos_token_id:
+        return  # the sign has another use too (GPT-2), and such tokenizers know every byte
+    share = float((blocks.take(64).ids == unknown).mean())
+    if share > UNKNOWN:
+        raise EunoeError(
+            f"{100 * share:.0f} % of the tokens of {name!r} are unknown words ({lm.tokenizer.unk_token}): the tokenizer of {lm.name!r} "
+            "does not know its language or script. Choose a model that does, or check the file's encoding."
+        )
 
 
 def sha256(parts: Iterable[Any]) -> str:

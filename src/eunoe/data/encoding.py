@@ -29,6 +29,8 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+LFS = "version https://git-lfs.github.com/spec/"
+"""How a file begins that stands for one in Git's large file storage."""
 _CHUNK = 2**16
 _OF_NAMES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined")
 """Codecs that Python counts among those of text, but that write host names and source code."""
@@ -76,6 +78,10 @@ def lines_of(
                         raise _binary(path, number)
                     if number == 1:
                         line = line.removeprefix("\ufeff")
+                        if line.startswith(LFS):
+                            raise EunoeError(
+                                f"{path} is a Git LFS pointer, not the text itself. Fetch it: git lfs pull"
+                            )
                     line = line.removesuffix("\n")
                     if 4 * len(line) > limit and len(line.encode("utf-8", "surrogatepass")) > limit:
                         raise too_long(f"{visible(path)}, line {number}", limit)

@@ -23,7 +23,7 @@ from eunoe.data.records import cell, read_rows, shown_value, text_cell
 from eunoe.data.shots import describe, draw, evenly, random_split, resplit
 from eunoe.errors import EunoeError
 from eunoe.progress import say_once
-from eunoe.recipe import CorpusSettings, TaskSettings
+from eunoe.recipe import CorpusSettings, TaskSettings, expand
 
 SPLIT_SEED = 2021
 """Seed of ``test_share``: CPT's for AG News."""
@@ -92,6 +92,15 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
         if settings.resplit is not None:
             kept, scored = resplit(_labels(train), _labels(dev), _labels(test), settings.resplit)
     chosen, seed, short = _draw([every[i] for i in kept], settings, labels, where)
+    if labels and len({example.label for example in chosen}) < 2:
+        raise EunoeError(
+            f"{where}: the {len(chosen)} rows that are left to train on have one class, {shown_value(str(chosen[0].label))}: "
+            f"the others of {settings.train} went to the test rows. Give more rows of each class, or test rows of their own."
+        )
+    if settings.test is not None and settings.resplit is None and expand(settings.test) == expand(settings.train):
+        say_once(
+            f"warning: {where}: the test rows are the training rows, so its scores say how well they are remembered"
+        )
     scored = [scored[i] for i in evenly(len(scored), settings.test_rows or len(scored))]
     return Task(name, settings.kind, labels, tuple(chosen), tuple(every[i] for i in scored), seed, short=short)
 

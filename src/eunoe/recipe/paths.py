@@ -9,14 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from eunoe.errors import EunoeError
+from eunoe.foreign import visible
+
+LONGEST = 255
+"""Bytes in the name of a file or folder, on every file system in use."""
+
+
+def usable(path: str) -> str:
+    """``path`` itself; raises ``EunoeError`` for a NUL and for names that no file system holds, which every look at it would trip over."""
+    if "\0" in path:
+        raise EunoeError(f"the path {visible(path, 80)!r} holds a NUL character. Give it without.")
+    long = next((part for part in path.split("/") if len(os.fsencode(part)) > LONGEST), None)
+    if long is not None or len(os.fsencode(path)) > 4096:
+        raise EunoeError(
+            f"the path {visible(path, 80)!r} has a name of more than {LONGEST} bytes, or more than 4,096 in all, which no file system "
+            "holds. Give a shorter one."
+        )
+    return path
 
 
 def as_path(value: Any, what: str) -> Path:
     """A path given as text or as a path; raises ``EunoeError`` naming ``what`` for anything else, and for empty text."""
     if isinstance(value, str | os.PathLike):
         path = os.fspath(value)
-        if isinstance(path, str) and path and "\0" not in path:
-            return Path(path)
+        if isinstance(path, str) and path:
+            return Path(usable(path))
     raise EunoeError(f"{what} is given as {value!r}; give a path, as text or as pathlib.Path.")
 
 
@@ -27,7 +44,7 @@ def expand(text: str) -> str:
     Otherwise ``$$`` is one ``$``, as in a makefile, and a ``$`` before anything but a name is itself. What a variable holds is not
     expanded again.
     """
-    if os.path.lexists(text):
+    if os.path.lexists(usable(text)):
         return text
 
     unset: list[str] = []
@@ -39,10 +56,10 @@ def expand(text: str) -> str:
         return "$" if name is None else os.environ.get(name, found[0])
 
     out = re.sub(r"\$(?:\$|(\w+)|\{(\w+)\})", value, os.path.expanduser(text))
-    if unset and not os.path.lexists(out):
+    if unset and not os.path.lexists(usable(out)):
         raise EunoeError(f"{text!r} names the environment variable {unset[0]}, which is not set. Set it: "
                          f"export {unset[0]}=/path/to/folder; or write $$ for a $ that is part of the name.")  # fmt: skip
-    return out
+    return usable(out)
 
 
 def refuse_inside(out: Path, sources: Iterable[str]) -> None:
