@@ -26,6 +26,12 @@ SAY = {
         "max_length",
         "evaluate_every",
     },  # composes a recipe from options, and recipes name transfers
+    "draft.py": {
+        "finetune",
+        "cpt",
+        "ncl",
+        "max_length",
+    },  # writes a recipe for people, and recipes name methods and transfers
     "recipe/settings.py": {"finetune", "cpt"},  # a recipe's default; CPT's rule of how many rows a few-shot task has
 }
 """What files above may say, and why."""

@@ -361,7 +361,7 @@ def test_a_limit_of_nothing_is_refused(tmp_path: Path, limit: int) -> None:
 
 
 def read_until_stopped(path: Path) -> None:
-    with stop.watching(command=True):
+    with stop.watching():
         rows = read_rows(str(path))
         next(rows)
         signal.raise_signal(signal.SIGTERM)
