@@ -130,8 +130,7 @@ def _reads_of_run(plan: RunPlan) -> list[Reads]:
 def _reads_of_study(plan: StudyPlan) -> list[Reads]:
     found = [Reads(name, task=_task([task])) for name, task in plan.tasks.items()]
     for name, corpus in plan.recipe.retention.items():
-        assert plan.retention is not None
-        blocks = sum(len(batch["input_ids"]) for batch in plan.retention.texts[name])
+        blocks = sum(len(batch["input_ids"]) for batch in plan.texts[name])
         found.append(Reads(name, f"{_documents(corpus)}{blocks:,} blocks to score"))
     return found
 

@@ -25,7 +25,7 @@ from eunoe.evaluate.evaluator import lm_score
 from eunoe.head import head_job
 from eunoe.material import Material
 from eunoe.methods.base import Method
-from eunoe.plan import Ask, Head, Learn, Measure, RunPlan
+from eunoe.plan import Ask, Head, Learn, Measure, Publish, RunPlan
 from eunoe.progress import say
 from eunoe.recipe import LoopSettings
 from eunoe.sequence import Sequence as Way
@@ -292,9 +292,10 @@ class TimedRun(Timed):
             saving, way = _saving(work.way.training, steps, self.weights[label])
             kept = self.kept[label]
             seconds = timed[min(work.i, len(timed) - 1)].of(steps) + saving + kept / SAVE + kept / LOAD
-            if self.publishes[label] and work.i == len(work.way.stages) - 1:
-                kept += self.weights[label]
             return Piece(key, needs, group, "learn", label, steps, seconds, kept, way, restores)
+        if isinstance(work, Publish):
+            size = self.weights[label] if self.publishes[label] else 0
+            return Piece(key, needs, group, "write plug-ins and notes", label, 0, size / SAVE, size, restores=restores)
         if isinstance(work, Ask):
             return Piece(key, needs, group, "answer prompts", label, 0, self.answers, restores=restores)
         if not work.end_task:
@@ -321,7 +322,7 @@ class TimedStudy(Timed):
             start = Start(lm=plan.lm, method=Method(plan.lm.model, None, []), domain=None, task=plan.tasks[name], seed=0,
                           batch=plan.recipe.evaluation.batch)  # fmt: skip
             self.tunings.found[system, name] = _time_tuning(points[0].entry, points[0].settings, start)
-        for batches in plan.retention.texts.values() if plan.retention else []:
+        for batches in plan.texts.values():
             self.text += 2 * len(batches) * _seconds(partial(lm_score, plan.lm.model, batches[:1]))
         self.once = sum(tuning.once for tuning in self.tunings.found.values())
 
