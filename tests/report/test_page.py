@@ -256,7 +256,9 @@ def test_folders_may_be_given_in_any_way(tmp_path: Path, monkeypatch: pytest.Mon
     assert both[0] == both[1] == both[2]
     assert write_report({"a": 1, "b": 2}.keys(), "a") == Path("a/report.html")
     for missing in ("none", Path("none"), ["a", "none"], "", "x" * 5000, "a\0b"):
-        with pytest.raises(EunoeError, match=r"is not a folder|has no scores"):
+        with pytest.raises(
+            EunoeError, match=r"is not a folder|has no scores|is given as|more than 255 bytes|NUL character"
+        ):
             write_report(missing, "out.html")
     assert not Path("out.html").exists()
 
