@@ -23,7 +23,7 @@ from eunoe.optim.table import OPTIMIZERS
 from eunoe.progress import console
 from eunoe.recipe import Study, recipe_of
 from eunoe.report.lines import together
-from eunoe.study import course, load_study_task, resolve_study
+from eunoe.study import load_study_task, resolve_study
 
 Overrides = list[tuple[str, str]]
 
@@ -96,7 +96,7 @@ def plot_lambda(study: Study, out: Path) -> Path:
     works = [work for works in resolve_study(study).points.values() for work in works]
     figures: list[str] = []
     for work in works:
-        plan = course(work, rows[work.task])
+        plan = work.entry.course(work.settings, rows[work.task])
         if plan is None:
             continue
         title = f"{work.task} · {work.label} · {plan.steps} steps"

@@ -210,9 +210,8 @@ def _take(plan: Plan, board: Board, cell: Cell) -> bool:
 def _carry_out(plan: Plan, board: Board, cell: Cell) -> None:
     files = plan.carry_out(cell, board)
     if ranks.first():
-        shutil.rmtree(
-            board.out / cell.key / "steps", ignore_errors=True
-        )  # before the mark: a done cell is not visited again
+        # before the mark: a done cell is not visited again
+        shutil.rmtree(board.out / cell.key / "steps", ignore_errors=True)
         board.finish(cell, files)
 
 

@@ -155,7 +155,6 @@ class RunPlan:
                 check_task(domain.task, f"task of {domain.name!r}")
         refuse_missing(self._read())
         self.lm = pretrained(recipe.model, recipe.seeds[0])  # a head that is not trained yet starts at random
-        self.lm.model.to(ranks.device())
         reads: dict[str, str] = {"model": self.lm.identity}
         extra: dict[str, int] = {}
         for way in {way.label: way for way in self.sequences if way.method is not None}.values():
@@ -259,7 +258,6 @@ class RunPlan:
         assert self.material is not None
         domain = work.task if work.task in work.learnt else None  # general text belongs to no domain
         if not work.end_task:
-            walk.method.activate(domain)
             score = lm_score(
                 walk.lm.model, self.material.valid[work.task], lambda batch: walk.method.log_probs(batch, domain)
             )

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -61,7 +61,22 @@ def say_once(text: str) -> None:
     say(text)
 
 
-class Bar:
+class _Live:
+    """What is on the screen within a ``with`` block."""
+
+    progress: Progress
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+
+class Bar(_Live):
     """A bar over ``total`` steps of which ``done`` are behind us."""
 
     def __init__(self, name: str, total: int, done: int = 0) -> None:
@@ -70,15 +85,6 @@ class Bar:
         self.live = console.is_terminal and not console.quiet and not _job()
         self.progress = _progress(self.live)
         self.task = self.progress.add_task(visible(name), total=total, completed=done, loss="", rate="")
-
-    def __enter__(self) -> Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
 
     def advance(self, tokens: int, loss: float | None = None) -> None:
         """One step done, which read ``tokens`` tokens."""
@@ -99,7 +105,7 @@ class Bar:
             _log(shown)
 
 
-class Lines:
+class Lines(_Live):
     """What several jobs are at: one bar a job on a terminal, else a line for each every half minute.
 
     What one of them says is said once, though each says it: they all read and check the same recipe.
@@ -112,15 +118,6 @@ class Lines:
         self.errors: dict[int, str] = {}
         self.latest: dict[int, dict[str, Any]] = {}
         self.lock = threading.Lock()  # each job is read by a thread of its own
-
-    def __enter__(self) -> Lines:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
 
     def take(self, k: int, event: Any) -> None:
         """What job ``k`` sent: progress, a line to say, or the error that it ended with."""

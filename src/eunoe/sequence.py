@@ -255,8 +255,7 @@ class Walk:
 
     def write_beside(self, i: int) -> list[str]:
         """What stands beside the final of stage ``i``, made from it; returns the files' names, from the run's folder."""
-        sequence, folder = self.sequence, self.out / self.sequence.stage_key(i)
-        shutil.rmtree(folder / "steps", ignore_errors=True)
+        sequence = self.sequence
         names = [f"{sequence.stage_key(i)}/final/manifest.json", f"{sequence.stage_key(i)}/curve.csv"]
         if self.curve is not None or not (self.out / names[-1]).is_file():  # before 0.2 the final did not hold it
             write_text(self.out / names[-1], str(self.curve or "step,loss,lr,grad_norm\n"))

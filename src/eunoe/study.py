@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -40,7 +39,7 @@ from eunoe.models.load import LanguageModel, pretrained, refuse_longer
 from eunoe.progress import say
 from eunoe.recipe import CorpusSettings, Study, StudyTask, TaskSettings, build, named, override
 from eunoe.report.schema import Row, to_line
-from eunoe.transfer import Course, Start
+from eunoe.transfer import Start
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,6 @@ class StudyPlan:
         write_text(folder / "curve.csv", tuned.curve_csv())
         write_text(folder / "observed.csv", tuned.observed_csv())
         write_text(folder / "rows.jsonl", "".join(map(to_line, rows)))
-        shutil.rmtree(folder / "steps", ignore_errors=True)
         note_time(self.out, cell.key, time.monotonic() - began, tuned.tokens)
         return [f"{cell.key}/{name}" for name in names]
 
@@ -290,11 +288,6 @@ def _typed(
     return entry.resolve(build(entry.settings, data, where), where)
 
 
-def course(work: Finetune, rows: int) -> Course | None:
-    """What the optimizer's annealing will do when ``work`` is fine-tuned on ``rows`` rows; None where it has none."""
-    return work.entry.course(work.settings, rows)
-
-
 def load_study_task(settings: StudyTask) -> Task:
     """A GLUE task, scored on its development set, or rows of your own."""
     if settings.glue is None:
@@ -344,4 +337,4 @@ def _text(lm: LanguageModel, study: Study, corpus: CorpusSettings) -> list[Any]:
     return eval_batches(lm, blocks, study.evaluation.batch, study.evaluation.mask_rate)
 
 
-__all__ = ["Finetune", "StudyPlan", "course", "fill_constant", "load_study_task", "resolve_study"]
+__all__ = ["Finetune", "StudyPlan", "fill_constant", "load_study_task", "resolve_study"]

@@ -10,16 +10,7 @@ import pytest
 from eunoe.data.files import content_hash, kind, resolve
 from eunoe.data.records import read_records, read_rows
 from eunoe.errors import EunoeError
-
-
-def texts(path: Path, **more: Any) -> list[Any]:
-    return [record["text"] for record in read_records(str(path), **more)]
-
-
-def refusal(path: Path | str, **more: Any) -> str:
-    with pytest.raises(EunoeError) as caught:
-        list(read_records(str(path), **more))
-    return str(caught.value)
+from tests.data.reading import refusal, texts
 
 
 def test_a_folder_of_mixed_kinds_is_read_in_sorted_order(tmp_path: Path) -> None:

@@ -17,16 +17,7 @@ from eunoe.data.records import cell, read_records, read_rows, shown_value, text_
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.lookup import SHOWN
 from tests.conftest import shared
-
-
-def texts(path: Path, **more: Any) -> list[Any]:
-    return [record["text"] for record in read_records(str(path), **more)]
-
-
-def refusal(path: Path | str, **more: Any) -> str:
-    with pytest.raises(EunoeError) as caught:
-        list(read_records(str(path), **more))
-    return str(caught.value)
+from tests.data.reading import refusal, texts
 
 
 def test_the_documents_of_a_text_file(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from eunoe.recipe import (
     shipped_recipes,
     to_yaml,
 )
+from tests.recipe.refusal import refusal
 
 BASE = """
 name: small
@@ -43,12 +44,6 @@ def recipe(tmp_path: Path) -> Any:
         return load_recipe(path, overrides, scale)
 
     return read
-
-
-def refusal(read: Any, *args: Any, **more: Any) -> str:
-    with pytest.raises(EunoeError) as caught:
-        read(*args, **more)
-    return str(caught.value)
 
 
 # -- keys and types -----------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ Masked LM: BERT's rule, each ordinary token is a target with probability 0.15; o
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -148,14 +146,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.inputs)
-
-
-def rows_digest(rows: Rows) -> str:
-    """SHA-256 of what the rows hold: the ids, and the labels in the rows' order; a function of nothing else."""
-    total = hashlib.sha256()
-    for row, label in zip(rows.inputs, rows.labels.tolist(), strict=True):
-        total.update(json.dumps([row, label], sort_keys=True).encode())
-    return total.hexdigest()
 
 
 def encode_rows(

@@ -21,6 +21,7 @@ from safetensors import safe_open
 
 from eunoe import stop
 from eunoe.atomic import write_bytes
+from eunoe.data.encoding import LFS
 from eunoe.errors import EunoeError
 from eunoe.foreign import reading, visible
 
@@ -31,7 +32,6 @@ TOKENIZER = (
     "merges.txt", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model", "chat_template.jinja",
 )  # fmt: skip
 """What a tokenizer may be read from."""
-LFS = b"version https://git-lfs.github.com/spec/"
 MOST = 100_000
 """Parts of one kind (layers, labels, experts, ...) that a config.json may ask for at most."""
 
@@ -145,7 +145,7 @@ def _refuse_pointers(files: Iterable[Path]) -> None:
     for file in files:
         with reading(file), open(file, "rb") as opened:
             start = opened.read(len(LFS))
-        if start == LFS:
+        if start == LFS.encode():
             raise EunoeError(
                 f"{visible(file)} is a Git LFS pointer of a few lines, not the file itself. Fetch it: run `git lfs "
                 f"pull` in {visible(file.parent)}."
