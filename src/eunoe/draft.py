@@ -31,7 +31,7 @@ from eunoe.recipe import (
     TaskSettings,
     as_path,
     check_names,
-    load_recipe,
+    parse_yaml,
     recipe_of,
     refuse_inside,
 )
@@ -88,11 +88,10 @@ def new_recipe(folder: Path, out: Path | None = None, model: str = "minilm") -> 
                          f"{reasons}")  # fmt: skip
     check_names([domain.name for domain in domains], "domain")
     text = _text(folder, name, model, domains, [_domain(group, left_out) for group in general], left_out, out)
-    recipe = recipe_of(yaml.safe_load(text))
+    recipe = recipe_of(parse_yaml(text, str(out)))
     assert isinstance(recipe, Recipe)
     refuse_inside(out, resolve_recipe(recipe).sources())
     write_text(out, text)
-    load_recipe(out)
     return out
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from eunoe.data.collate import Batch, refuse_larger
 from eunoe.data.corpus import Blocks, Part, load_blocks
 from eunoe.data.tasks import Task, draws, load_task
+from eunoe.data.tokens import Named
 from eunoe.errors import EunoeError
 from eunoe.evaluate.answers import refuse_unanswerable
 from eunoe.evaluate.evaluator import eval_batches
@@ -56,6 +57,7 @@ def read_material(
     ``batches``: blocks that the sequences' training takes at once.
     """
     rate, evaluation, used = recipe.training.mask_rate, recipe.evaluation, set(used)
+    named = Named(lm.tokenizer)
     refuse_longer(lm, recipe.training.block, "recipe.training.block")
     for batch in batches:
         refuse_larger(batch, recipe.training.block, "blocks")
@@ -68,16 +70,16 @@ def read_material(
         refuse_longer(lm, recipe.head.block, "recipe.head.block")
         refuse_larger(recipe.head.batch, recipe.head.block, "blocks")
         for corpus in recipe.head.corpora:
-            load_blocks(corpus, lm.tokenizer, recipe.head.block, "train")
+            load_blocks(corpus, named, recipe.head.block, "train")
     refuse_unanswerable(lm, evaluation.prompts, evaluation.answer_tokens, "recipe.evaluation")
     train_blocks, valid = {}, {}
     tasks: dict[str, dict[int | None, Task]] = {}
     for domain in recipe.domains:
         if domain.name not in used:
             continue
-        train_blocks[domain.name] = load_blocks(domain.corpus, lm.tokenizer, recipe.training.block, "train")
+        train_blocks[domain.name] = load_blocks(domain.corpus, named, recipe.training.block, "train")
         _refuse_unknown_words(lm, train_blocks[domain.name], domain.name)
-        held_out = load_blocks(domain.corpus, lm.tokenizer, recipe.training.block, "valid").take(evaluation.blocks)
+        held_out = load_blocks(domain.corpus, named, recipe.training.block, "valid").take(evaluation.blocks)
         valid[domain.name] = eval_batches(lm, held_out, evaluation.batch, rate)
         if domain.task is not None:
             tasks[domain.name] = {}
@@ -87,16 +89,14 @@ def read_material(
                 tasks[domain.name][task.shots_seed] = task
     if recipe.general is not None:
         part: Part = "valid" if recipe.general.valid is not None or mixes_general else "all"
-        scored = load_blocks(recipe.general, lm.tokenizer, recipe.training.block, part).take(evaluation.blocks)
+        scored = load_blocks(recipe.general, named, recipe.training.block, part).take(evaluation.blocks)
         valid["general"] = eval_batches(lm, scored, evaluation.batch, rate)
     elif mixes_general:
         raise EunoeError(
             "a method mixes general text into its batches, but recipe.general is missing. Give it, or leave the method out."
         )
     general = (
-        load_blocks(recipe.general, lm.tokenizer, recipe.training.block, "train")
-        if recipe.general and mixes_general
-        else None
+        load_blocks(recipe.general, named, recipe.training.block, "train") if recipe.general and mixes_general else None
     )
     return Material(train_blocks, valid, tasks, general)
 

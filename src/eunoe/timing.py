@@ -209,7 +209,12 @@ def _saving(loop: Any, steps: int, weights: int) -> tuple[float, int]:
 
 class Timed:
     build: dict[str, float]
-    once: float
+    tunings: _Tunings
+
+    @property
+    def once(self) -> float:
+        """Seconds that are spent once, at the first fine-tuning of each task."""
+        return sum(tuning.once for tuning in self.tunings.found.values())
 
     def pieces(self) -> list[Piece]:
         raise NotImplementedError
@@ -222,7 +227,7 @@ class TimedRun(Timed):
         assert plan.material is not None
         self.plan, self.material, self.recipe = plan, plan.material, plan.recipe
         self.cells = plan.cells(Board(nowhere(), None))
-        self.build, self.once = {}, 0.0
+        self.build = {}
         self.learning: dict[str, list[_Steps]] = {}
         self.texts: dict[str, float] = {}
         self.tunings, self.answers, self.head = _Tunings(), 0.0, None
@@ -276,7 +281,6 @@ class TimedRun(Timed):
         self.publishes[label] = type(walk.method).publish is not Method.publish
 
     def pieces(self) -> list[Piece]:
-        self.once = sum(tuning.once for tuning in self.tunings.found.values())
         return [self._piece(cell.key, cell.needs, cell.group, cell.work) for cell in self.cells]
 
     def _piece(self, key: str, needs: tuple[str, ...], group: str, work: Any) -> Piece:
@@ -324,7 +328,6 @@ class TimedStudy(Timed):
             self.tunings.found[system, name] = _time_tuning(points[0].entry, points[0].settings, start)
         for batches in plan.texts.values():
             self.text += 2 * len(batches) * _seconds(partial(lm_score, plan.lm.model, batches[:1]))
-        self.once = sum(tuning.once for tuning in self.tunings.found.values())
 
     def pieces(self) -> list[Piece]:
         """As the study's cells; of a search, whose winner is not known yet, the first point stands for it."""

@@ -68,7 +68,8 @@ def test_a_mixture_is_a_distribution_and_loses_no_more_than_its_worst_part(rows:
     weights = mixture(losses, top)
     torch.testing.assert_close(weights.sum(1), torch.ones(len(rows), dtype=torch.float64))
     assert ((weights > 0).sum(1) <= top).all()
-    assert (weights.argmax(1) == route(losses)).all()
+    # the chosen one has the most; losses that differ in their last bit have equal weights, of which argmax takes the first
+    assert torch.equal(weights.gather(1, route(losses)[:, None])[:, 0], weights.amax(1))
     mixed, taken = mixed_losses(losses, weights), losses.masked_fill(weights == 0, 0).amax(1)
     assert (mixed <= taken + 1e-9).all()
     assert (mixed >= losses.amin(1) - 1e-9).all()

@@ -23,7 +23,7 @@ from eunoe.data.files import content_hash, is_folder, kind, resolve
 from eunoe.data.hub import commit
 from eunoe.data.records import read_rows, text_cell
 from eunoe.data.shots import evenly
-from eunoe.data.tokens import encode, identity, largest_id
+from eunoe.data.tokens import Named, encode
 from eunoe.errors import EunoeError
 from eunoe.progress import say_once
 from eunoe.recipe import CorpusSettings
@@ -147,10 +147,10 @@ def load_blocks(settings: CorpusSettings, tokenizer: Any, block: int, part: Part
     Where choosing whole documents would leave ``train`` or ``valid`` without one block (a novel is one document), the
     text of both is laid end to end and its last blocks are held out; that is said. Hub datasets, which may have no end,
     are never divided so. ``settings.tokens`` caps the train part only. Raises ``EunoeError`` if the part is shorter than
-    one block.
+    one block. ``tokenizer`` may be ``tokens.Named``, where several texts are read with it.
     """
     check(settings)
-    reader = _Reader(settings, tokenizer, block)
+    reader = _Reader(settings, tokenizer if isinstance(tokenizer, Named) else Named(tokenizer), block)
     blocks, tokens = reader.read(part)
     share = valid_share(settings)
     if part in ("train", "valid") and 0 < share < 1 and not settings.source.startswith("hub:"):
@@ -201,7 +201,7 @@ class _Reader:
     """The parts of a corpus as blocks, through the cache."""
 
     settings: CorpusSettings
-    tokenizer: Any
+    named: Named
     block: int
 
     def read(self, part: Part | Literal["both"]) -> tuple[Blocks, int]:
@@ -210,20 +210,12 @@ class _Reader:
         source = settings.valid if part == "valid" and settings.valid is not None else settings.source
         digest = self._digest(part, source)
         ids, tokens = cached_blocks(
-            digest, self.block, self._largest, source,
-            lambda: encode(part_of(settings, part), self.tokenizer, f"tokenising {source}"),
+            digest, self.block, self.named.largest, source,
+            lambda: encode(part_of(settings, part), self.named.tokenizer, f"tokenising {source}"),
             settings.tokens if source.startswith("hub:") and part == "train" else None,
         )  # fmt: skip
-        special = np.array(sorted(set(self.tokenizer.all_special_ids)), dtype=np.int64)
+        special = np.array(sorted(set(self.named.tokenizer.all_special_ids)), dtype=np.int64)
         return Blocks(ids, special, digest), tokens
-
-    @cached_property
-    def _largest(self) -> int:
-        return largest_id(self.tokenizer)
-
-    @cached_property
-    def _rules(self) -> str:
-        return identity(self.tokenizer)
 
     @cached_property
     def _contents(self) -> dict[str, str]:
@@ -239,7 +231,7 @@ class _Reader:
         settings = asdict(self.settings) | {"valid": self.settings.valid is not None}
         for key in ("source", "files", "revision", "line_limit", *(() if source.startswith("hub:") else ("tokens",))):
             del settings[key]  # named by what it leads to, moves no token, or is applied after the cache
-        facts = [FORMAT, self._rules, self._contents[source], self.block, part, settings]
+        facts = [FORMAT, self.named.identity, self._contents[source], self.block, part, settings]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,26 @@ def identity(tokenizer: Any) -> str:
         facts["marks"] = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if k not in places}
         facts["vocabulary"], facts["files"] = tokenizer.get_vocab(), _vocabulary_files(tokenizer)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+class Named:
+    """A tokenizer and what names its tokens, worked out once: for whoever reads several texts with it in a row.
+
+    Not kept for the process: a tokenizer can be changed in place.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def identity(self) -> str:
+        """``identity`` of the tokenizer."""
+        return identity(self.tokenizer)
+
+    @cached_property
+    def largest(self) -> int:
+        """``largest_id`` of the tokenizer."""
+        return largest_id(self.tokenizer)
 
 
 def _plain(value: Any) -> str:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,11 @@ class Origin:
     """The files that a model was loaded from, as they were then."""
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._stamps = {file: _stamp(file) for file in files}
+        self._stamps = {file: stamp(file) for file in files}
 
     def unchanged(self) -> bool:
         """Whether every file still has the size and the time of change that it had when it was loaded."""
-        return all(_stamp(file) == stamp for file, stamp in self._stamps.items())
+        return all(stamp(file) == was for file, was in self._stamps.items())
 
     @cached_property
     def identity(self) -> str:
@@ -70,17 +70,25 @@ class Origin:
         """
         total = hashlib.sha256()
         for file in sorted(self._stamps, key=lambda file: file.name):
-            with reading(file), open(file, "rb") as opened:
-                total.update(f"{file.name}\0{stop.digest(opened, f'reading {visible(file)}')}\n".encode())
+            total.update(f"{file.name}\0{digest(file, self._stamps[file])}\n".encode())
         if not self.unchanged():
-            changed = next(file for file, stamp in self._stamps.items() if _stamp(file) != stamp)
+            digest.cache_clear()  # it may be of the new file, under the old one's stamp
+            changed = next(file for file, was in self._stamps.items() if stamp(file) != was)
             raise EunoeError(
                 f"{visible(changed)} was replaced while this process was using it. Start the command again."
             )
         return total.hexdigest()
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+@lru_cache(maxsize=64)
+def digest(file: Path, _stamp: tuple[int, int] | None) -> str:
+    """SHA-256 of a file, read once a process for as long as its ``stamp`` is the same."""
+    with reading(file), open(file, "rb") as opened:
+        return stop.digest(opened, f"reading {visible(file)}")
+
+
+def stamp(file: Path) -> tuple[int, int] | None:
+    """A file's size and time of change; None where it is not there."""
     try:
         found = file.stat()
     except OSError:

