@@ -22,21 +22,34 @@ from eunoe.methods.together import Together
 
 @dataclass(frozen=True)
 class Entry:
-    """A method, the dataclass of its settings, what it does in one line, and which old text it reads again."""
+    """A method, the dataclass of its settings, and the facts by which one chooses among methods."""
 
     method: type[Method]
     settings: type[Any]
     summary: str
+    """What it does, in one line."""
     reads: frozenset[Literal["earlier", "general"]] = frozenset()
     """``earlier``: the text of earlier domains; ``general``: the recipe's general text. A stage hands it only this."""
+    paper: str = ""
+    """Whose method it is, as ``Ke et al. 2022, arXiv 2210.05549``; empty: a common practice."""
+    keeps: str = ""
+    """What it keeps of earlier domains, in a few words: ``nothing``, ``their Fisher and weights``, ``256 of their blocks``."""
+    arithmetic: float = 1.0
+    """A training step's arithmetic against ncl's, at its default settings and in its dearest stage."""
+    memory: str = ""
+    """Memory that it needs in training beyond ncl's, or below it, in models' weights: ``+ 1 model (teacher)``, ``- 3 models``."""
 
 
 METHODS: dict[str, Entry] = {
-    "ncl": Entry(Ncl, NclSettings, "train all weights on each domain in turn and protect nothing; forgets"),
-    "cpt": Entry(
-        Cpt, CptSettings, "plug-ins with hard masks per domain on a frozen model; forgets nothing (EMNLP 2022)"
+    "ncl": Entry(
+        Ncl, NclSettings, "train all weights on each domain in turn and protect nothing; forgets",
+        keeps="nothing", arithmetic=1.0, memory="weights, gradients, two moments: 4 models",
     ),
-}
+    "cpt": Entry(
+        Cpt, CptSettings, "plug-ins with hard masks per domain on a frozen model; forgets nothing (EMNLP 2022)",
+        paper="Ke et al. 2022, arXiv 2210.05549", keeps="a mask and plug-ins of each domain", arithmetic=1.0, memory="- 3 models + plug-ins",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
