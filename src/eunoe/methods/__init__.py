@@ -47,7 +47,7 @@ METHODS: dict[str, Entry] = {
     ),
     "cpt": Entry(
         Cpt, CptSettings, "plug-ins with hard masks per domain on a frozen model; forgets nothing (EMNLP 2022)",
-        paper="Ke et al. 2022, arXiv 2210.05549", keeps="a mask and plug-ins of each domain", arithmetic=1.0, memory="- 3 models + plug-ins",
+        paper="Ke et al. 2022, arXiv 2210.05549", keeps="a mask and plug-ins of each domain", memory="- 3 models + plug-ins",
     ),
 }  # fmt: skip
 
