@@ -19,7 +19,6 @@ import eunoe.recipe
 from eunoe import cli, run_recipe, verify_run
 from eunoe.methods import METHODS
 from eunoe.methods.base import Method
-from eunoe.methods.cpt import CptSettings
 from eunoe.models.anatomy import FAMILIES
 from eunoe.optim.table import OPTIMIZERS, AdamWSettings, BertAdamSettings, RecAdamSettings
 from eunoe.plan import resolve
@@ -148,7 +147,7 @@ TABLES: dict[type[Any], tuple[Path, str]] = {
     AdamWSettings: (RECIPES, "`adamw`"),
     BertAdamSettings: (RECIPES, "`bert_adam`"),
     RecAdamSettings: (RECIPES, "`recadam`"),
-    CptSettings: (METHODS_PAGE, "cpt"),
+    **{entry.settings: (METHODS_PAGE, name) for name, entry in METHODS.items() if dataclasses.fields(entry.settings)},
 }
 
 
@@ -290,7 +289,10 @@ def test_the_tree_names_every_file_of_the_package_and_nothing_else(page: Path) -
     assert [str(path) for path in named if not (ROOT / path).exists()] == []
     files = [f for f in PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts and not says_nothing(f)]
     folders = [f.parent for f in PACKAGE.rglob("__init__.py")]
-    lacking = {f.relative_to(ROOT) for f in [*files, *folders]} - set(named)
+    methods = {
+        Path(inspect.getfile(entry.method)) for entry in METHODS.values()
+    }  # the line of their folder stands for all
+    lacking = {f.relative_to(ROOT) for f in {*files, *folders} - methods} - set(named)
     assert sorted(map(str, lacking)) == []
     assert [str(path) for path, about in tree(page) if not about and path != Path("src/eunoe")] == []
 

@@ -65,6 +65,9 @@ class Way:
         method = self.chosen.build(model, sequence._unique(self.way))
         if self.double:
             method.model.double()
+            for part in method.model.modules():  # a method's own; the model's is off by CALM
+                if isinstance(part, nn.Dropout):
+                    part.p = 0.0
         return method
 
     def after(self, i: int) -> Method:

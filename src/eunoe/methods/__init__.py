@@ -16,7 +16,10 @@ from eunoe.choices import choose
 from eunoe.errors import EunoeError
 from eunoe.methods.base import Method
 from eunoe.methods.cpt import Cpt, CptSettings
+from eunoe.methods.lora import Lora, LoraSettings
 from eunoe.methods.ncl import Ncl, NclSettings
+from eunoe.methods.olora import OLora, OLoraSettings
+from eunoe.methods.peft import Peft, PeftSettings
 from eunoe.methods.together import Together
 
 
@@ -48,6 +51,19 @@ METHODS: dict[str, Entry] = {
     "cpt": Entry(
         Cpt, CptSettings, "plug-ins with hard masks per domain on a frozen model; forgets nothing (EMNLP 2022)",
         paper="Ke et al. 2022, arXiv 2210.05549", keeps="a mask and plug-ins of each domain", memory="- 3 models + plug-ins",
+    ),
+    "lora": Entry(
+        Lora, LoraSettings, "LoRA beside frozen linear layers: one for all domains, or merged after each; forgets less",
+        paper="Hu et al. 2021, arXiv 2106.09685", keeps="nothing", memory="- 3 models + matrices of rank r",
+    ),
+    "o-lora": Entry(
+        OLora, OLoraSettings, "a LoRA per domain in a subspace orthogonal to the earlier ones, all active; forgets less",
+        paper="Wang et al. 2023, arXiv 2310.14152", keeps="a LoRA of each domain", arithmetic=1.1,
+        memory="- 3 models + matrices of rank r a domain",
+    ),
+    "peft": Entry(
+        Peft, PeftSettings, "any tuner of the PEFT library that trains like LoRA (loha, lokr, ia3, oft, ...)",
+        keeps="nothing", memory="- 3 models + the tuner's weights",
     ),
 }  # fmt: skip
 
