@@ -286,6 +286,8 @@ def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
         out, err = capsys.readouterr()
         assert err == ""
         lines = out.splitlines()
+        if what == "methods":
+            assert lines.pop(0).startswith("method  ")
         if what != "models":
             assert [line.split()[0] for line in lines] == list(names)
         for name in names:

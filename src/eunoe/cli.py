@@ -432,15 +432,15 @@ def _listed(names: Sequence[str], most: int = 100) -> str:
 
 
 def _list(args: argparse.Namespace, _rest: list[str]) -> int:
-    rows: list[tuple[str, str]]
+    rows: list[tuple[str, ...]]
     if args.what == "recipes":
         from eunoe.recipe import read_yaml, shipped_recipes
 
         rows = [(n, str(read_yaml(p).get("about", ""))) for n, p in shipped_recipes().items()]
     elif args.what == "methods":
-        from eunoe.methods import METHODS
+        from eunoe.methods.facts import rows as facts
 
-        rows = [(name, entry.summary) for name, entry in METHODS.items()]
+        rows = facts()
     elif args.what == "transfers":
         from eunoe.transfer import TRANSFERS
 
@@ -453,9 +453,9 @@ def _list(args: argparse.Namespace, _rest: list[str]) -> int:
         rows.append(("NAME or FOLDER", f"any Hugging Face masked or causal LM of the families {', '.join(FAMILIES)}"))
     else:
         raise unknown(args.what, ("methods", "models", "transfers", "recipes"), "list")
-    width = max(len(name) for name, _ in rows)
-    for name, about in rows:
-        print(f"{name:<{width}}  {about}")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 

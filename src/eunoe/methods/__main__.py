@@ -1,0 +1,16 @@
+"""``python -m eunoe.methods [PAGE]``: the table of methods, printed, or written into a page between its marks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from eunoe.atomic import write_text
+from eunoe.methods.facts import in_page, table
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        page = Path(sys.argv[1])
+        write_text(page, in_page(page.read_text(encoding="utf-8")))
+    else:
+        print(table(), end="")

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eunoe.errors import EunoeError
+from eunoe.methods import METHODS
+from eunoe.methods.facts import MARKS, in_page, rows, table
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+
+
+def test_the_pages_table_is_made_from_the_rows() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == in_page(page), "write it anew: python -m eunoe.methods docs/methods.md"
+    for name in METHODS:
+        assert f"\n## {name}\n" in page, "each method has a paragraph under its name"
+
+
+def test_every_row_has_its_facts() -> None:
+    for name, entry in METHODS.items():
+        assert all((entry.summary, entry.keeps, entry.memory)), name
+        assert entry.arithmetic > 0, name
+        assert entry.paper == "" or any(c.isdigit() for c in entry.paper), f"{name}: a paper has a year"
+
+
+def test_a_fact_that_changes_changes_the_table_and_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = in_page(PAGE.read_text(encoding="utf-8"))
+    assert "4321.5" not in page
+    monkeypatch.setitem(METHODS, "cpt", dataclasses.replace(METHODS["cpt"], arithmetic=4321.5, keeps="a | b"))
+    assert "| 4321.5 |" in in_page(page)
+    assert "a \\| b" in table(), "a bar in a cell would open another column"
+    assert [row[4] for row in rows() if row[0] == "cpt"] == ["4321.5"]
+
+
+def test_a_page_without_marks_is_refused() -> None:
+    for page in ("", MARKS[0], MARKS[1] + MARKS[0]):
+        with pytest.raises(EunoeError, match="put the lines"):
+            in_page(page)
+
+
+def test_the_command_writes_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{MARKS[0]}old{MARKS[1]}below\n", encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "eunoe.methods", str(page)], check=True)
+    assert page.read_text(encoding="utf-8") == f"above\n{MARKS[0]}{table()}{MARKS[1]}below\n"
