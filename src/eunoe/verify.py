@@ -216,8 +216,9 @@ def _published(walk: Walk, way: Sequence, out: Path) -> list[Finding]:
         return []  # the run writes them when it is resumed
     with TemporaryDirectory() as made:
         walk.method.publish(Path(made))
-        files = sorted(Path(made).iterdir())
-        same = all((folder / f.name).is_file() and _content(folder / f.name) == _content(f) for f in files)
+        files = sorted(file for file in Path(made).rglob("*") if file.is_file())
+        there = [folder / file.relative_to(made) for file in files]
+        same = all(w.is_file() and _content(w) == _content(f) for w, f in zip(there, files, strict=True))
     text = "the written plug-ins are those of the last state" if same else f"{folder} is NOT what the last state gives"
     return [Finding(_name(way), "plugins", True, same, text)] if files else []
 

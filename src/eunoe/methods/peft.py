@@ -225,6 +225,7 @@ def save_adapter(model: nn.Module, config: Any, folder: Path, name: str = NAME) 
     folder.mkdir(parents=True, exist_ok=True)
     saved = copy.deepcopy(config)
     saved.inference_mode = True
+    saved.base_model_name_or_path = anatomy(model).base.config._name_or_path or None
     saved.save_pretrained(str(folder))
     tensors = peft.get_peft_model_state_dict(model, adapter_name=name)
     save_file(
