@@ -1,4 +1,4 @@
-"""Every method of the table in a whole run: of a masked and a causal model, in bf16, with accumulation, stopped in its last stage and resumed.
+"""Every method of the table in a whole run: masked and causal, in bf16, with accumulation, stopped in its last stage and resumed.
 
 An end task of the first domain follows each; ``eunoe verify`` finds every promise kept; the report has the method in its tables.
 """
