@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from eunoe.contract.way import CALM, STEPS, Way, digest, gradients, states, stopping
 from eunoe.data.collate import Batch
 from eunoe.engine import load_plan, run
 from eunoe.errors import EunoeError, Interrupted
@@ -19,7 +20,6 @@ from eunoe.methods.base import Batches, Method, Outputs, Stage
 from eunoe.recipe import load_recipe
 from eunoe.train import train
 from tests.contract.made_up import Fisher, Replay, Settings, register
-from tests.contract.way import CALM, STEPS, Way, digest, gradients, states, stopping
 from tests.tiny import tiny_bert
 from tests.tiny_run import state, tiny_recipe
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eunoe import checkpoint, sequence
 from eunoe.choices import make_optimizer
+from eunoe.contract.tiny import size, tiny_bert
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks, joined
 from eunoe.evaluate.evaluator import hidden_states
@@ -24,12 +25,11 @@ from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
 from eunoe.recipe import LoopSettings, TrainingSettings
 from eunoe.train import Job, Trained, train
-from tests.tiny import size, tiny_bert
 
 DOMAINS = ("food", "law", "sea")
 STEPS = 6
 MASK = 4
-CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+CALM: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def order_of(name: str) -> tuple[str, ...]:

@@ -1,0 +1,35 @@
+"""Over which methods the tests of the contract go: every row of METHODS, and those that a module adds in ``ADDED``.
+
+A test of the contract asks for ``name``. A module that imports the tests (``from eunoe.contract.test_methods import *``) and
+sets ``ADDED`` runs them over its own rows as well, as if each were a row of METHODS.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from eunoe.methods import METHODS, Entry
+
+ADDED: dict[str, Entry] = {}
+
+
+def rows(module: object) -> dict[str, Entry]:
+    """The rows that the tests of ``module`` go over."""
+    return {**dict(sorted(METHODS.items())), **getattr(module, "ADDED", {})}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for ``name`` runs once for each row."""
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", list(rows(metafunc.module)))
+
+
+@pytest.fixture(autouse=True)
+def registered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The added rows stand in METHODS while a test runs; nothing is drawn on the screen."""
+    monkeypatch.setattr("eunoe.progress.console.quiet", True)
+    for name, entry in getattr(request.module, "ADDED", {}).items():
+        monkeypatch.setitem(METHODS, name, entry)
+
+
+__all__ = ["ADDED", "pytest_generate_tests", "registered", "rows"]
