@@ -37,10 +37,10 @@ class Board:
     def mark(self, key: str) -> str | None:
         """The digest of a done cell's mark, else None. What was done once in this process's sight stays so."""
         if key not in self._marks:
-            found = read_mark(self.out, self.run, key)
-            if found is None or any(self.mark(need) != digest for need, digest in found[1].items()):
+            mark = read_mark(self.out, self.run, key)
+            if mark is None or any(self.mark(need) != digest for need, digest in mark[1].items()):
                 return None
-            self._marks[key] = found[0]
+            self._marks[key] = mark[0]
         return self._marks[key]
 
     def done(self, cell: Cell) -> bool:

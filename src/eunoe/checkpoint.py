@@ -112,9 +112,9 @@ def load(folder: Path, identity: Mapping[str, str] | None = None) -> Checkpoint:
             contents[name] = (folder / name).read_bytes()
         except OSError as error:
             raise Damaged(f"{folder / name} cannot be read: {error.strerror}.") from None
-        found = hashlib.sha256(contents[name]).hexdigest()
-        if found != expected:
-            raise Damaged(f"{folder / name} was changed: its SHA-256 is {found}, the manifest says {expected}.")
+        actual = hashlib.sha256(contents[name]).hexdigest()
+        if actual != expected:
+            raise Damaged(f"{folder / name} was changed: its SHA-256 is {actual}, the manifest says {expected}.")
     with forged(folder):
         values = json.loads(contents["values.json"])
         groups = {}
@@ -243,9 +243,9 @@ def prune(parent: Path, keep: int, prefix: str = "step-") -> None:
     """Delete all but the ``keep`` newest checkpoints of a series (and what a kill left half-written)."""
     if not parent.is_dir():
         return
-    found = _series(parent, prefix)
+    series = _series(parent, prefix)
     left = [p for p in parent.iterdir() if p.suffix in (".partial", ".old") and p.stem.startswith(prefix)]
-    for folder in [*left, *found[: max(len(found) - keep, 0)]]:
+    for folder in [*left, *series[: max(len(series) - keep, 0)]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

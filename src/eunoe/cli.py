@@ -414,15 +414,15 @@ def _import(args: argparse.Namespace, _rest: list[str]) -> int:
 
     tensors = read_weights(args.file)
     model = load_lm(ModelSettings(name=args.model)).model
-    found = import_cpt(model, tensors, args.domains, args.s_max)
+    imported = import_cpt(model, tensors, args.domains, args.s_max)
     save_plugins(model, args.out)
-    print(f"{args.out}: plug-ins, placement {found.placement}, sizes {found.sizes['attention']} and {found.sizes['feed_forward']}, "
-          f"domains {', '.join(args.domains)} ({len(args.domains)} of the file's {found.rows})")  # fmt: skip
-    if found.unknown:
-        print(f"not read, as the model has no such weight ({len(found.unknown)}): {_listed(found.unknown)}")
-    if found.differs:
-        print(f"left, as the base model's stay ({len(found.differs)} differ; the release trains and drops its LayerNorms and LM head): "
-              f"{_listed(found.differs)}")  # fmt: skip
+    print(f"{args.out}: plug-ins, placement {imported.placement}, sizes {imported.sizes['attention']} and {imported.sizes['feed_forward']}"
+          f", domains {', '.join(args.domains)} ({len(args.domains)} of the file's {imported.rows})")  # fmt: skip
+    if imported.unknown:
+        print(f"not read, as the model has no such weight ({len(imported.unknown)}): {_listed(imported.unknown)}")
+    if imported.differs:
+        print(f"left, as the base model's stay ({len(imported.differs)} differ; the release trains and drops its LayerNorms and LM head): "
+              f"{_listed(imported.differs)}")  # fmt: skip
     return 0
 
 
@@ -468,10 +468,10 @@ def _overrides(rest: list[str]) -> list[tuple[str, str]]:
             raise EunoeError(f"did not expect {word!r}; overrides look like --training.lr 5e-5.")
         key, equals, value = word[2:].partition("=")
         if not equals:
-            found = next(words, None)
-            if found is None:
+            following = next(words, None)
+            if following is None:
                 raise EunoeError(f"--{key} needs a value, as in --{key} 5e-5.")
-            value = found
+            value = following
         pairs.append((key, value))
     return pairs
 

@@ -53,7 +53,7 @@ def finetune_study(args: argparse.Namespace, overrides: Overrides) -> Study:
 
 def glue_study(args: argparse.Namespace, overrides: Overrides) -> Study:
     """The study of ``eunoe glue``: the named tasks of a GLUE folder, or those of the nine that it is asked for."""
-    trainable = {name: of for name, of in GLUE.items() if "train" in of.splits}
+    trainable = {name: spec for name, spec in GLUE.items() if "train" in spec.splits}
     tasks = []
     for name in args.tasks:
         lookup(trainable, name, "GLUE task")
@@ -103,8 +103,8 @@ def plot_lambda(study: Study, out: Path) -> Path:
         _print_curve(title, plan.curve)
         for line in plan.warnings:
             console.print(f"warning: {line}", markup=False, highlight=False)
-        told = "".join(f"<p>{html.escape(line)}</p>" for line in plan.warnings)
-        figures.append(f"<h2>{html.escape(title)}</h2>{_plot(plan.curve, f'lambda{len(figures)}')}{told}")
+        warnings = "".join(f"<p>{html.escape(line)}</p>" for line in plan.warnings)
+        figures.append(f"<h2>{html.escape(title)}</h2>{_plot(plan.curve, f'lambda{len(figures)}')}{warnings}")
     if not figures:
         raise EunoeError("--plot-lambda shows RecAdam's annealing, but no system uses it. Add --optimizer recadam.")
     page = f"<!doctype html><meta charset=utf-8><title>lambda</title><body style='font-family:sans-serif'>{''.join(figures)}"

@@ -80,8 +80,8 @@ def new_recipe(folder: Path, out: Path | None = None, model: str = "minilm") -> 
         raise EunoeError(
             f"{visible(folder)} holds several general texts: {names}. Put them into one subfolder `general`, or rename some."
         )
-    found = [_domain(group, left_out) for group in groups if group not in general]
-    domains = [domain for domain in found if domain is not None]
+    drafted = [_domain(group, left_out) for group in groups if group not in general]
+    domains = [domain for domain in drafted if domain is not None]
     if not domains:
         reasons = "".join(f"\n- {line}" for line in left_out)
         raise EunoeError(f"{visible(folder)} holds nothing to learn from. Put in a text file or a subfolder of texts for each domain."
@@ -145,10 +145,10 @@ def _corpus(group: Group) -> tuple[dict[str, Any] | None, list[str]]:
     if len(files) == 1:
         corpus = {"source": source(files[0]), **column}
     elif len(files) == 2 and set(roles) in ({"train", "dev"}, {None, "dev"}, {"train", "test"}):
-        held = roles.get("dev") or roles["test"]
-        learnt = next(file for file in files if file != held)
-        corpus = {"source": source(learnt), **column, "valid": source(held)}
-        said.append(f"held out is {visible(held.name)}")
+        valid = roles.get("dev") or roles["test"]
+        learnt = next(file for file in files if file != valid)
+        corpus = {"source": source(learnt), **column, "valid": source(valid)}
+        said.append(f"held out is {visible(valid.name)}")
     elif group.folder is None or not all(file.is_relative_to(group.folder) for file in files):
         return None, [f"several files have this name: {listed(files)}. Put them into a subfolder, or rename them"]
     else:
@@ -209,7 +209,7 @@ def _add_task(domain: _Domain, tables: Sequence[Look]) -> None:
     for table in tables:
         by_role.setdefault(role(table.path) or "train", []).append(table)
     train = by_role.get("train", [])
-    if len(train) != 1 or any(len(found) > 1 for found in by_role.values()):
+    if len(train) != 1 or any(len(candidates) > 1 for candidates in by_role.values()):
         domain.task_said = [
             f"no end task: which of these are its training and test rows cannot be told from their names: {shown}"
         ]

@@ -200,8 +200,8 @@ def _in_turn(ready: Sequence[Cell], group: str) -> list[Cell]:
 
 def _take(plan: Plan, board: Board, cell: Cell) -> bool:
     """Carry out a cell unless another process is at it or did it meanwhile; was it carried out?"""
-    with _mine(board.out, cell.key) as mine:
-        if not mine or board.done(cell):
+    with _locked(board.out, cell.key) as locked:
+        if not locked or board.done(cell):
             return False
         _carry_out(plan, board, cell)
         return True
@@ -216,7 +216,7 @@ def _carry_out(plan: Plan, board: Board, cell: Cell) -> None:
 
 
 @contextmanager
-def _mine(out: Path, key: str) -> Iterator[bool]:
+def _locked(out: Path, key: str) -> Iterator[bool]:
     """Is the cell (or another piece of work) this process's? A lock of its own, which dies with its owner."""
     folder = out / ".locks"
     folder.mkdir(exist_ok=True)
@@ -226,8 +226,8 @@ def _mine(out: Path, key: str) -> Iterator[bool]:
 
 def _gather(plan: Plan, board: Board) -> None:
     """rows.jsonl from the cells that are done, in the plan's order; the same whoever does it. Nothing where another is at it."""
-    with _mine(board.out, _ROWS) as mine:
-        if mine:
+    with _locked(board.out, _ROWS) as locked:
+        if locked:
             done = [cell for cell in plan.cells(board) if board.done(cell)]
             write_text(board.out / "rows.jsonl", board.all_rows(done))
 
@@ -235,13 +235,13 @@ def _gather(plan: Plan, board: Board) -> None:
 def _finish(plan: Plan, board: Board, fill: bool) -> Path:
     """The rows of all cells, what is made from them, and the report; one process at a time."""
     while True:
-        with _mine(board.out, _ROWS) as mine:
-            if mine and not _finished(plan, board.out):
+        with _locked(board.out, _ROWS) as locked:
+            if locked and not _finished(plan, board.out):
                 write_text(board.out / "rows.jsonl", board.all_rows(plan.cells(board)))
                 files = plan.finish(board, fill)
                 write_report([board.out])
                 mark_finished(board.out, [*files, "report.html"])
-            if mine:
+            if locked:
                 return board.out / "report.html"
         stop.check("waiting for another process to write the report")
         time.sleep(0.1)

@@ -45,10 +45,10 @@ def refuse_other(recipe: Any, out: Path, resolve: Callable[[Any], Any]) -> None:
     ``resolve``: see ``recipe.same_run``.
     """
     if (out / "recipe.yaml").is_file():
-        found = same_run(out, recipe, resolve)
-        if found:
-            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-            raise EunoeError(f"{out} belongs to another recipe: {'; '.join(found[:5])}{more}. Choose another --out, or "
+        differing = same_run(out, recipe, resolve)
+        if differing:
+            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            raise EunoeError(f"{out} belongs to another recipe: {'; '.join(differing[:5])}{more}. Choose another --out, or "
                              "give the settings it was begun with.")  # fmt: skip
     elif out.exists() and (not out.is_dir() or any(p.name not in _FIRST for p in out.iterdir())):
         raise EunoeError(f"{out} exists and is not a run folder. Choose another --out, or empty it.")

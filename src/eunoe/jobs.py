@@ -43,7 +43,7 @@ def share(out: Path, count: int) -> None:
     """
     running: list[subprocess.Popen[bytes]] = []
     readers: list[threading.Thread] = []
-    told = False
+    stopping = False
     try:
         with Lines(count) as lines:
             for k in range(count):
@@ -52,8 +52,8 @@ def share(out: Path, count: int) -> None:
                 readers.append(threading.Thread(target=_read, args=(job.stdout, lines, k), daemon=True))
                 readers[-1].start()
             while any(job.poll() is None for job in running):
-                if not told and (stop.asked() or any(map(_failed, running))):
-                    told = True
+                if not stopping and (stop.asked() or any(map(_failed, running))):
+                    stopping = True
                     for job in running:
                         job.send_signal(signal.SIGTERM)  # to one that has ended it does nothing
                 time.sleep(0.05)

@@ -34,16 +34,16 @@ class Material:
 
     def digests(self) -> dict[str, str]:
         """Name -> SHA-256 of each thing that is read: a run that is resumed must read the same."""
-        found = {name: blocks.digest for name, blocks in self.train.items()}
+        digests = {name: blocks.digest for name, blocks in self.train.items()}
         for name, batches in self.valid.items():
-            found[f"{name} (held out)"] = sha256(batch["input_ids"].tolist() for batch in batches)
+            digests[f"{name} (held out)"] = sha256(batch["input_ids"].tolist() for batch in batches)
         for name, samples in self.tasks.items():
-            found[f"{name} (end task)"] = sha256(
+            digests[f"{name} (end task)"] = sha256(
                 [(e.text, e.pair, e.label) for e in part]
                 for task in samples.values()
                 for part in (task.train, task.test)
             )
-        return found
+        return digests
 
 
 def read_material(

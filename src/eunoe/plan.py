@@ -272,7 +272,7 @@ class RunPlan:
         scores = list(tuned.scores)
         if self.recipe.evaluation.retention and tuned.trunk is not None:
             walk.method.activate(domain)
-            scores += self._retention().of(tuned.trunk, walk.lm.model)
+            scores += self._retention().measure(tuned.trunk, walk.lm.model)
         return [
             self._row(
                 work,
@@ -304,14 +304,14 @@ class RunPlan:
         if not ranks.first():
             return []
         asked, learnt = self.recipe.evaluation, work.way.learnt(work.i)
-        found = []
+        samples = []
         for domain in (None, learnt[-1]) if walk.method.needs_domain and learnt else (None,):
             walk.method.activate(domain)
-            found += [
+            samples += [
                 Sample(method=work.way.label, order=work.way.order_name, seed=work.way.seed, learnt=learnt, reads_as=domain, prompt=prompt,
                        answer=answer(walk.lm, prompt, asked.answer_tokens)) for prompt in asked.prompts
             ]  # fmt: skip
-        write_samples(self.out / cell.key / "samples.jsonl", found)
+        write_samples(self.out / cell.key / "samples.jsonl", samples)
         return [f"{cell.key}/samples.jsonl"]
 
     # -- the LM head ---------------------------------------------------------------------------------------------------

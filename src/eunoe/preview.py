@@ -109,7 +109,7 @@ def preview(recipe: Recipe | Study, jobs: int | Literal["auto"] = "auto", loadin
 
 # -- what is read -------------------------------------------------------------------------------------------------------
 def _reads_of_run(plan: RunPlan) -> list[Reads]:
-    recipe, material, found = plan.recipe, plan.material, list[Reads]()
+    recipe, material, reads = plan.recipe, plan.material, list[Reads]()
     assert material is not None
     for domain in recipe.domains:
         if domain.name not in material.train:
@@ -118,21 +118,21 @@ def _reads_of_run(plan: RunPlan) -> list[Reads]:
         tokens = f"{len(blocks) * recipe.training.block:,} tokens to learn"
         scored = _counted(held_out(material, domain.name), "held-out block")
         draws = list(material.tasks.get(domain.name, {}).values())
-        found.append(Reads(domain.name, f"{_documents(domain.corpus)}{tokens}, {scored}", _task(draws)))
+        reads.append(Reads(domain.name, f"{_documents(domain.corpus)}{tokens}, {scored}", _task(draws)))
     if recipe.general is not None:
         scored = f"{held_out(material, 'general'):,} blocks to score"
-        found.append(Reads("general", _documents(recipe.general) + scored))
+        reads.append(Reads("general", _documents(recipe.general) + scored))
     for corpus in recipe.head.corpora if recipe.head else []:
-        found.append(Reads("LM head", _documents(corpus).removesuffix(", ")))
-    return found
+        reads.append(Reads("LM head", _documents(corpus).removesuffix(", ")))
+    return reads
 
 
 def _reads_of_study(plan: StudyPlan) -> list[Reads]:
-    found = [Reads(name, task=_task([task])) for name, task in plan.tasks.items()]
+    reads = [Reads(name, task=_task([task])) for name, task in plan.tasks.items()]
     for name, corpus in plan.recipe.retention.items():
         blocks = sum(len(batch["input_ids"]) for batch in plan.texts[name])
-        found.append(Reads(name, f"{_documents(corpus)}{blocks:,} blocks to score"))
-    return found
+        reads.append(Reads(name, f"{_documents(corpus)}{blocks:,} blocks to score"))
+    return reads
 
 
 def _documents(corpus: CorpusSettings) -> str:
@@ -182,19 +182,19 @@ def table(seen: Preview) -> Table:
     for i, kind in enumerate(dict.fromkeys(piece.kind for piece in seen.pieces)):
         own = [piece for piece in seen.pieces if piece.kind == kind]
         for k, what in enumerate(dict.fromkeys(piece.what for piece in own)):
-            mine = [piece for piece in own if piece.what == what]
-            steps = sum(piece.steps for piece in mine)
-            amount = f"{_counted(len(mine), 'cell')}{', ' + _counted(steps, 'optimizer step') if steps else ''}"
+            pieces = [piece for piece in own if piece.what == what]
+            steps = sum(piece.steps for piece in pieces)
+            amount = f"{_counted(len(pieces), 'cell')}{', ' + _counted(steps, 'optimizer step') if steps else ''}"
             named = f"{kind}: {what}" if what else kind
-            out.add_row("does" if i + k == 0 else "", named, amount, duration(sum(piece.seconds for piece in mine)))
+            out.add_row("does" if i + k == 0 else "", named, amount, duration(sum(piece.seconds for piece in pieces)))
     out.add_section()
     threads = f"{_counted(seen.jobs, 'job')} with {_counted(seen.threads, 'thread')}{' each' if seen.jobs > 1 else ''}"
     steps = sum(piece.steps for piece in seen.pieces)
     whole = f"{_counted(len(seen.pieces), 'cell')}, {_counted(steps, 'optimizer step')}, {threads}"
     out.add_row("takes", "time, start to report", whole, f"about {duration(seen.seconds)}")
     if seen.core is not None and seen.core < BUSY:
-        told = f"without other programs, which took {1 - seen.core:.0%} of the timed steps"
-        out.add_row("", "", told, f"about {duration(seen.seconds * seen.core)}")
+        note = f"without other programs, which took {1 - seen.core:.0%} of the timed steps"
+        out.add_row("", "", note, f"about {duration(seen.seconds * seen.core)}")
     out.add_row("", "memory", f"about {size(seen.memory)}" + (f", on the GPU {size(seen.gpu)}" if seen.gpu else ""), "")
     more = f", and up to {size(seen.disk_on_the_way)} more while it runs" if seen.disk_on_the_way else ""
     out.add_row("", "disk", f"about {size(seen.disk)}{more}", "")

@@ -58,20 +58,22 @@ def route_run(out: Path, top: int = 2) -> str:
     plan = load_run(out)
     if isinstance(plan.recipe.threads, int):
         torch.set_num_threads(plan.recipe.threads)
-    found = [
+    routings = [
         _route(plan, way, out, top)
         for way in plan.sequences
         if way.method is not None and way.method.needs_domain and way.stages
     ]
-    if not found:
+    if not routings:
         those = ", ".join(name for name, row in METHODS.items() if row.method.needs_domain)
         raise EunoeError(f"no method of {out} reads text by its domain, so there is nothing to choose. Route a run of one that does: "
                          f"{those}.")  # fmt: skip
-    write_text(out / "routing.json", json.dumps({"top": top, "sequences": [asdict(f) for f in found]}, indent=1) + "\n")
-    write_text(out / "routing.csv", _csv(found))
-    methods = dict.fromkeys((f.method, tuple(sorted(f.choices))) for f in found)
+    write_text(
+        out / "routing.json", json.dumps({"top": top, "sequences": [asdict(f) for f in routings]}, indent=1) + "\n"
+    )
+    write_text(out / "routing.csv", _csv(routings))
+    methods = dict.fromkeys((f.method, tuple(sorted(f.choices))) for f in routings)
     return "\n\n".join(
-        _table([f for f in found if (f.method, tuple(sorted(f.choices))) == key], top) for key in methods
+        _table([f for f in routings if (f.method, tuple(sorted(f.choices))) == key], top) for key in methods
     )
 
 
@@ -132,20 +134,20 @@ def _cells(f: Routing, table: list[list[int]]) -> dict[tuple[str, str], int]:
     }
 
 
-def _right(found: Listed[Routing], key: str) -> tuple[int, int]:
+def _right(routings: Listed[Routing], key: str) -> tuple[int, int]:
     """How many blocks went to their own domain, and how many there are."""
-    cells = [cell for f in found for cell in _cells(f, getattr(f, key)).items()]
+    cells = [cell for f in routings for cell in _cells(f, getattr(f, key)).items()]
     return sum(n for (own, other), n in cells if own == other), sum(n for _, n in cells)
 
 
-def _table(found: list[Routing], top: int) -> str:
+def _table(routings: list[Routing], top: int) -> str:
     """One method's sequences summed: confusion, how often right, and what the choice costs."""
-    names = found[0].choices
+    names = routings[0].choices
     total: Counter[tuple[str, str]] = Counter()
-    for f in found:
+    for f in routings:
         total.update(_cells(f, f.confusion))
     lines = [["text of", *names, "right"]]
-    for own in found[0].domains:
+    for own in routings[0].domains:
         row = [total[own, other] for other in names]
         lines.append([own, *map(str, row), f"{100 * total[own, own] / sum(row):.1f} %"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -153,10 +155,10 @@ def _table(found: list[Routing], top: int) -> str:
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     ]
-    whole, half = _right(found, "confusion"), _right(found, "half")
-    loss = {key: _mean([x for f in found for x in f.loss[key]]) for key in found[0].loss}
+    whole, half = _right(routings, "confusion"), _right(routings, "half")
+    loss = {key: _mean([x for f in routings for x in f.loss[key]]) for key in routings[0].loss}
     return "\n".join([
-        f"{found[0].method}: blocks of held-out text (rows) by the plug-in with the least LM loss, {len(found)} sequences",
+        f"{routings[0].method}: blocks of held-out text (rows) by the plug-in with the least LM loss, {len(routings)} sequences",
         *text,
         f"right: {100 * whole[0] / whole[1]:.1f} % of {whole[1]:,} whole blocks; {100 * half[0] / half[1]:.1f} % where the first "
         "half chooses",
@@ -169,11 +171,11 @@ def _mean(values: Listed[float]) -> float:
     return sum(values) / len(values)
 
 
-def _csv(found: Listed[Routing]) -> str:
+def _csv(routings: Listed[Routing]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["method", "order", "seed", "text", "chosen", "blocks", "blocks_by_first_half"])
-    for f in found:
+    for f in routings:
         half = _cells(f, f.half)
         writer.writerows([f.method, f.order, f.seed, *key, n, half[key]] for key, n in _cells(f, f.confusion).items())
     return file.getvalue()

@@ -127,9 +127,11 @@ class StudyPlan:
             refuse_longer(self.lm, study.evaluation.block, "recipe.evaluation.block")
             texts = {k: _text(self.lm, study, c) for k, c in study.retention.items()}
             self.texts = texts
-        found = {"model": self.lm.identity}
-        found |= {f"{name} (text)": sha256(b["input_ids"].tolist() for b in batches) for name, batches in texts.items()}
-        return found | {
+        digests = {"model": self.lm.identity}
+        digests |= {
+            f"{name} (text)": sha256(b["input_ids"].tolist() for b in batches) for name, batches in texts.items()
+        }
+        return digests | {
             name: sha256([(e.text, e.pair, str(e.label)) for e in part] for part in (task.train, task.test))
             for name, task in self.tasks.items()
         }
@@ -164,19 +166,19 @@ class StudyPlan:
         rows += [self._row(work, score, tuned.best_step, at="best") for score in tuned.best]
         answers: dict[str, list[Any]] = {}
         for split, examples in self.more[work.task].items():
-            told = tuned.predict(examples)
+            predicted = tuned.predict(examples)
             if split.endswith("dev_mismatched"):
-                other = answer_scores([e.label for e in examples], told, task.labels)[0]
+                other = answer_scores([e.label for e in examples], predicted, task.labels)[0]
                 rows.append(self._row(work, replace(other, metric="accuracy_mm", detail=None), tuned.steps))
             else:
-                answers[split] = told
+                answers[split] = predicted
         if answers:
             write_text(folder / "predictions.json", json.dumps(answers) + "\n")
             names.append("predictions.json")
         if self.texts and self.retention is None:  # not before: it is measured with the threads of a cell
             self.retention = Retention(self.lm, self.texts)
         if self.retention is not None and tuned.trunk is not None:
-            rows += [self._row(work, score, tuned.steps) for score in self.retention.of(tuned.trunk)]
+            rows += [self._row(work, score, tuned.steps) for score in self.retention.measure(tuned.trunk)]
         write_text(folder / "curve.csv", tuned.curve_csv())
         write_text(folder / "observed.csv", tuned.observed_csv())
         write_text(folder / "rows.jsonl", "".join(map(to_line, rows)))
@@ -317,7 +319,7 @@ def _more_splits(settings: StudyTask, predict_test: bool) -> dict[str, list[Exam
     if predict_test:
         asked += [(settings.glue, "test"), (settings.glue, "test_mismatched")]
         asked += [("ax", "test")] if settings.glue == "mnli" else []
-    found = {}
+    splits = {}
     for task, split in asked:
         if split in GLUE[task].splits and (task != "ax" or has_split(task, settings.folder, split)):
             rows = read_glue(task, settings.folder, split)
@@ -327,8 +329,8 @@ def _more_splits(settings: StudyTask, predict_test: bool) -> dict[str, list[Exam
                     "take the answers. Fetch the file again.")  # fmt: skip
             if split.startswith("dev") and settings.test_rows is not None:
                 rows = [rows[i] for i in evenly(len(rows), settings.test_rows)]
-            found[f"{task} {split}"] = rows
-    return found
+            splits[f"{task} {split}"] = rows
+    return splits
 
 
 def _text(lm: LanguageModel, study: Study, corpus: CorpusSettings) -> list[Any]:

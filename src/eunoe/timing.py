@@ -120,7 +120,7 @@ class _Steps:
     rest: float
     """Seconds of all else, and of the steps that were taken."""
 
-    def of(self, steps: int) -> float:
+    def seconds(self, steps: int) -> float:
         return self.rest + (steps - self.done) * self.step
 
 
@@ -153,12 +153,12 @@ def _time_tuning(entry: Entry, settings: Any, start: Start) -> _Tuning:
     def work() -> None:
         tuned[:] = [entry.transfer(start, settings)]
 
-    found, once = _time_steps(work), 0.0
-    if found.rest > 3:  # tokenising many rows is kept for the next time
+    timed, once = _time_steps(work), 0.0
+    if timed.rest > 3:  # tokenising many rows is kept for the next time
         again = _time_steps(work)
-        found, once = again, max(0.0, found.rest - again.rest)
+        timed, once = again, max(0.0, timed.rest - again.rest)
     scoring = _seconds(lambda: tuned[0].predict(sample))
-    return _Tuning(found.steps, found.done, found.step, max(0.0, found.rest - scoring), scoring / len(sample), once,
+    return _Tuning(timed.steps, timed.done, timed.step, max(0.0, timed.rest - scoring), scoring / len(sample), once,
                    settings, len(start.task.train), entry)  # fmt: skip
 
 
@@ -166,20 +166,20 @@ def _time_tuning(entry: Entry, settings: Any, start: Start) -> _Tuning:
 class _Tunings:
     """The end tasks that were timed: every task with one system, and every system with one task. The others follow from these."""
 
-    found: dict[tuple[str, str], _Tuning] = field(default_factory=dict)
+    timed: dict[tuple[str, str], _Tuning] = field(default_factory=dict)
 
     def lacks(self, system: str, task: str) -> bool:
-        return not any(s == system for s, _ in self.found) or not any(t == task for _, t in self.found)
+        return not any(s == system for s, _ in self.timed) or not any(t == task for _, t in self.timed)
 
-    def of(self, system: str, task: str, settings: Any, train_rows: int, test_rows: int) -> tuple[int, float]:
+    def estimate(self, system: str, task: str, settings: Any, train_rows: int, test_rows: int) -> tuple[int, float]:
         """Optimizer steps, and seconds, of fine-tuning ``system`` on ``task`` with ``settings``."""
-        like = next(t for (_, name), t in self.found.items() if name == task)
-        if (system, task) in self.found:
-            like = self.found[system, task]
+        like = next(t for (_, name), t in self.timed.items() if name == task)
+        if (system, task) in self.timed:
+            like = self.timed[system, task]
             step, rest, row = like.step, like.rest, like.row
         else:  # slower or faster than the system that was timed on this task as on the task where both were
-            own_task, own = next((name, t) for (s, name), t in self.found.items() if s == system)
-            other = next(t for (s, name), t in self.found.items() if name == own_task)
+            own_task, own = next((name, t) for (s, name), t in self.timed.items() if s == system)
+            other = next(t for (s, name), t in self.timed.items() if name == own_task)
             step, rest, row = (
                 like.step * own.step / other.step,
                 like.rest * own.rest / other.rest,
@@ -189,7 +189,7 @@ class _Tunings:
         if isinstance(settings, LoopSettings) and isinstance(like.settings, LoopSettings):
             steps = round(like.steps * _loop(settings, train_rows) / _loop(like.settings, like.rows))
             step *= settings.batch / like.settings.batch
-        times = next(t for (s, _), t in self.found.items() if s == system).entry.scorings(settings, steps)
+        times = next(t for (s, _), t in self.timed.items() if s == system).entry.scorings(settings, steps)
         return steps, rest + max(0, steps - like.done) * step + times * test_rows * row
 
 
@@ -214,7 +214,7 @@ class Timed:
     @property
     def once(self) -> float:
         """Seconds that are spent once, at the first fine-tuning of each task."""
-        return sum(tuning.once for tuning in self.tunings.found.values())
+        return sum(tuning.once for tuning in self.tunings.timed.values())
 
     def pieces(self) -> list[Piece]:
         raise NotImplementedError
@@ -268,7 +268,7 @@ class TimedRun(Timed):
                 start = Start(
                     lm=walk.lm, method=walk.method, domain=domain, task=task, seed=0, batch=self.recipe.evaluation.batch
                 )
-                self.tunings.found[label, name] = _time_tuning(self.plan.transfer, self.plan.transfer_settings, start)
+                self.tunings.timed[label, name] = _time_tuning(self.plan.transfer, self.plan.transfer_settings, start)
         if self.recipe.evaluation.prompts and not self.answers:
             walk.method.activate(domain)
             asked = self.recipe.evaluation
@@ -289,13 +289,13 @@ class TimedRun(Timed):
             assert self.head is not None
             steps, weights = self.recipe.head.steps, 4 * self.plan.weights()
             saving, way = _saving(self.recipe.head, steps, weights)
-            return Piece(key, needs, group, "LM head", "", steps, self.head.of(steps) + saving, weights // 4, way)
+            return Piece(key, needs, group, "LM head", "", steps, self.head.seconds(steps) + saving, weights // 4, way)
         label, restores = work.way.label, self.kept.get(work.way.label, 0) / LOAD
         if isinstance(work, Learn):
             timed, steps = self.learning[label], work.way.steps(work.i, self.material)
             saving, way = _saving(work.way.training, steps, self.weights[label])
             kept = self.kept[label]
-            seconds = timed[min(work.i, len(timed) - 1)].of(steps) + saving + kept / SAVE + kept / LOAD
+            seconds = timed[min(work.i, len(timed) - 1)].seconds(steps) + saving + kept / SAVE + kept / LOAD
             return Piece(key, needs, group, "learn", label, steps, seconds, kept, way, restores)
         if isinstance(work, Publish):
             size = self.weights[label] if self.publishes[label] else 0
@@ -306,7 +306,7 @@ class TimedRun(Timed):
             seconds = self.texts[label] * held_out(self.material, work.task)
             return Piece(key, needs, group, "score text", label, 0, seconds, restores=restores)
         task, settings = self.material.tasks[work.task][work.shots_seed], self.plan.transfer_settings
-        steps, seconds = self.tunings.of(label, work.task, settings, len(task.train), len(task.test))
+        steps, seconds = self.tunings.estimate(label, work.task, settings, len(task.train), len(task.test))
         if self.recipe.evaluation.retention:
             seconds += 2 * self.texts[label] * held_out(self.material, "general")
         saving, way = _saving(settings, steps, 4 * self.plan.weights())
@@ -325,13 +325,13 @@ class TimedStudy(Timed):
             say(f"timing {system} on {name}")
             start = Start(lm=plan.lm, method=Method(plan.lm.model, None, []), domain=None, task=plan.tasks[name], seed=0,
                           batch=plan.recipe.evaluation.batch)  # fmt: skip
-            self.tunings.found[system, name] = _time_tuning(points[0].entry, points[0].settings, start)
+            self.tunings.timed[system, name] = _time_tuning(points[0].entry, points[0].settings, start)
         for batches in plan.texts.values():
             self.text += 2 * len(batches) * _seconds(partial(lm_score, plan.lm.model, batches[:1]))
 
     def pieces(self) -> list[Piece]:
         """As the study's cells; of a search, whose winner is not known yet, the first point stands for it."""
-        study, found = self.plan.recipe, list[Piece]()
+        study, pieces = self.plan.recipe, list[Piece]()
         for (name, _), points in self.plan.points.items():
             own = next(task.seeds for task in study.tasks if task.name == name)
             tried: list[Piece] = []
@@ -340,16 +340,16 @@ class TimedStudy(Timed):
                 tried = [self._piece(replace(point, seed=study.search.seed), ()) for point in points]
                 chosen = points[:1]
             needs = tuple(piece.key for piece in tried)
-            found += tried
-            found += [
+            pieces += tried
+            pieces += [
                 self._piece(replace(p, seed=s), needs) for p in chosen for s in (study.seeds if own is None else own)
             ]
-        return found
+        return pieces
 
     def _piece(self, work: Finetune, needs: tuple[str, ...]) -> Piece:
         task = self.plan.tasks[work.task]
         test_rows = len(task.test) + sum(len(rows) for rows in self.plan.more[work.task].values())
-        steps, seconds = self.tunings.of(work.system, work.task, work.settings, len(task.train), test_rows)
+        steps, seconds = self.tunings.estimate(work.system, work.task, work.settings, len(task.train), test_rows)
         saving, way = _saving(work.settings, steps, 4 * self.plan.weights())
         return Piece(
             work.key, needs, work.cell.group, "end task", work.system, steps, seconds + self.text + saving, 0, way

@@ -212,13 +212,13 @@ _TRIAL: ContextVar[tuple[int, float, list[Tried]] | None] = ContextVar("trial", 
 
 def _cut(job: Job, trial: tuple[int, float, list[Tried]]) -> Job:
     steps, seconds, tried = trial
-    mine, others = Tried(len(job.batches), [time.monotonic()]), job.enough
-    tried.append(mine)
+    cut, others = Tried(len(job.batches), [time.monotonic()]), job.enough
+    tried.append(cut)
 
     def enough(step: int) -> bool:
         done = others is not None and others(step)
-        mine.times.append(time.monotonic())
-        return done or step >= steps or mine.times[-1] - mine.times[0] > seconds
+        cut.times.append(time.monotonic())
+        return done or step >= steps or cut.times[-1] - cut.times[0] > seconds
 
     return replace(job, folder=None, enough=enough)
 

@@ -234,7 +234,7 @@ def test_a_wrong_folder_a_missing_split_and_unknown_names_say_what_was_expected(
             read_glue(task, str(own / folder), "train")
     with pytest.raises(EunoeError, match=r"GLEU does not exist. Give the folder that holds CoLA"):
         read_glue("cola", str(own / "GLEU"), "train")
-    with pytest.raises(EunoeError, match=r"dev.tsv is no folder"):
+    with pytest.raises(EunoeError, match=r"dev.tsv is not a folder"):
         read_glue("cola", str(own / "RTE/dev.tsv"), "train")
     (own / "mine").mkdir()
     with pytest.raises(EunoeError, match=r"holds no folder 'CoLA', where GLUE's cola lies; it holds no folders"):

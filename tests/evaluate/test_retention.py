@@ -85,7 +85,7 @@ def test_distances_are_euclidean_per_layer_and_add_in_squares(lm: LanguageModel)
 
 # -- the trunk under its original head -------------------------------------------------------------------------------
 def test_a_trunk_that_did_not_move_retains_everything(lm: LanguageModel, retention: Retention) -> None:
-    scores = {s.metric: s for s in retention.of(Classifier(deepcopy(lm.model), 2, "first").trunk)}
+    scores = {s.metric: s for s in retention.measure(Classifier(deepcopy(lm.model), 2, "first").trunk)}
     assert scores["lm_loss@general"].value == scores["lm_loss@general"].detail["before"]  # type: ignore[index]
     assert scores["anchor_distance"].value == 0
     assert scores["cka@general"].value == pytest.approx(1, abs=1e-6)
@@ -111,7 +111,7 @@ def test_a_trunk_that_moved_loses_loss_distance_and_similarity_and_the_model_sta
     with torch.no_grad():
         for p in trunk.parameters():
             p += 0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5))
-    scores = {s.metric: s for s in retention.of(trunk)}
+    scores = {s.metric: s for s in retention.measure(trunk)}
     assert scores["lm_loss@general"].value != retention.before["general"]
     assert scores["cka@general"].value < 0.99
     assert scores["anchor_distance"].value > 1
@@ -125,5 +125,5 @@ def test_the_loss_is_that_of_the_reheaded_model(lm: LanguageModel, retention: Re
     with torch.no_grad():
         next(p for p in trunk.parameters() if isinstance(p, nn.Parameter)).mul_(1.5)
     model = reheaded(lm.model, trunk)
-    found = {s.metric: s.value for s in retention.of(trunk)}
+    found = {s.metric: s.value for s in retention.measure(trunk)}
     assert found["lm_loss@general"] == lm_score(model, retention.texts["general"]).value

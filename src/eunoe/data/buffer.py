@@ -64,10 +64,10 @@ class Mixed:
         # as many groups as keep to micro_batch, and none in which a process has no row: each must pass the model as often
         groups = 0 if self.lm.micro_batch is None else min(-(-len(chosen) // self.lm.micro_batch), len(chosen) // world)
         for part in np.array_split(np.arange(len(chosen)), groups or 1):
-            mine = [(int(chosen[i]), int(i)) for i in part[rank::world]]
-            if not mine:
+            drawn = [(int(chosen[i]), int(i)) for i in part[rank::world]]
+            if not drawn:
                 continue
-            added = _marked(self._collate(step, mine), True)
+            added = _marked(self._collate(step, drawn), True)
             micro = [*micro, added] if groups else [*micro[:-1], join_rows([micro[-1], added])]
         return micro
 

@@ -58,14 +58,16 @@ def look(path: Path) -> Look:
             seen.setdefault(name, []).append(value)
         if number + 1 >= ROWS:
             break
-    found = Look(path, list(seen))
+    columns = Look(path, list(seen))
     if any(not name.strip() or len(name.split()) > 6 for name in seen):
-        found.said.append("its first line does not hold names of columns; write a header, as in text,label")
-        return found
-    _find_text(found, seen)
-    if found.text is not None:
-        _find_label(found, {name: values for name, values in seen.items() if name not in (found.text, found.pair)})
-    return found
+        columns.said.append("its first line does not hold names of columns; write a header, as in text,label")
+        return columns
+    _find_text(columns, seen)
+    if columns.text is not None:
+        _find_label(
+            columns, {name: values for name, values in seen.items() if name not in (columns.text, columns.pair)}
+        )
+    return columns
 
 
 def plain(name: str) -> str:
@@ -73,47 +75,49 @@ def plain(name: str) -> str:
     return re.sub(r"\W+", "_", name.strip().lower()).strip("_")
 
 
-def _find_text(found: Look, seen: Mapping[str, list[Any]]) -> None:
+def _find_text(columns: Look, seen: Mapping[str, list[Any]]) -> None:
     names = {plain(name): name for name in seen if _sentences(seen[name], least=1)}
     pairs = [(names[a], names[b]) for a, b in PAIRS if a in names and b in names]
     if len(pairs) == 1:
-        found.text, found.pair = pairs[0]
-        found.said.append(f"its texts are pairs: {_quoted(pairs[0])}")
+        columns.text, columns.pair = pairs[0]
+        columns.said.append(f"its texts are pairs: {_quoted(pairs[0])}")
         return
     if len(pairs) > 1:
-        found.said.append(f"which columns are its texts cannot be told: {' or '.join(_quoted(pair) for pair in pairs)}")
+        columns.said.append(
+            f"which columns are its texts cannot be told: {' or '.join(_quoted(pair) for pair in pairs)}"
+        )
         return
     named = [name for key, name in names.items() if key in TEXTS or key.removesuffix("_text") in TEXTS]
-    found.text = _only(named, "text", found.said, "text")
-    if found.text is None and not named:
-        found.text = _only([name for name in seen if _sentences(seen[name])], "", found.said, "text")
-        if found.text is not None:
-            found.said.append(f"the text is {_quoted([found.text])}, the only column that holds sentences")
-        elif not found.said:
-            found.said.append("no column holds sentences")
+    columns.text = _only(named, "text", columns.said, "text")
+    if columns.text is None and not named:
+        columns.text = _only([name for name in seen if _sentences(seen[name])], "", columns.said, "text")
+        if columns.text is not None:
+            columns.said.append(f"the text is {_quoted([columns.text])}, the only column that holds sentences")
+        elif not columns.said:
+            columns.said.append("no column holds sentences")
 
 
-def _find_label(found: Look, seen: Mapping[str, list[Any]]) -> None:
+def _find_label(columns: Look, seen: Mapping[str, list[Any]]) -> None:
     named = [name for name in seen if plain(name) in LABELS]
-    label = _only(named, "label", found.said, "label")
+    label = _only(named, "label", columns.said, "label")
     if label is None and not named:
-        label = _only([name for name, values in seen.items() if _classes(values)], "", found.said, "label")
+        label = _only([name for name, values in seen.items() if _classes(values)], "", columns.said, "label")
         if label is not None:
-            found.said.append(f"the label is {_quoted([label])}, the only column with few different values")
+            columns.said.append(f"the label is {_quoted([label])}, the only column with few different values")
     if label is None:
         return
     values = [value for value in seen[label] if value is not None]
     numbers = [_number(value) for value in values]
     kinds = len({str(value) for value in values})
     if numbers and all(n is not None for n in numbers) and any(n != math.floor(n) for n in numbers if n is not None):
-        found.label, found.regression = label, True
-        found.said.append(f"{_quoted([label])} holds numbers on a scale, not classes: regression")
+        columns.label, columns.regression = label, True
+        columns.said.append(f"{_quoted([label])} holds numbers on a scale, not classes: regression")
     elif kinds > MOST_CLASSES and kinds > len(values) / 4:
-        found.said.append(
+        columns.said.append(
             f"{_quoted([label])} has {kinds:,} different values in {len(values):,} rows, which are no classes"
         )
     else:
-        found.label = label
+        columns.label = label
 
 
 def _only(names: Sequence[str], usual: str, said: list[str], what: str) -> str | None:

@@ -46,15 +46,15 @@ def resolve(source: str, files: str | None = None, labelled: bool = False) -> li
     """
     path = _path_of(source)
     if os.path.isdir(path):  # False, not an error, for what no path can be
-        found, left_out = _below(path, files, labelled)
-        if not found:
+        paths, left_out = _below(path, files, labelled)
+        if not paths:
             raise _nothing(path, files, labelled, left_out)
         others = f"; not read: {_counted(left_out)}" if left_out else ""
-        say_once(f"{visible(source)}: reads {_counted(_endings(found))} files{others}")
-        return found
+        say_once(f"{visible(source)}: reads {_counted(_endings(paths))} files{others}")
+        return paths
     if not os.path.lexists(path):
-        held = os.listdir(path.parent) if os.path.isdir(path.parent) and os.access(path.parent, os.R_OK) else []
-        near = get_close_matches(path.name, sorted(held)[:10_000], n=5)
+        entries = os.listdir(path.parent) if os.path.isdir(path.parent) and os.access(path.parent, os.R_OK) else []
+        near = get_close_matches(path.name, sorted(entries)[:10_000], n=5)
         hint = f" Near it: {', '.join(map(visible, near))}." if near else ""
         raise EunoeError(
             f"{visible(path)} does not exist.{hint} Give a file, a folder, package:NAME/path or hub:OWNER/NAME."
@@ -71,18 +71,18 @@ def refuse_missing(sources: Iterable[tuple[str, str | None, bool]]) -> None:
 
     ``sources``: what ``resolve`` takes, each a source, the pattern of its files, and whether its rows are labelled.
     """
-    told: list[str] = []
+    reasons: list[str] = []
     for source, files, labelled in dict.fromkeys(sources):
         if not source.startswith("hub:"):
             try:
                 resolve(source, files, labelled)
             except EunoeError as error:
-                told.append(str(error))
-    told = list(dict.fromkeys(told))
-    if len(told) == 1:
-        raise EunoeError(told[0])
-    if told:
-        raise EunoeError(f"{len(told)} sources are not there, or are no text:\n- " + "\n- ".join(told))
+                reasons.append(str(error))
+    reasons = list(dict.fromkeys(reasons))
+    if len(reasons) == 1:
+        raise EunoeError(reasons[0])
+    if reasons:
+        raise EunoeError(f"{len(reasons)} sources are not there, or are no text:\n- " + "\n- ".join(reasons))
 
 
 def content_hash(source: str, files: str | None = None) -> str:
@@ -137,7 +137,7 @@ def _path_of(source: str) -> Path:
 def _below(folder: Path, files: str | None, labelled: bool) -> tuple[list[Path], Counter[str]]:
     """The files below a folder that are read, and the others counted by what they are."""
     wanted = tuple(TABLES) if labelled else (*TABLES, *PLAIN)
-    found, left_out, seen = [], Counter[str](), set()
+    paths, left_out, seen = [], Counter[str](), set()
     for path, why in sorted(_walk(folder)):
         if not why and files is None and path.is_symlink():
             _refuse_unreadable(path)  # a link to nothing may have been a whole folder of text
@@ -156,8 +156,8 @@ def _below(folder: Path, files: str | None, labelled: bool) -> tuple[list[Path],
         if why:
             left_out[why] += 1
         else:
-            found.append(path)
-    return found, left_out
+            paths.append(path)
+    return paths, left_out
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:

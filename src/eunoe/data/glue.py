@@ -110,11 +110,11 @@ def load_glue(name: str, task: str, root: str, train_rows: int | None = None, te
     ``root``: the folder that holds ``CoLA``, ``RTE``, ..., or ``hub``. ``train_rows``, ``test_rows``: at most so many, spread
     evenly. Raises ``EunoeError`` with file, line and what was expected.
     """
-    of = lookup(GLUE, task, "GLUE task")
-    if "train" not in of.splits:
+    spec = lookup(GLUE, task, "GLUE task")
+    if "train" not in spec.splits:
         raise EunoeError(f"GLUE's {task} has test rows alone: fine-tune on mnli and answer {task} with that model.")
     train, dev = (_spread(read_glue(task, root, s), n) for s, n in (("train", train_rows), ("dev", test_rows)))
-    return Task(name, of.kind, of.labels, train, dev, None, of.metrics)
+    return Task(name, spec.kind, spec.labels, train, dev, None, spec.metrics)
 
 
 def read_glue(task: str, root: str, split: str) -> list[Example]:
@@ -122,10 +122,10 @@ def read_glue(task: str, root: str, split: str) -> list[Example]:
 
     ``split``: train, dev or test; of mnli also dev_mismatched and test_mismatched.
     """
-    of = lookup(GLUE, task, "GLUE task")
-    if split not in of.splits:
-        raise unknown(split, of.splits, f"split of GLUE's {task}")
-    rows = list(_from_hub(task, of, split) if root == "hub" else _from_file(task, of, Path(expand(root)), split))
+    spec = lookup(GLUE, task, "GLUE task")
+    if split not in spec.splits:
+        raise unknown(split, spec.splits, f"split of GLUE's {task}")
+    rows = list(_from_hub(task, spec, split) if root == "hub" else _from_file(task, spec, Path(expand(root)), split))
     if not rows:
         raise EunoeError(f"GLUE's {task} has no {split} rows in {root}. Fetch it again.")
     return rows
@@ -133,11 +133,11 @@ def read_glue(task: str, root: str, split: str) -> list[Example]:
 
 def has_split(task: str, root: str, split: str) -> bool:
     """Is there a file of this split below ``root``? (The hub has all of them.)"""
-    of = lookup(GLUE, task, "GLUE task")
-    if split not in of.splits:
+    spec = lookup(GLUE, task, "GLUE task")
+    if split not in spec.splits:
         return False
     try:
-        return root == "hub" or _file(task, of, Path(expand(root)), split).is_file()
+        return root == "hub" or _file(task, spec, Path(expand(root)), split).is_file()
     except EunoeError:
         return False
 
@@ -147,37 +147,37 @@ def _spread(rows: list[Example], most: int | None) -> tuple[Example, ...]:
 
 
 # -- the official folders -----------------------------------------------------------------------------------------------
-def _file(task: str, of: GlueTask, root: Path, split: str) -> Path:
+def _file(task: str, spec: GlueTask, root: Path, split: str) -> Path:
     with reading(root):  # whatever the file system says of folders that may not be listed
-        return _found(task, of, root, split)
+        return _split_file(task, spec, root, split)
 
 
-def _found(task: str, of: GlueTask, root: Path, split: str) -> Path:
-    wanted = {_bare(of.folder), task}
+def _split_file(task: str, spec: GlueTask, root: Path, split: str) -> Path:
+    wanted = {_bare(spec.folder), task}
     if not root.is_dir():
-        raise EunoeError(f"{root} {'is no folder' if root.exists() else 'does not exist'}. Give the folder that holds {of.folder}, as the "
-                         "official download makes it.")  # fmt: skip
+        raise EunoeError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}. Give the folder that holds {spec.folder}, "
+                         "as the official download makes it.")  # fmt: skip
     folders = [p for p in sorted(root.iterdir()) if p.is_dir()]
-    found = next((p for p in folders if _bare(p.name) in wanted), None)
-    if found is None:
+    folder = next((p for p in folders if _bare(p.name) in wanted), None)
+    if folder is None:
         of_one = next((name for name, o in GLUE.items() if _bare(root.resolve().name) in (_bare(o.folder), name)), None)
         if of_one is not None:
-            raise EunoeError(f"{root} holds no folder {of.folder!r}: it is the folder of {of_one} itself. Give the folder above "
+            raise EunoeError(f"{root} holds no folder {spec.folder!r}: it is the folder of {of_one} itself. Give the folder above "
                              f"{root.resolve().name}: {root.resolve().parent}.")  # fmt: skip
-        held = ", ".join(p.name for p in folders) or "no folders"
-        raise EunoeError(f"{root} holds no folder {of.folder!r}, where GLUE's {task} lies; it holds {held}. Give the folder above "
-                         f"{of.folder}, as the official download makes it.")  # fmt: skip
-    names = [f"{split}.tsv", *(name for s, name in of.files if s == split)]
-    file = _held(found, *names)
+        present = ", ".join(p.name for p in folders) or "no folders"
+        raise EunoeError(f"{root} holds no folder {spec.folder!r}, where GLUE's {task} lies; it holds {present}. Give the folder above "
+                         f"{spec.folder}, as the official download makes it.")  # fmt: skip
+    names = [f"{split}.tsv", *(name for s, name in spec.files if s == split)]
+    file = _first_of(folder, *names)
     if file is None:
-        held = ", ".join(sorted(p.name for p in found.iterdir())) or "nothing"
+        present = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise EunoeError(
-            f"{found} lacks the {split} rows of GLUE's {task}: expected {' or '.join(names)}; it holds {held}."
+            f"{folder} lacks the {split} rows of GLUE's {task}: expected {' or '.join(names)}; it holds {present}."
         )
     return file
 
 
-def _held(folder: Path, *names: str) -> Path | None:
+def _first_of(folder: Path, *names: str) -> Path | None:
     """The first of these files that is there, plain or packed."""
     tried = (folder / f"{name}{gz}" for name in names for gz in ("", ".gz"))
     return next((file for file in tried if file.is_file()), None)
@@ -187,50 +187,50 @@ def _bare(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def _from_file(task: str, of: GlueTask, root: Path, split: str) -> Iterator[Example]:
-    file = _file(task, of, root, split)
-    if not of.ids or split == "test":
-        yield from (example for _, example in _read(of, file, not split.startswith("test")))
+def _from_file(task: str, spec: GlueTask, root: Path, split: str) -> Iterator[Example]:
+    file = _file(task, spec, root, split)
+    if not spec.ids or split == "test":
+        yield from (example for _, example in _read(spec, file, not split.startswith("test")))
         return
-    among = _dev_ids(of, file, split)
+    among = _dev_ids(spec, file, split)
     if among and file.name.startswith("dev_ids"):
-        source = _held(file.parent, "msr_paraphrase_train.txt", "train.tsv")
+        source = _first_of(file.parent, "msr_paraphrase_train.txt", "train.tsv")
         if source is None:
             raise EunoeError(
                 f"{file} names rows of msr_paraphrase_train.txt, which is not beside it. Fetch MRPC again."
             )
         file = source
-    for key, example in _read(of, file, True, with_ids=bool(among)):
+    for key, example in _read(spec, file, True, with_ids=bool(among)):
         if not among or (key in among) == (split == "dev"):
             yield example
 
 
-def _dev_ids(of: GlueTask, file: Path, split: str) -> set[tuple[str, ...]]:
+def _dev_ids(spec: GlueTask, file: Path, split: str) -> set[tuple[str, ...]]:
     """The ids of the development rows where these lie among the training rows of the old name; else none."""
     if split == "dev" and not file.name.startswith("dev_ids"):
         return set()
-    own, ids = _held(file.parent, "dev.tsv"), _held(file.parent, "dev_ids.tsv")
+    own, ids = _first_of(file.parent, "dev.tsv"), _first_of(file.parent, "dev_ids.tsv")
     old = file.name.startswith("msr_paraphrase")
     if split == "train" and not old and (own is not None or ids is None):
         return set()
     if ids is None and own is None:
         raise EunoeError(f"{file} holds the development rows too, and neither dev_ids.tsv nor dev.tsv is beside it to tell them from the "
                          "training rows. Fetch MRPC again, or put GLUE's dev_ids.tsv there.")  # fmt: skip
-    found = {key for key, _ in _read(of, own, True, with_ids=True)} if own is not None else set()
+    keys = {key for key, _ in _read(spec, own, True, with_ids=True)} if own is not None else set()
     for number, line in _lines(ids) if ids is not None else ():
         cells = tuple(cell.strip() for cell in line.split("\t"))
         if not line.strip():
             continue
-        if len(cells) != len(of.ids):
+        if len(cells) != len(spec.ids):
             raise EunoeError(
-                f"{ids}, line {number}: {shown_value(line)}, expected {' and '.join(of.ids)} parted by a tab. Fetch it again."
+                f"{ids}, line {number}: {shown_value(line)}, expected {' and '.join(spec.ids)} parted by a tab. Fetch it again."
             )
-        found.add(cells)
-    if not found:
+        keys.add(cells)
+    if not keys:
         raise EunoeError(
             f"{ids or own} is empty, so the development rows cannot be told from the training rows. Fetch it again."
         )
-    return found
+    return keys
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -241,25 +241,25 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _read(
-    of: GlueTask, file: Path, labelled: bool, with_ids: bool = False
+    spec: GlueTask, file: Path, labelled: bool, with_ids: bool = False
 ) -> Iterator[tuple[tuple[str, ...], Example]]:
     """Each row of a file with its ids (none unless asked for)."""
     lines = _lines(file)
-    ids = of.ids if with_ids else ()
-    if labelled and not of.header:
-        columns, positions = 4, {of.text: 3, of.label: 1}  # CoLA: source, label, the author's mark, sentence
+    ids = spec.ids if with_ids else ()
+    if labelled and not spec.header:
+        columns, positions = 4, {spec.text: 3, spec.label: 1}  # CoLA: source, label, the author's mark, sentence
     else:
-        positions, columns = _columns(of, file, next(lines, (1, ""))[1], labelled, ids)
+        positions, columns = _columns(spec, file, next(lines, (1, ""))[1], labelled, ids)
     left_out = place = 0
     for number, line in lines:
         if not line.strip(" "):
             continue
         cells, where = line.split("\t"), f"{file}, line {number}"
-        if labelled and not of.header and number == 1 and {"sentence", "label"} & {c.strip().lower() for c in cells}:
-            raise EunoeError(f"{where}: a header, {shown_value(line)}; {of.folder}'s labelled files have none, but rows of source, label, "
-                             "mark and sentence. Take the line out, or fetch the file again.")  # fmt: skip
+        if labelled and not spec.header and number == 1 and {"sentence", "label"} & {c.strip().lower() for c in cells}:
+            raise EunoeError(f"{where}: a header, {shown_value(line)}; {spec.folder}'s labelled files have none, but rows of source, "
+                             "label, mark and sentence. Take the line out, or fetch the file again.")  # fmt: skip
         if len(cells) != columns:
-            if of.ragged and labelled:
+            if spec.ragged and labelled:
                 left_out += 1
                 continue
             more = " (a stray tab shifts the text)" if len(cells) > columns else ""
@@ -270,23 +270,25 @@ def _read(
                 f"{where}: index {shown_value(cells[positions['index']])}, expected {place}: GLUE's server wants the rows in order."
             )
         place += 1
-        if labelled and cells[positions[of.label]] == "-":  # annotators did not agree, as SNLI writes it
+        if labelled and cells[positions[spec.label]] == "-":  # annotators did not agree, as SNLI writes it
             left_out += 1
             continue
-        held = {key: cells[at] for key, at in positions.items()}
-        yield tuple(held[key].strip() for key in ids), _example(of, held, labelled, where)
+        by_column = {key: cells[at] for key, at in positions.items()}
+        yield tuple(by_column[key].strip() for key in ids), _example(spec, by_column, labelled, where)
     if left_out:
         say(f"{file}: {left_out} rows break off, have a tab too many or no label, and are left out")
 
 
-def _columns(of: GlueTask, file: Path, header: str, labelled: bool, ids: tuple[str, ...]) -> tuple[dict[str, int], int]:
+def _columns(
+    spec: GlueTask, file: Path, header: str, labelled: bool, ids: tuple[str, ...]
+) -> tuple[dict[str, int], int]:
     """Where each wanted column is, from the header, and how many there are."""
     names = header.split("\t")
-    wanted = [of.text, *([of.pair] if of.pair else []), *([of.label] if labelled else []), *ids]
+    wanted = [spec.text, *([spec.pair] if spec.pair else []), *([spec.label] if labelled else []), *ids]
     for name in wanted:
         if name not in names:
             raise EunoeError(
-                f"{file}, line 1: {unknown(name, names, 'column')} The header of GLUE's {of.folder} has {', '.join(wanted)}."
+                f"{file}, line 1: {unknown(name, names, 'column')} The header of GLUE's {spec.folder} has {', '.join(wanted)}."
             )
     positions = {name: names.index(name) for name in wanted}
     index = next((name for name in ("index", "id") if name in names), None)
@@ -295,26 +297,26 @@ def _columns(of: GlueTask, file: Path, header: str, labelled: bool, ids: tuple[s
     return positions, len(names)
 
 
-def _example(of: GlueTask, cells: dict[str, str], labelled: bool, where: str) -> Example:
-    label: str | float = "" if of.labels else math.nan
-    if labelled and of.labels:
-        label = cells[of.label].strip()
-        if label not in of.labels:
+def _example(spec: GlueTask, cells: dict[str, str], labelled: bool, where: str) -> Example:
+    label: str | float = "" if spec.labels else math.nan
+    if labelled and spec.labels:
+        label = cells[spec.label].strip()
+        if label not in spec.labels:
             raise EunoeError(
-                f"{where}: the label is {shown_value(label)}; GLUE's {of.folder} has {', '.join(of.labels)}."
+                f"{where}: the label is {shown_value(label)}; GLUE's {spec.folder} has {', '.join(spec.labels)}."
             )
     elif labelled:
         try:
-            label = float(cells[of.label])
+            label = float(cells[spec.label])
         except ValueError:
             label = math.nan
         if not 0 <= label <= 5:  # nan neither
-            raise EunoeError(f"{where}: the score is {shown_value(cells[of.label])}, expected a number from 0 to 5.")
-    return Example(cells[of.text], cells[of.pair] if of.pair else None, label)
+            raise EunoeError(f"{where}: the score is {shown_value(cells[spec.label])}, expected a number from 0 to 5.")
+    return Example(cells[spec.text], cells[spec.pair] if spec.pair else None, label)
 
 
 # -- the hub ------------------------------------------------------------------------------------------------------------
-def _from_hub(task: str, of: GlueTask, split: str) -> Iterator[Example]:
+def _from_hub(task: str, spec: GlueTask, split: str) -> Iterator[Example]:
     part = split.replace("dev", "validation")
     if task == "mnli" and split in ("dev", "test"):
         part += "_matched"
@@ -326,18 +328,22 @@ def _from_hub(task: str, of: GlueTask, split: str) -> Iterator[Example]:
     labelled = not split.startswith("test")
     for i, record in enumerate(read_hub(HUB, task, part)):
         where = f"{HUB} ({task}, {part}), row {i + 1}"
-        cells = {of.text: text_cell(record, names.get(of.text, of.text), where)}
-        if of.pair:
-            cells[of.pair] = text_cell(record, names.get(of.pair, of.pair), where)
+        cells = {spec.text: text_cell(record, names.get(spec.text, spec.text), where)}
+        if spec.pair:
+            cells[spec.pair] = text_cell(record, names.get(spec.pair, spec.pair), where)
         given = cell(record, "label", where)
-        if isinstance(given, bool) or not isinstance(given, int | float) or (of.labels and not isinstance(given, int)):
+        if (
+            isinstance(given, bool)
+            or not isinstance(given, int | float)
+            or (spec.labels and not isinstance(given, int))
+        ):
             raise EunoeError(
                 f"{where}: the label is {shown_value(given)}, not a number. Is {HUB} the dataset that is meant?"
             )
-        if labelled and of.labels and not 0 <= given < len(of.labels):
+        if labelled and spec.labels and not 0 <= given < len(spec.labels):
             continue  # a row without agreement, as SNLI's
-        cells[of.label] = of.labels[int(given)] if labelled and of.labels else str(given)
-        yield _example(of, cells, labelled, where)
+        cells[spec.label] = spec.labels[int(given)] if labelled and spec.labels else str(given)
+        yield _example(spec, cells, labelled, where)
 
 
 __all__ = ["GLUE", "HUB", "GlueTask", "has_split", "load_glue", "read_glue"]

@@ -229,9 +229,9 @@ def _read_separated(path: Path, how: _How, separator: str) -> Placed:
         start = next(source, None)
         if start is None:
             return
-        told = re.fullmatch(r'"?sep=(.)"?\n', start, re.IGNORECASE) if separator == "," else None
-        if told:  # Excel's way to name the separator
-            separator, start = told.group(1), ""
+        named = re.fullmatch(r'"?sep=(.)"?\n', start, re.IGNORECASE) if separator == "," else None
+        if named:  # Excel's way to name the separator
+            separator, start = named.group(1), ""
         if separator in '"\r\n ':
             raise EunoeError(f"{visible(path)}, line 1: {separator!r} cannot part columns. Write the file with commas.")
         rows = csv.reader(

@@ -33,7 +33,7 @@ _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", re.IGNORECASE)
 """A number as every reader takes it: Python's own also takes ``1_0``, blanks and other digits."""
 
 FILES: dict[str, tuple[str, str, int]] = {
-    name: (task, split, rows) for task, of in GLUE.items() for split, name, rows in of.submit
+    name: (task, split, rows) for task, spec in GLUE.items() for split, name, rows in spec.submit
 }
 """File -> task, split, official number of rows."""
 
@@ -73,10 +73,10 @@ def fill_submission(file: Path) -> list[str]:
     """
     if file.is_dir():
         raise EunoeError(f"{file} is a folder; only a zip is filled. Give the zip.")
-    held = _read(file)
-    lacking = [name for name in FILES if name not in held]
+    existing = _read(file)
+    lacking = [name for name in FILES if name not in existing]
     if lacking:
-        _write(file, held | _constant(lacking))
+        _write(file, existing | _constant(lacking))
     return lacking
 
 
@@ -90,22 +90,22 @@ def _constant(names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _write(file: Path, texts: Mapping[str, bytes]) -> None:
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in [*(n for n in FILES if n in texts), *(n for n in texts if n not in FILES)]:
             entry = zipfile.ZipInfo(name, OLDEST)
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, texts[name])
-    write_bytes(file, held.getvalue())
+    write_bytes(file, buffer.getvalue())
 
 
-def _text(of: GlueTask, answers: Sequence[str | float], what: str) -> str:
+def _text(spec: GlueTask, answers: Sequence[str | float], what: str) -> str:
     lines = [HEADER]
     for i, answer in enumerate(answers):
-        if of.labels:
-            if answer not in of.labels:
+        if spec.labels:
+            if answer not in spec.labels:
                 raise EunoeError(
-                    f"{what}, row {i}: the prediction is {answer!r}; GLUE's {of.folder} has {', '.join(of.labels)}."
+                    f"{what}, row {i}: the prediction is {answer!r}; GLUE's {spec.folder} has {', '.join(spec.labels)}."
                 )
             lines.append(f"{i}\t{answer}")
         else:
@@ -124,14 +124,16 @@ def validate_submission(path: Path, rows: Mapping[str, int] | None = None) -> li
 
     ``rows``: numbers of rows by file instead of the official ones. Raises ``EunoeError`` if ``path`` is neither.
     """
-    held = _read(path)
+    existing = _read(path)
     problems = [
-        f"{path}: {name} is missing; the server wants all {len(FILES)} files" for name in FILES if name not in held
+        f"{path}: {name} is missing; the server wants all {len(FILES)} files" for name in FILES if name not in existing
     ]
-    problems += [f"{path}: {unknown(name, FILES, 'file')}" for name in held if name not in FILES]
+    problems += [f"{path}: {unknown(name, FILES, 'file')}" for name in existing if name not in FILES]
     for name in FILES:
-        if name in held:
-            problems += _faults(name, held[name], {**{n: r for n, (_, _, r) in FILES.items()}, **(rows or {})}[name])
+        if name in existing:
+            problems += _faults(
+                name, existing[name], {**{n: r for n, (_, _, r) in FILES.items()}, **(rows or {})}[name]
+            )
     return problems
 
 
@@ -161,7 +163,7 @@ def _whole(files: Iterable[tuple[str, IO[bytes]]]) -> dict[str, bytes]:
 
 def _faults(name: str, data: bytes, rows: int) -> list[str]:
     """What is wrong with one file, by line."""
-    of, found = GLUE[FILES[name][0]], []
+    spec, faults = GLUE[FILES[name][0]], []
     try:
         lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -171,29 +173,31 @@ def _faults(name: str, data: bytes, rows: int) -> list[str]:
     crlf = [place for place, line in enumerate(lines, 1) if line.endswith("\r")]
     if crlf:
         lines = [line.removesuffix("\r") for line in lines]
-        found.append(
+        faults.append(
             f"{name}, line {crlf[0]}: {len(crlf):,} lines end as on Windows (CRLF), expected a line feed alone"
         )
     if not lines or lines[0] != HEADER:
-        found.append(f"{name}, line 1: the header is {shown_value(lines[0] if lines else '')}, expected {HEADER!r}")
+        faults.append(f"{name}, line 1: the header is {shown_value(lines[0] if lines else '')}, expected {HEADER!r}")
     for place, line in enumerate(lines[1:]):
         cells = line.split("\t")
         where = f"{name}, line {place + 2}"
         if len(cells) != 2:
-            found.append(f"{where}: {len(cells)} columns, expected an index, a tab and a prediction")
+            faults.append(f"{where}: {len(cells)} columns, expected an index, a tab and a prediction")
         elif cells[0] != str(place):
-            found.append(
+            faults.append(
                 f"{where}: the index is {shown_value(cells[0])}, expected {place}: rows stand in the test file's order"
             )
-        elif of.labels and cells[1] not in of.labels:
-            found.append(f"{where}: the prediction is {shown_value(cells[1])}, expected one of {', '.join(of.labels)}")
-        elif not of.labels and not _score(cells[1]):
-            found.append(f"{where}: the prediction is {shown_value(cells[1])}, expected a number from 0 to 5")
-    more = len(found) - SHOWN
-    found = found[:SHOWN] + ([f"{name}: {more} more faults"] if more > 0 else [])
+        elif spec.labels and cells[1] not in spec.labels:
+            faults.append(
+                f"{where}: the prediction is {shown_value(cells[1])}, expected one of {', '.join(spec.labels)}"
+            )
+        elif not spec.labels and not _score(cells[1]):
+            faults.append(f"{where}: the prediction is {shown_value(cells[1])}, expected a number from 0 to 5")
+    more = len(faults) - SHOWN
+    faults = faults[:SHOWN] + ([f"{name}: {more} more faults"] if more > 0 else [])
     if len(lines) - 1 != rows:
-        found.append(f"{name}: {max(len(lines) - 1, 0):,} predictions, expected {rows:,}")
-    return found
+        faults.append(f"{name}: {max(len(lines) - 1, 0):,} predictions, expected {rows:,}")
+    return faults
 
 
 def _score(text: str) -> bool:

@@ -321,12 +321,12 @@ def split_headline(text: str) -> tuple[str, str] | None:
 
 def _different(texts: list[str]) -> list[tuple[str, str]]:
     """(headline, article) of each text that has both; an article that comes again, under whatever headline, counts once."""
-    held: dict[str, tuple[str, str]] = {}
+    distinct: dict[str, tuple[str, str]] = {}
     for text in texts:
         parts = split_headline(text)
         if parts is not None:
-            held.setdefault(" ".join(parts[1].split()), parts)
-    return list(held.values())
+            distinct.setdefault(" ".join(parts[1].split()), parts)
+    return list(distinct.values())
 
 
 def _headlines(name: str, settings: TaskSettings, corpus: CorpusSettings, where: str) -> Task:

@@ -64,8 +64,8 @@ def distances(base: nn.Module, anchor: Mapping[str, Tensor], layers: tuple[str, 
         if name in anchor:
             here = layer or ("other" if seen_layer else "embeddings")
             squares[here] = squares.get(here, 0.0) + float((p.detach() - anchor[name].to(p)).double().square().sum())
-    found = {name: value**0.5 for name, value in squares.items()}
-    return {**found, "total": sum(squares.values()) ** 0.5}
+    by_layer = {name: value**0.5 for name, value in squares.items()}
+    return {**by_layer, "total": sum(squares.values()) ** 0.5}
 
 
 def reheaded(lm: nn.Module, trunk: nn.Module) -> nn.Module:
@@ -100,16 +100,16 @@ def states(base: nn.Module, batches: list[Batch], tokens: int = TOKENS) -> list[
             break
         hidden = base(input_ids=batch["input_ids"].to(device), output_hidden_states=True).hidden_states
         layers = layers or [[] for _ in hidden]
-        for held, state in zip(layers, hidden, strict=True):
-            held.append(state.flatten(0, 1).float().cpu())
+        for vectors, state in zip(layers, hidden, strict=True):
+            vectors.append(state.flatten(0, 1).float().cpu())
         n += batch["input_ids"].numel()
-    return [torch.cat(held)[:tokens] for held in layers]
+    return [torch.cat(vectors)[:tokens] for vectors in layers]
 
 
 class Retention:
     """Measures fine-tuned trunks against one pretrained model on named general texts; the model's own side is made once.
 
-    >>> Retention(lm, {"wikipedia": batches}).of(classifier.trunk)  # doctest: +SKIP
+    >>> Retention(lm, {"wikipedia": batches}).measure(classifier.trunk)  # doctest: +SKIP
     [Score("lm_loss@wikipedia", 4.21, 1234, {"before": 4.07}), Score("anchor_distance", ...), Score("cka@wikipedia", ...)]
     """
 
@@ -121,7 +121,7 @@ class Retention:
         self.before = {name: lm_score(lm.model, batches).value for name, batches in texts.items()}
         self.states = {name: states(base, batches) for name, batches in texts.items()}
 
-    def of(self, trunk: nn.Module, lm: nn.Module | None = None) -> list[Score]:
+    def measure(self, trunk: nn.Module, lm: nn.Module | None = None) -> list[Score]:
         """``lm_loss@TEXT``, ``cka@TEXT`` of each text and ``anchor_distance``; details hold the loss before and layers.
 
         ``lm``: the model that ``trunk`` was copied from, if it is no longer the pretrained one (it has learnt domains, or has
@@ -129,14 +129,16 @@ class Retention:
         """
         model = reheaded(self.lm.model if lm is None else lm, trunk)
         base = anatomy(model).base
-        found: list[Score] = []
+        scores: list[Score] = []
         for name, batches in self.texts.items():
             score = lm_score(model, batches)
-            found.append(Score(f"lm_loss@{name}", score.value, score.n, {"before": self.before[name]}))
-            mine = states(base, batches)
-            each = {str(i): linear_cka(a, b) for i, (a, b) in enumerate(zip(self.states[name], mine, strict=True))}
-            found.append(Score(f"cka@{name}", sum(each.values()) / len(each), len(mine[0]), {"layers": each}))
+            scores.append(Score(f"lm_loss@{name}", score.value, score.n, {"before": self.before[name]}))
+            moved_states = states(base, batches)
+            each = {
+                str(i): linear_cka(a, b) for i, (a, b) in enumerate(zip(self.states[name], moved_states, strict=True))
+            }
+            scores.append(Score(f"cka@{name}", sum(each.values()) / len(each), len(moved_states[0]), {"layers": each}))
         moved = distances(base, self.anchor, self.layers)
         total = moved.pop("total")
         n = sum(p.numel() for p in base.parameters())
-        return [*found, Score("anchor_distance", total, n, {"layers": moved})]
+        return [*scores, Score("anchor_distance", total, n, {"layers": moved})]

@@ -148,13 +148,13 @@ def routing_batches(lm: LanguageModel, blocks: Blocks, batch: int, mask_rate: fl
     A masked LM reads each block under ``MASKS`` masks, drawn once and for all.
     """
     masks = MASKS if lm.objective == "masked" else 1
-    size, found = max(1, batch // masks), []
+    size, batches = max(1, batch // masks), []
     for start in range(0, len(blocks), size):
         chosen = range(start, min(start + size, len(blocks)))
         rows = [(blocks.ids[i], (MASK_SEED, i, k)) for i in chosen for k in range(masks)]
         made = collate_lm(rows, blocks.special, lm.objective, lm.mask_id, len(lm.tokenizer), mask_rate)
-        found.append((made, start + rows_of(made) // masks))
-    return found
+        batches.append((made, start + rows_of(made) // masks))
+    return batches
 
 
 __all__ = [

@@ -69,14 +69,15 @@ def classification_scores(
             raise ValueError(f"{what} label {strange!r} is none of the task's classes {names}")
     g = [index[label] for label in gold]
     p = [index[label] for label in predicted]
-    support, told = Counter(g), Counter(p)
+    support, predictions = Counter(g), Counter(p)
     correct = Counter(a for a, b in zip(g, p, strict=True) if a == b)
     return ClassificationScores(
         accuracy=sum(correct.values()) / len(g),
         macro_f1=float(f1_score(g, p, labels=list(range(len(names))), average="macro", zero_division=0)),
         n=len(g),
         detail={
-            name: ClassCounts(support=support[i], predicted=told[i], correct=correct[i]) for i, name in enumerate(names)
+            name: ClassCounts(support=support[i], predicted=predictions[i], correct=correct[i])
+            for i, name in enumerate(names)
         },
     )
 
@@ -123,8 +124,8 @@ def f1(gold: Sequence[Hashable], predicted: Sequence[Hashable], positive: Hashab
     0.6667
     """
     hits = sum(g == p == positive for g, p in zip(gold, predicted, strict=True))
-    told = sum(p == positive for p in predicted) + sum(g == positive for g in gold)
-    return 2 * hits / told if told else 0.0
+    marked = sum(p == positive for p in predicted) + sum(g == positive for g in gold)
+    return 2 * hits / marked if marked else 0.0
 
 
 def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -106,12 +106,14 @@ class Chosen:
 
     def stages(self, domains: Sequence[str]) -> list[tuple[str, ...]]:
         """The domains of each stage."""
-        found = [row.method.stages(domains, settings) for row, settings in zip(self.rows, self.settings, strict=True)]
-        if any(stages != found[0] for stages in found):
+        proposed = [
+            row.method.stages(domains, settings) for row, settings in zip(self.rows, self.settings, strict=True)
+        ]
+        if any(stages != proposed[0] for stages in proposed):
             raise EunoeError(
                 f"the methods {' and '.join(self.names)} cannot go together: they cut the domains into other stages."
             )
-        return found[0]
+        return proposed[0]
 
     def sources(self) -> list[Path]:
         """Files that the method starts from, besides the model."""

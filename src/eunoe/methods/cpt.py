@@ -374,10 +374,10 @@ def _go_on(model: nn.Module, settings: CptSettings, domains: Sequence[str]) -> d
     """
     folder = expand(str(settings.plugins))
     load_plugins(model, folder, trainable=True)
-    found = adapters(model)
+    attached = adapters(model)
     try:
         larger = _larger(model, settings, domains, folder)
-        for adapter in found.values():
+        for adapter in attached.values():
             adapter.init = settings.init
             for mask in adapter.masks().values():
                 mask.embedding.requires_grad_(True)  # of the domain that runs next
@@ -389,7 +389,7 @@ def _go_on(model: nn.Module, settings: CptSettings, domains: Sequence[str]) -> d
         raise
     shared = active(model)
     shared.s = shared.s_max = settings.s_max  # learnt masks are hard at any
-    return found
+    return attached
 
 
 def _larger(model: nn.Module, settings: CptSettings, domains: Sequence[str], folder: str) -> dict[str, int]:

@@ -286,24 +286,24 @@ def _every(base: nn.Module, pattern: str) -> Iterator[tuple[str, nn.Module]]:
         if not rest:
             yield f"{head}.{name}", module
         else:
-            yield from ((f"{head}.{name}.{below}", found) for below, found in _every(module, rest.lstrip(".")))
+            yield from ((f"{head}.{name}.{below}", deeper) for below, deeper in _every(module, rest.lstrip(".")))
 
 
 def _get(module: nn.Module, name: str) -> nn.Module | None:
-    found: object = module
+    reached: object = module
     for part in name.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, nn.Module) else None
+        reached = getattr(reached, part, None)
+    return reached if isinstance(reached, nn.Module) else None
 
 
 def _find(module: nn.Module, name: str, base: nn.Module) -> nn.Module:
-    found = _get(module, name)
-    if found is None:
+    reached = _get(module, name)
+    if reached is None:
         raise EunoeError(
             f"{type(base).__name__} has no {name!r} in {type(module).__name__}: its row in FAMILIES of "
             "eunoe/models/anatomy.py does not fit the installed transformers. Correct it, or install transformers 5.23."
         )
-    return found
+    return reached
 
 
 __all__ = ["FAMILIES", "Anatomy", "Family", "Layer", "anatomy", "takes_token_types"]

@@ -90,10 +90,10 @@ def digest(file: Path, _stamp: tuple[int, int] | None) -> str:
 def stamp(file: Path) -> tuple[int, int] | None:
     """A file's size and time of change; None where it is not there."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 # -- a folder ---------------------------------------------------------------------------------------------------
@@ -172,8 +172,8 @@ def check_config(file: Path, weights: Iterable[Path]) -> Tensors | None:
         if key == "quantization_config" and isinstance(value, dict):
             bits = next((f", {n} bit" for n in (4, 8) if value.get(f"load_in_{n}bit") or value.get("bits") == n), "")
             raise _quantised(file, f"{visible(value.get('quant_method', 'quantization_config'), 60)}{bits}")
-    found = headers(weights)
-    tensors = len(found.names) if found is not None and found.names else MOST
+    stored = headers(weights)
+    tensors = len(stored.names) if stored is not None and stored.names else MOST
     for key, value in _entries(config):
         most = min(tensors, MOST) if _LAYERS.search(key) else MOST
         if _COUNT.search(key) and isinstance(value, int | float) and value > most:
@@ -181,10 +181,10 @@ def check_config(file: Path, weights: Iterable[Path]) -> Tensors | None:
             raise EunoeError(
                 f"{visible(file)} asks for {visible(key, 60)}: {value}, but {limit}. Is it the config.json of these weights?"
             )
-    for name, (dtype, shape) in found.names.items() if found is not None else ():
+    for name, (dtype, shape) in stored.names.items() if stored is not None else ():
         if _PACKED.match(dtype) and len(shape) > 1 and "weight" in name.rsplit(".", 1)[-1]:
             raise _quantised(file, f"{visible(name, 100)} is {dtype}")
-    return found
+    return stored
 
 
 def _quantised(file: Path, what: str) -> EunoeError:

@@ -105,7 +105,7 @@ def _refuse_other_direction(lm: LanguageModel, words: list[int]) -> None:
         lm.model.train()
         logits = _logits(lm.model, ids)
         lm.model.eval()
-    if not all(found.isfinite().all() for found in (*states, logits)):
+    if not all(numbers.isfinite().all() for numbers in (*states, logits)):
         raise EunoeError(
             f"{lm.name!r} computes numbers that are not finite. Are its weights or its config.json damaged?"
         )

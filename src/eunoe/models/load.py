@@ -138,9 +138,9 @@ class Embedded:
         path = Path(spec.origin).parent / self.file
         if not path.is_file():
             raise EunoeError(f"{path} is missing. Install it: {self.install}")
-        found = digest(path, stamp(path))
-        if found != self.sha256:
-            raise EunoeError(f"{path} is not the expected model: SHA-256 {found}, expected {self.sha256}. "
+        actual = digest(path, stamp(path))
+        if actual != self.sha256:
+            raise EunoeError(f"{path} is not the expected model: SHA-256 {actual}, expected {self.sha256}. "
                              f"Install it again, with --force-reinstall: {self.install}")  # fmt: skip
         return path
 
@@ -253,7 +253,7 @@ def _transformers(place: Place, settings: ModelSettings) -> tuple[LanguageModel,
     """A model that transformers knows, and which of its head's weights the files lack."""
     name = f"the model {settings.name!r}"
     file = next((file for file in place.files if file.name == "config.json"), None)
-    found = check_config(file, weight_files(place.files)) if file is not None else None
+    stored = check_config(file, weight_files(place.files)) if file is not None else None
     advice = "Is its config.json whole, and the one that save_pretrained wrote with these weights?"
     with reading(f"the configuration of {settings.name!r}", advice):
         config = AutoConfig.from_pretrained(place.where, trust_remote_code=False, **place.form)
@@ -265,7 +265,7 @@ def _transformers(place: Place, settings: ModelSettings) -> tuple[LanguageModel,
     with reading(name, advice):
         with torch.device("meta"):
             blank = loader.from_config(config, trust_remote_code=False)
-        _refuse_oversized(blank, found, settings)
+        _refuse_oversized(blank, stored, settings)
     with reading(f"the weights of {settings.name!r}", "Nothing of them was run."):
         model, info = loader.from_pretrained(
             place.where,
@@ -330,15 +330,15 @@ def _objective(config: Any, settings: ModelSettings) -> Objective:
     )
 
 
-def _refuse_oversized(blank: nn.Module, found: Tensors | None, settings: ModelSettings) -> None:
+def _refuse_oversized(blank: nn.Module, stored: Tensors | None, settings: ModelSettings) -> None:
     """Compares what config.json asks for, built without memory, with what the files of the weights can hold."""
     base = anatomy(blank).base  # an unknown family is refused here, before anything is read
     asked = sum(p.numel() for p in base.parameters())
     beside = sum(b.numel() for b in blank.buffers())
-    if found is not None and (asked > found.numbers or beside > max(found.numbers, 1 << 28)):
+    if stored is not None and (asked > stored.numbers or beside > max(stored.numbers, 1 << 28)):
         raise EunoeError(
             f"the config.json of {settings.name!r} asks for {asked:,} weights ({beside:,} numbers beside them), but "
-            f"its files can hold {found.numbers:,} at most. Is it the config.json of these weights?"
+            f"its files can hold {stored.numbers:,} at most. Is it the config.json of these weights?"
         )
 
 

@@ -32,12 +32,12 @@ def plain_name(name: str) -> str:
     'bert.encoder.layer.0.attention.self.query.weight'
     """
     parts = [part for part in name.split(".") if part not in _ANYWHERE]
-    found = True
-    while found:
-        found = False
+    stripped = True
+    while stripped:
+        stripped = False
         for before in _BEFORE:
             if len(parts) > len(before) and tuple(parts[: len(before)]) == before:
-                parts, found = parts[len(before) :], True
+                parts, stripped = parts[len(before) :], True
     return _LOW_RANK.sub(r".\1", _KEPT.sub(".", ".".join(parts)))
 
 
@@ -46,16 +46,16 @@ def plain_names(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Raises ``EunoeError`` where two weights have the same plain name.
     """
-    found: dict[str, nn.Parameter] = {}
+    weights: dict[str, nn.Parameter] = {}
     for name, weight in model.named_parameters():
         plain = plain_name(name)
-        if plain in found:
+        if plain in weights:
             raise EunoeError(
                 f"two weights of {type(model).__name__} are both {plain} once their wrappers are taken off ({name} is one). "
                 "Unwrap the model first."
             )
-        found[plain] = weight
-    return found
+        weights[plain] = weight
+    return weights
 
 
 __all__ = ["plain_name", "plain_names"]

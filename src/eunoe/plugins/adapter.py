@@ -156,14 +156,14 @@ class Adapter(nn.Module):
         mask embeddings are read by the running domain alone: a finished one has its bits.
         """
         outer, running = self.mask2.hard_mask(domain), domain not in self.active.finished
-        found = {"fc2.bias": outer, "mask2.embedding": torch.full_like(outer, running)}
+        read = {"fc2.bias": outer, "mask2.embedding": torch.full_like(outer, running)}
         for name, mask in self.inner():
             inner = mask.hard_mask(domain)
-            found[f"{name}fc1.weight"] = inner[:, None].expand(-1, self.fc1.weight.shape[1])
-            found[f"{name}fc1.bias"] = inner
-            found[f"{name}fc2.weight"] = outer[:, None] & inner[None, :]
-            found[f"{name}mask1.embedding"] = torch.full_like(inner, running)
-        return found
+            read[f"{name}fc1.weight"] = inner[:, None].expand(-1, self.fc1.weight.shape[1])
+            read[f"{name}fc1.bias"] = inner
+            read[f"{name}fc2.weight"] = outer[:, None] & inner[None, :]
+            read[f"{name}mask1.embedding"] = torch.full_like(inner, running)
+        return read
 
     def free(self) -> dict[str, Tensor]:
         """By name, the factor on each weight's gradient that keeps finished domains as they are: 1 free, 0 blocked.
@@ -171,12 +171,12 @@ class Adapter(nn.Module):
         Factors broadcast over the weights: W1 (size, width) has one per row.
         """
         outer = self.mask2.taken
-        found = {"fc2.bias": free_units(outer)}
+        factors = {"fc2.bias": free_units(outer)}
         for name, mask in self.inner():
-            found[f"{name}fc1.weight"] = free_units(mask.taken)[:, None]
-            found[f"{name}fc1.bias"] = free_units(mask.taken)
-            found[f"{name}fc2.weight"] = free_pairs(outer, mask.taken)
-        return found
+            factors[f"{name}fc1.weight"] = free_units(mask.taken)[:, None]
+            factors[f"{name}fc1.bias"] = free_units(mask.taken)
+            factors[f"{name}fc2.weight"] = free_pairs(outer, mask.taken)
+        return factors
 
 
 def _start(module: nn.Module, std: float | None) -> None:

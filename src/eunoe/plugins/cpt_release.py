@@ -65,31 +65,31 @@ def import_cpt(model: nn.Module, tensors: Mapping[str, Tensor], domains: list[st
     """
     refuse_s_max(s_max, "s_max")
     check_names(domains, "domain")
-    found, placement, prefix = _plugins(tensors)
-    flat = [key for key, tensor in found.items() if ".efc" in key and tensor.dim() != 2]
+    plugins, placement, prefix = _plugins(tensors)
+    flat = [key for key, tensor in plugins.items() if ".efc" in key and tensor.dim() != 2]
     if flat:
-        raise EunoeError(f"{_some(flat)} must have a row a domain and a column a unit: {flat[0]} has shape {tuple(found[flat[0]].shape)}. "
-                         "Give the file as the authors' code wrote it.")  # fmt: skip
-    rows = next((len(tensor) for key, tensor in found.items() if ".efc1." in key), 0)
+        raise EunoeError(f"{_some(flat)} must have a row a domain and a column a unit: {flat[0]} has shape {tuple(plugins[flat[0]].shape)}"
+                         ". Give the file as the authors' code wrote it.")  # fmt: skip
+    rows = next((len(tensor) for key, tensor in plugins.items() if ".efc1." in key), 0)
     if not 1 <= len(domains) <= rows:
         raise EunoeError(f"the file has masks of {rows} domains, and {len(domains)} names were given: name the domains in the order "
                          "they were learnt, each once.")  # fmt: skip
     active = Active(domains=tuple(domains), s=s_max, s_max=s_max, finished=list(range(len(domains))))
     sizes = {}
     for part in PARTS:
-        first = found.get(f"encoder.layer.0.{part}_plugin.fc1.weight")
+        first = plugins.get(f"encoder.layer.0.{part}_plugin.fc1.weight")
         if first is None or first.dim() != 2:
             raise EunoeError(f"the file has no {part.replace('_', '-')} plug-in in layer 0: is it whole?")
         sizes[part] = len(first)
     parts = anatomy(model)
-    _refuse_others(_wanted(parts, placement, sizes, rows), found)
-    held = dict(model.state_dict())
-    if any(tensor.device.type == "meta" for tensor in held.values()):
+    _refuse_others(_wanted(parts, placement, sizes, rows), plugins)
+    state = dict(model.state_dict())
+    if any(tensor.device.type == "meta" for tensor in state.values()):
         raise EunoeError(
             "the model is not whole in memory (device meta): load it without offloading, to compare its weights."
         )
     ours = next(f"{name}." if name else "" for name, module in model.named_modules() if module is parts.base)
-    differs, unknown = _others(held, tensors, prefix, ours)
+    differs, unknown = _others(state, tensors, prefix, ours)
 
     def make(site: Site) -> Adapter:
         return Adapter(site.width, sizes[site.part], active, out=site.out, skip=site.skip)
@@ -97,7 +97,7 @@ def import_cpt(model: nn.Module, tensors: Mapping[str, Tensor], domains: list[st
     with torch.random.fork_rng(devices=[]):
         attached = inject(model, parts, make, placement=placement)
     try:
-        _fill(attached, found, len(domains))
+        _fill(attached, plugins, len(domains))
     except BaseException:
         detach(model)
         raise
@@ -107,7 +107,7 @@ def import_cpt(model: nn.Module, tensors: Mapping[str, Tensor], domains: list[st
 
 def _plugins(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str]:
     """The plug-ins' tensors under our names, their placement, and what stands before the base model's names in the file."""
-    found: dict[str, Tensor] = {}
+    plugins: dict[str, Tensor] = {}
     prefixes: set[str] = set()
     attention: set[str] = set()
     for name, tensor in tensors.items():
@@ -125,14 +125,14 @@ def _plugins(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str
         if part == "attention":
             attention.add(match["part"])
         prefixes.add(match["prefix"])
-        found[f"encoder.layer.{match['layer']}.{part}_plugin.{match['key']}"] = tensor.detach()
-    if not found:
+        plugins[f"encoder.layer.{match['layer']}.{part}_plugin.{match['key']}"] = tensor.detach()
+    if not plugins:
         raise EunoeError("the file has no CPT plug-in: names like roberta.encoder.layer.0.output.adapter_mask.fc1.weight are needed; "
                          f"it has {_some(tensors) or 'nothing'}.")  # fmt: skip
     if len(prefixes) > 1 or len(attention) > 1:
         raise EunoeError(f"the file holds plug-ins of more than one model or placement (below {_some(prefixes)}; attention plug-ins in "
                          f"{_some(attention)}). Give a checkpoint of one.")  # fmt: skip
-    return found, "parallel" if attention == {"attention.self"} else "sequential", prefixes.pop()
+    return plugins, "parallel" if attention == {"attention.self"} else "sequential", prefixes.pop()
 
 
 def _odd(tensor: Tensor) -> str | None:
@@ -161,17 +161,17 @@ def _wanted(parts: Anatomy, placement: str, sizes: Mapping[str, int], rows: int)
     return wanted
 
 
-def _refuse_others(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
+def _refuse_others(wanted: Mapping[str, tuple[int, ...]], plugins: Mapping[str, Tensor]) -> None:
     """Raises ``EunoeError`` for plug-ins that are not this model's, or not finite; before memory is taken for them."""
-    lacking, strange = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    lacking, strange = wanted.keys() - plugins.keys(), plugins.keys() - wanted.keys()
     if lacking or strange:
         raise EunoeError(f"the file's plug-ins are not those of this model: missing {_some(lacking) or 'none'}; unknown "
                          f"{_some(strange) or 'none'}. Give the model that they were trained on as --model.")  # fmt: skip
-    wrong = [key for key, shape in wanted.items() if tuple(found[key].shape) != shape]
+    wrong = [key for key, shape in wanted.items() if tuple(plugins[key].shape) != shape]
     if wrong:
-        raise EunoeError(f"{_some(wrong)} do not fit this model: {wrong[0]} has shape {tuple(found[wrong[0]].shape)}, needed is "
+        raise EunoeError(f"{_some(wrong)} do not fit this model: {wrong[0]} has shape {tuple(plugins[wrong[0]].shape)}, needed is "
                          f"{wanted[wrong[0]]}. Give the model that they were trained on.")  # fmt: skip
-    _refuse_infinite(key for key, tensor in found.items() if not tensor.isfinite().all())
+    _refuse_infinite(key for key, tensor in plugins.items() if not tensor.isfinite().all())
 
 
 def _refuse_infinite(names: Iterable[str]) -> None:
@@ -181,21 +181,21 @@ def _refuse_infinite(names: Iterable[str]) -> None:
                          "is nan: the file is damaged or its training failed. Give a sound one.")  # fmt: skip
 
 
-def _fill(attached: Mapping[str, Adapter], found: Mapping[str, Tensor], domains: int) -> None:
+def _fill(attached: Mapping[str, Adapter], plugins: Mapping[str, Tensor], domains: int) -> None:
     """Copy weights, and the masks of the first ``domains``, into the plug-ins."""
     for name, adapter in attached.items():
         weights = {key: adapter.get_parameter(key) for key in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")}
         with torch.no_grad():
             for key, weight in weights.items():
-                weight.copy_(found[f"{name}.{key}"])
+                weight.copy_(plugins[f"{name}.{key}"])
         _refuse_infinite(f"{name}.{key}" for key, weight in weights.items() if not weight.isfinite().all())
         for fc, mask in (("fc1", adapter.mask1), ("fc2", adapter.mask2)):
-            for i, row in enumerate(found[f"{name}.e{fc}.weight"][:domains]):
+            for i, row in enumerate(plugins[f"{name}.e{fc}.weight"][:domains]):
                 mask.restore(i, pack(hard(row)).to(mask.bits.device))
 
 
 def _others(
-    held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], theirs: str, ours: str
+    state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], theirs: str, ours: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Of what is no plug-in: the model's weights with other numbers, and names that the model does not have.
 
@@ -211,9 +211,9 @@ def _others(
             own = name.removeprefix(theirs.removesuffix(ours))
         for old, new in _RENAMED:
             own = own.replace(old, new)
-        if own not in held:
+        if own not in state:
             unknown.append(name)
-        elif not _equal(held[own], tensor):
+        elif not _equal(state[own], tensor):
             differs.append(own)
     return tuple(differs), tuple(unknown)
 

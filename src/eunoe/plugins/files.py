@@ -313,11 +313,11 @@ def _weights(path: Path, sha256: str | None, wanted: dict[str, tuple[int, ...]])
     with reading(file, "Save the plug-ins again."):
         with safe_open(file, framework="pt") as opened:
             header = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-            found = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in header.items()}
-        wrong = sorted(wanted.keys() ^ found.keys())
-        wrong += [name for name in wanted if name in found and not _fits(name, wanted[name], *found[name])]
+            stored = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in header.items()}
+        wrong = sorted(wanted.keys() ^ stored.keys())
+        wrong += [name for name in wanted if name in stored and not _fits(name, wanted[name], *stored[name])]
         if wrong:
-            have, need = found.get(wrong[0], "missing"), wanted.get(wrong[0], "none")
+            have, need = stored.get(wrong[0], "missing"), wanted.get(wrong[0], "none")
             raise EunoeError(
                 f"the plug-ins of {visible(path)} do not fit this model: {len(wrong)} tensors differ in name, shape or type, first "
                 f"{visible(repr(wrong[0]), 200)}: {have} in the file, {need} by the config and the model. Load them into a "

@@ -203,13 +203,13 @@ def detach(model: nn.Module) -> None:
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
     """The plug-ins of a model by name, in layer order; empty where there is none."""
-    found = {}
+    by_name = {}
     for layer in anatomy(model).layers:
         for part in PARTS:
             adapter = getattr(layer.module, f"{part}_plugin", None)
             if isinstance(adapter, Adapter):
-                found[f"{layer.name}.{part}_plugin"] = adapter
-    return found
+                by_name[f"{layer.name}.{part}_plugin"] = adapter
+    return by_name
 
 
 def set_domain(model: nn.Module, name: str | None) -> None:
@@ -298,8 +298,8 @@ def _joints(model_type: str, place: Place) -> tuple[tuple[str, str], ...]:
     """What ``Tap.joints`` is for a place in the layers of a family."""
 
     def name(field: str) -> str:
-        found = getattr(FAMILIES[model_type], field)
-        return str(found[0] if isinstance(found, tuple) else found)
+        places = getattr(FAMILIES[model_type], field)
+        return str(places[0] if isinstance(places, tuple) else places)
 
     if place.reads is None:
         return (("through", name(place.writes)),)

@@ -46,7 +46,7 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 def _faults(error: ValidationError, data: Any, where: str) -> list[str]:
     """A line for each place that is wrong. Where a value may be of several types, pydantic tells each by itself: one line here."""
-    told: dict[str, list[str]] = {}
+    by_place: dict[str, list[str]] = {}
     received: dict[str, str] = {}
     for fault in error.errors():
         place, value = where, data
@@ -66,8 +66,10 @@ def _faults(error: ValidationError, data: Any, where: str) -> list[str]:
             )
             if fault["type"] != "missing":
                 received[place] = f", received {visible(repr(fault['input']))}"
-        told.setdefault(place, []).append(text)
-    return [f"{place}: {' or '.join(dict.fromkeys(texts))}{received.get(place, '')}" for place, texts in told.items()]
+        by_place.setdefault(place, []).append(text)
+    return [
+        f"{place}: {' or '.join(dict.fromkeys(texts))}{received.get(place, '')}" for place, texts in by_place.items()
+    ]
 
 
 def _check_keys(kind: Any, data: Any, where: str) -> None:

@@ -21,14 +21,14 @@ def pairs(overrides: Any) -> list[tuple[str, Any]]:
     Raises ``EunoeError`` for what is neither a mapping nor pairs, and for values that no recipe can hold.
     """
     given = overrides.items() if isinstance(overrides, Mapping) else overrides
-    found: list[tuple[str, Any]] = []
+    parsed: list[tuple[str, Any]] = []
     for pair in [given] if isinstance(given, str) or not isinstance(given, Iterable) else given:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
             raise EunoeError(f"overrides: expected keys with values, as in {{'training.steps': 8}} or [('training.steps', 8)]; "
                              f"received {visible(repr(pair))}.")  # fmt: skip
         key, value = pair
-        found.append((key, parse_yaml(value, f"--{key}") if isinstance(value, str) else _plain(value, key)))
-    return found
+        parsed.append((key, parse_yaml(value, f"--{key}") if isinstance(value, str) else _plain(value, key)))
+    return parsed
 
 
 def _plain(value: Any, key: str) -> Any:

@@ -49,11 +49,11 @@ def expand(text: str) -> str:
 
     unset: list[str] = []
 
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
         if name is not None and name not in os.environ:
             unset.append(name)
-        return "$" if name is None else os.environ.get(name, found[0])
+        return "$" if name is None else os.environ.get(name, match[0])
 
     out = re.sub(r"\$(?:\$|(\w+)|\{(\w+)\})", value, os.path.expanduser(text))
     if unset and not os.path.lexists(usable(out)):

@@ -199,8 +199,8 @@ class _Watch:
                 steps.setdefault(step, []).append(Score(metric, value, n))
         if not steps:
             return [], 0
-        found = max(steps, key=lambda step: (steps[step][0].value, -step))
-        return steps[found], found
+        best_step = max(steps, key=lambda step: (steps[step][0].value, -step))
+        return steps[best_step], best_step
 
 
 def _steps(every: float | None, steps: int) -> int:
