@@ -149,6 +149,7 @@ class RunPlan:
     # -- before anything is written ------------------------------------------------------------------------------------
     def prepare(self, out: Path) -> dict[str, str]:
         recipe, self.out = self.recipe, out
+        self._refuse_ranks()
         for domain in recipe.domains:
             if domain.task is not None:
                 check_task(domain.task, f"task of {domain.name!r}")
@@ -193,7 +194,8 @@ class RunPlan:
         text = [(s, corpus.files, False) for corpus in corpora for s in (corpus.source, corpus.valid) if s is not None]
         return text + [(s, None, True) for task in tasks for s in (task.train, task.dev, task.test) if s is not None]
 
-    def refuse_ranks(self) -> None:
+    def _refuse_ranks(self) -> None:
+        """What several processes cannot do."""
         world = ranks.world()
         if world > 1 and self.recipe.model.head == "train":
             raise EunoeError("model.head: train is for one process. Train the head first, then give its folder to the run of several: "
@@ -207,7 +209,8 @@ class RunPlan:
 
     # -- one cell ------------------------------------------------------------------------------------------------------
     def begin(self, board: Board) -> None:
-        self._rows_before(board)  # put aside before rows.jsonl is gathered anew
+        if ranks.first():
+            self._rows_before(board)  # put aside before rows.jsonl is gathered anew
 
     def carry_out(self, cell: Cell, board: Board) -> list[str]:
         work = cell.work
@@ -292,9 +295,10 @@ class RunPlan:
         return self._measure_kept
 
     def _row(self, work: Measure, score: Score, **more: Any) -> Row:
-        way = work.way
+        way, together = work.way, len(work.way.stages[work.i]) if work.i >= 0 else 1
         return Row(run=self.recipe.name, method=way.label, order=way.order_name, seed=way.seed, learnt=work.learnt, task=work.task,
-                   metric=score.metric, value=score.value, n=score.n, detail=score.detail, **{"shots_seed": None, **more})  # fmt: skip
+                   metric=score.metric, value=score.value, n=score.n, detail=score.detail, at_once=together if together > 1 else None,
+                   **{"shots_seed": None, **more})  # fmt: skip
 
     def _ask(self, walk: Walk, work: Ask, cell: Cell) -> list[str]:
         """Prompts to the model as it stands: as no domain, and as the last one where the method needs to be told."""
@@ -403,9 +407,10 @@ def resolve(recipe: Recipe) -> RunPlan:
     first: dict[tuple[str, ...], str] = {}
     for order_name, order in orders.items():
         first.setdefault(order, order_name)
+    # what a method that learns no stage scores is the same in every order, to the bit: it is scored in the first
     sequences = [Way(label, method, training, order_name, order, seed)
-                 for order, order_name in first.items() for seed in recipe.seeds if recipe.domains
-                 for label, method, training in chosen]  # fmt: skip
+                 for k, (order, order_name) in enumerate(first.items()) for seed in recipe.seeds if recipe.domains
+                 for label, method, training in chosen if k == 0 or method is None or method.stages(order)]  # fmt: skip
     name, entry, settings = choose(transfer.TRANSFERS, recipe.transfer, "recipe.transfer", "transfer")
     settings = entry.resolve(settings, "recipe.transfer")
     full = dataclasses.replace(

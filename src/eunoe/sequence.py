@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +116,7 @@ class Walk:
         self.stage, self.steps = -1, 0
         self.curve: str | None = None
         self.start = "pretrained"
-        """Names the state: the digest of the final it was restored from."""
+        """Names the state: the digest of the final it was restored from, or of all that hold it together."""
 
     def after(self, i: int) -> int:
         """Restore the state after stage ``i``, unless it is there; returns the optimizer steps of that stage."""
@@ -164,29 +166,41 @@ class Walk:
             raise
         except EunoeError as error:  # a final of this run that does not fit its own method
             raise checkpoint.Damaged(str(error)) from error
-        self.start, self.stage = state.digest, i
+        parts = [self.start, state.digest] if self.method.starts_from == "base" and i > 0 else [state.digest]
+        self.start, self.stage = (
+            parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest(),
+            i,
+        )
 
     # -- learning --------------------------------------------------------------------------------------------------
     def learn(self, i: int, material: Material) -> None:
         """Learn stage ``i`` and save its final checkpoint; resumes inside. Does nothing where the final is there."""
         sequence, folder = self.sequence, self.out / self.sequence.stage_key(i)
-        if ranks.decide(lambda: self._learnt(i)):
+        if self._learnt(i):
             return
         self.after(-1 if not sequence.needs(i) else i - 1)
         domains, name, job = sequence.stages[i], sequence.names[i], self.job(i, material)
         done = train(job)
         for note in done.notes:
             say(f"skipped a damaged checkpoint: {note}")
-        probe = material.valid[domains[0]][0]["input_ids"][:PROBE_BLOCKS]
-        states = self.read(domains[0], probe)
+        probes = {domain: self._probe(domain, material) for domain in dict.fromkeys(domains)}
         self.stage = -2
         if not ranks.first():
             return
         checkpoint.save(folder / "final", {
             "weights": self.method.weights(), "method": self.method.state_dict(), "steps": done.steps, "curve": done.curve_csv(),
-            "probe": {"input_ids": probe, "states": states, "reads": self.reads_hash(domains[0])},
+            "probe": probes[domains[0]] if len(probes) == 1 else probes,
         }, job.identity)  # fmt: skip
         note_time(self.out, f"{sequence.folder.removeprefix('sequences/')}/{i}-{name}", done.seconds, done.tokens)
+
+    def _probe(self, domain: str, material: Material) -> dict[str, Any]:
+        ids = material.valid[domain][0]["input_ids"][:PROBE_BLOCKS]
+        return {"input_ids": ids, "states": self.read(domain, ids), "reads": self.reads_hash(domain)}
+
+    def probes(self, state: checkpoint.Checkpoint, i: int) -> dict[str, Mapping[str, Any]]:
+        """Of each domain of stage ``i``, what its final recorded: some blocks, the states they gave, a hash of what they read."""
+        probe, domains = state.groups["probe"], dict.fromkeys(self.sequence.stages[i])
+        return {domain: probe if "input_ids" in probe else probe[domain] for domain in domains}
 
     def _learnt(self, i: int) -> bool:
         """Is the final of stage ``i`` there? One that was learnt from another state than the sequence now has is deleted."""
@@ -199,8 +213,10 @@ class Walk:
         if said in (None, now):
             return True
         say(f"{final} was learnt from a state that is no longer there: that stage is learnt again.")
-        shutil.rmtree(final)
-        (final.parent / "cell.json").unlink(missing_ok=True)
+        if ranks.first():
+            shutil.rmtree(final)
+            (final.parent / "cell.json").unlink(missing_ok=True)
+        ranks.wait()
         return False
 
     def own(self, i: int) -> None:

@@ -67,8 +67,8 @@ def verify(out: Path | str) -> list[Finding]:
         torch.set_num_threads(plan.recipe.threads)
     findings: list[Finding] = []
     for way in plan.sequences:
-        if way.method is not None and way.stages:
-            findings += _sequence(plan, way, out, same_machine)
+        if way.method is not None:
+            findings += _sequence(plan, way, out, same_machine) if way.stages else _reference(plan, way, out)
         findings += _rows(plan, way, out)
     if was_finished(out) and own:
         findings += _gathered(plan, out)
@@ -84,7 +84,7 @@ class _Before:
     """A domain as it was before the last one was learnt: what its probe gave here, and the hash of the weights it read."""
 
     name: str
-    """The stage's."""
+    """The stage's; the domain's own where the stage learnt several."""
     domain: str
     input_ids: Tensor
     states: Tensor
@@ -122,7 +122,7 @@ def _sequence(plan: RunPlan, way: Sequence, out: Path, same_machine: bool) -> li
     for domain in walk.method.earlier:  # as they are in what the method started from
         attempt(domain, lambda domain=domain: before.append(_earlier(walk, domain, last)))  # type: ignore[misc]
     for i in done:  # as each domain was when it ended
-        attempt(way.names[i], lambda i=i: before.append(_own(walk, i)))  # type: ignore[misc]
+        attempt(way.names[i], lambda i=i: before.extend(_own(walk, i)))  # type: ignore[misc]
     if any(f.domain == way.names[last] for f in findings):
         return findings  # there is no last state to compare with
     walk.after(last)
@@ -131,13 +131,30 @@ def _sequence(plan: RunPlan, way: Sequence, out: Path, same_machine: bool) -> li
     return findings + (_published(walk, way, out) if len(done) == len(stages) else [])
 
 
+def _reference(plan: RunPlan, way: Sequence, out: Path) -> list[Finding]:
+    """A method that learns no domain has nothing that could change; nothing where it is not scored yet."""
+    board = Board(out, fingerprint(out))
+    scored = [cell for cell in plan.cells(board) if isinstance(cell.work, Measure) and cell.work.way == way]
+    if not all((out / cell.key / "cell.json").exists() for cell in scored):
+        return []
+    return [
+        Finding(
+            _name(way),
+            "reference",
+            False,
+            True,
+            "it learns no domain: the model is as it was, and nothing could be forgotten",
+        )
+    ]
+
+
 def _earlier(walk: Walk, domain: str, last: int) -> _Before:
-    ids = walk.load(last).groups["probe"]["input_ids"]
+    ids = next(iter(walk.probes(walk.load(last), last).values()))["input_ids"]
     return _Before(domain, domain, ids, walk.read(domain, ids), walk.reads_hash(domain))
 
 
-def _own(walk: Walk, i: int) -> _Before:
-    """Stage ``i`` from its own checkpoint, which must be what the next stage started from."""
+def _own(walk: Walk, i: int) -> list[_Before]:
+    """Each domain of stage ``i`` from its own checkpoint, which must be what the next stage started from."""
     state = walk.load(i)
     said, other = (state.identity or {}).get("start"), ""
     if walk.method.starts_from == "previous" and i > 0 and said is not None:
@@ -147,12 +164,16 @@ def _own(walk: Walk, i: int) -> _Before:
     if walk.method.starts_from == "base":
         walk.after(i - 1)
     walk.take(state, i)
-    probe, domain = state.groups["probe"], walk.sequence.stages[i][0]
-    ids, states, reads = probe["input_ids"], probe["states"], probe["reads"]
-    if not isinstance(states, Tensor):
-        raise EunoeError(f"{state.folder}: the probe's states are no tensor.")
-    now, hashed = walk.read(domain, ids), walk.reads_hash(domain)
-    return _Before(walk.sequence.names[i], domain, ids, now, hashed, (states, reads), other)
+    probes = walk.probes(state, i)
+    found = []
+    for domain, probe in probes.items():
+        ids, states, reads = probe["input_ids"], probe["states"], probe["reads"]
+        if not isinstance(states, Tensor):
+            raise EunoeError(f"{state.folder}: the probe's states are not a tensor.")
+        now, hashed = walk.read(domain, ids), walk.reads_hash(domain)
+        name = walk.sequence.names[i] if len(probes) == 1 else domain
+        found.append(_Before(name, domain, ids, now, hashed, (states, reads), other))
+    return found
 
 
 def _compare(walk: Walk, name: str, was: _Before, same_machine: bool) -> Finding:

@@ -9,10 +9,11 @@ it was learnt". The formulas are those of CPT (EMNLP 2022, https://arxiv.org/abs
     backward transfer   minus the forgetting rate
     forward transfer    mean_i (R[i][i] - one[i])                        ours, the paper has none
 
-Two things differ. For a loss, where lower is better, ``higher_is_better=False`` turns every difference round, so that
+Three things differ. For a loss, where lower is better, ``higher_is_better=False`` turns every difference round, so that
 a positive forgetting rate always means "worse than when it was learnt". And ``tasks`` names the columns to look at,
 for a sequence in which some domains have no end task: their column is empty, yet learning them can still make the
-model forget the others, so their rows must stay.
+model forget the others, so their rows must stay. ``learnt_at`` names the row right after each task was learnt, for
+domains that were learnt at once: with R[i][i] read as R[learnt_at[i]][i], what was learnt last cannot be forgotten.
 
 Sums are exactly rounded (``math.fsum``): equal scores give a difference of exactly 0, in any order of summing.
 """
@@ -38,21 +39,29 @@ def final_average(R: Matrix, *, tasks: Sequence[int] | None = None) -> float:
     return _mean([_cell(R, len(R) - 1, j) for j in columns])
 
 
-def drops(R: Matrix, *, tasks: Sequence[int] | None = None, higher_is_better: bool = True) -> dict[int, float]:
-    """Task -> how much worse it is at the end than right after it was learnt; the last domain has no drop.
+def drops(
+    R: Matrix,
+    *,
+    tasks: Sequence[int] | None = None,
+    higher_is_better: bool = True,
+    learnt_at: Sequence[int] | None = None,
+) -> dict[int, float]:
+    """Task -> how much worse it is at the end than right after it was learnt; what was learnt last has no drop.
 
     Raises ``ValueError`` as ``forgetting_rate`` does.
 
     >>> drops([[0.75, None, None], [0.5, 0.875, None], [0.5, 1.0, 0.25]])
     {0: 0.25, 1: -0.125}
+    >>> drops([[0.75, None, None], [None] * 3, [0.5, 1.0, 0.25]], learnt_at=[0, 2, 2])  # the last two at once
+    {0: 0.25}
     """
-    last = len(R) - 1
-    columns = [j for j in _columns(R, tasks) if j != last]
+    last, at = len(R) - 1, range(len(R)) if learnt_at is None else learnt_at
+    columns = [j for j in _columns(R, tasks) if at[j] != last]
     if not columns:
         raise ValueError("forgetting needs a task that was learnt before the last domain, and there is none")
     sign = 1.0 if higher_is_better else -1.0
     # Adding 0.0 turns the -0.0 of an unchanged loss into 0.0.
-    return {j: sign * (_cell(R, j, j) - _cell(R, last, j)) + 0.0 for j in columns}
+    return {j: sign * (_cell(R, at[j], j) - _cell(R, last, j)) + 0.0 for j in columns}
 
 
 def forgetting_rate(R: Matrix, *, tasks: Sequence[int] | None = None, higher_is_better: bool = True) -> float:
@@ -78,8 +87,9 @@ def backward_transfer(R: Matrix, *, tasks: Sequence[int] | None = None, higher_i
 
 
 def forward_transfer(
-    R: Matrix, one: Sequence[float | None], *, tasks: Sequence[int] | None = None, higher_is_better: bool = True
-) -> float:
+    R: Matrix, one: Sequence[float | None], *, tasks: Sequence[int] | None = None, higher_is_better: bool = True,
+    learnt_at: Sequence[int] | None = None,
+) -> float:  # fmt: skip
     """Mean of ``R[i][i] - one[i]``: what a task gained, right after it was learnt, over the score ``one[i]``.
 
     ``one`` holds a score per column of a model to compare with: one that learnt only that domain (then this is what
@@ -89,7 +99,7 @@ def forward_transfer(
     >>> forward_transfer([[0.75, None], [0.5, 1.0]], [0.5, 0.5])
     0.375
     """
-    columns = _columns(R, tasks)
+    columns, at = _columns(R, tasks), range(len(R)) if learnt_at is None else learnt_at
     if len(one) != len(R):
         raise ValueError(f"one has {len(one)} scores for the {len(R)} columns of R")
     sign = 1.0 if higher_is_better else -1.0
@@ -98,7 +108,7 @@ def forward_transfer(
         reference = one[j]
         if reference is None or not isfinite(reference):
             raise ValueError(f"one[{j}] is {'missing' if reference is None else reference}")
-        gains.append(sign * (_cell(R, j, j) - reference) + 0.0)
+        gains.append(sign * (_cell(R, at[j], j) - reference) + 0.0)
     return _mean(gains)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from eunoe.report.matrices import BASE
 from eunoe.report.metrics import LM_LOSS, Estimate, Metric, shown
-from eunoe.report.summary import Summary
+from eunoe.report.summary import Line, Summary
 
 
 def answer(summary: Summary) -> str:
@@ -12,7 +14,8 @@ def answer(summary: Summary) -> str:
 
     For example "cpt forgot exactly 0 nats of its domains' language (exactly 0 accuracy points on their end tasks), ncl
     0.214 ± 0.031 nats (6.3 ± 2.5 points)." What follows says which figures cannot be distinguished from 0 or are of one
-    sequence. Runs that are unfinished, have one domain or no end tasks get a sentence that says so.
+    sequence, and how methods that can have no such figure end, as they learn all at once or nothing. Runs that are unfinished,
+    have one domain or no end tasks get a sentence that says so.
     """
     learners = [line for line in summary.lines if line.method != BASE]
     if not learners:
@@ -23,6 +26,7 @@ def answer(summary: Summary) -> str:
     ends = [line for line in learners if line.metric is not LM_LOSS]
     first = (ends[0].metric, ends[0].transfer) if ends else None
     end = {line.label: line for line in ends if (line.metric, line.transfer) == first}
+    tail = _without_a_rate(text, end)
     forgot = []
     for label in dict.fromkeys(line.label for line in learners):
         nats = text[label].forgetting if label in text else None
@@ -30,9 +34,9 @@ def answer(summary: Summary) -> str:
         if nats is not None or points is not None:
             forgot.append((label, nats, points))
     if not forgot:
-        return _nothing_compared(summary)
+        return _nothing_compared(summary) + tail
     forgot.sort(key=lambda one: (_rank(one[1]), _rank(one[2])))
-    score = first[0].title.lower() if first and first[0].name != "macro_f1" else "macro-F1"
+    score = _score(first[0]) if first else ""
     parts = []
     for i, (label, nats, points) in enumerate(forgot):
         full = i == 0  # the first says of what; the others are read like it
@@ -44,11 +48,30 @@ def answer(summary: Summary) -> str:
             said.append(_said(points, end[label].metric, f"{score} points on {whose} end tasks" if full else "points"))
         parts.append(f"{label} {'forgot ' if full else ''}{said[0]}" + "".join(f" ({more})" for more in said[1:]))
     doubts = {_doubt(estimate) for _, *both in forgot for estimate in both if estimate}
-    tail = "".join(f" {means}" for doubt, means in DOUBTS.items() if doubt in doubts)
+    tail = "".join(f" {means}" for doubt, means in DOUBTS.items() if doubt in doubts) + tail
     if summary.lacking:
         one = summary.lacking == 1
         tail += f" Unfinished: {summary.lacking:,} sequence{'' if one else 's'} still lack{'s' if one else ''} scores."
     return ", ".join(parts) + "." + tail
+
+
+def _without_a_rate(text: Mapping[str, Line], end: Mapping[str, Line]) -> str:
+    """How the methods end that can forget nothing: "At the end joint (learnt all domains at once) has 3.012 nats." """
+    parts = []
+    for label in dict.fromkeys([*text, *end]):
+        both = [lines[label] for lines in (text, end) if label in lines and lines[label].no_rate and lines[label].final]
+        if both:
+            scores = " and ".join(f"{shown(line.final, line.metric)} {_unit(line.metric)}" for line in both)
+            parts.append(f"{label} ({both[0].no_rate}) has {scores}")
+    return f" No forgetting rate: at the end {', '.join(parts)}." if parts else ""
+
+
+def _unit(metric: Metric) -> str:
+    return metric.unit if metric is LM_LOSS else f"{_score(metric)} {metric.unit}"
+
+
+def _score(metric: Metric) -> str:
+    return "macro-F1" if metric.name == "macro_f1" else metric.title.lower()
 
 
 def _nothing_compared(summary: Summary) -> str:
@@ -58,6 +81,8 @@ def _nothing_compared(summary: Summary) -> str:
         return f"One domain was learnt ({single[0]}), so nothing could be forgotten yet: forgetting needs at least two."
     if summary.lacking:
         return "Unfinished: no method has all the scores that forgetting is counted from."
+    if all(line.no_rate for line in summary.lines if line.method != BASE):
+        return "No method of this run learns one domain after another, so nothing could be forgotten."
     return "Forgetting is not known: only the domain learnt last was scored."
 
 

@@ -16,7 +16,7 @@ from eunoe.report.classes import class_counts
 from eunoe.report.curves import HEAD, Curve
 from eunoe.report.draw import Style, style
 from eunoe.report.lines import over_steps
-from eunoe.report.matrices import BASE, GENERAL, Scores, domain_orders, final_scores
+from eunoe.report.matrices import BASE, GENERAL, Scores, domain_orders, final_scores, is_reference
 from eunoe.report.metrics import LM_LOSS, Estimate, Metric, metric, shown, typeset
 from eunoe.report.plots import colour_bar, colour_limit, forgetting_plot, heat_maps
 from eunoe.report.read import Run
@@ -55,7 +55,8 @@ def _what_ran(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
     for run in runs:
         mine = final_scores(run.rows)
         facts: list[tuple[str, str]] = []
-        methods = [names[(run.name, m)] for m in dict.fromkeys(row.method for row in mine if row.learnt) if m != BASE]
+        learners = dict.fromkeys(row.method for row in mine if row.learnt or is_reference(row))
+        methods = [names[(run.name, m)] for m in learners if m != BASE]
         if methods:
             facts.append(("Methods", ", ".join(methods)))
         orders = {order: domains for (_, order), domains in domain_orders(run.rows).items() if domains}
@@ -73,7 +74,8 @@ def _what_ran(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
             facts.append(("End tasks", "none in this run"))
         steps = sorted({row.steps for row in mine if row.learnt and row.transfer is None})
         if steps:
-            facts.append(("Steps a domain", f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"))
+            unit = "stage" if any(row.at_once for row in mine) else "domain"
+            facts.append((f"Steps a {unit}", f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"))
         texts = sorted({row.n for row in mine if row.transfer is None and row.task != GENERAL})
         if texts:
             facts.append(
@@ -157,7 +159,7 @@ def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
         by_order: dict[tuple[str, str], list[str]] = {}
         for scores, svg in zip(all_scores, svgs, strict=True):
             label = names[(scores.key.run, scores.key.method)]
-            seeds = len(scores.seeds)
+            seeds = len(scores.seeds or scores.reference)
             alt = f"{heading(of, transfer)}: {label}, a score for each domain after each domain; the numbers are in matrix.csv"
             place = (", ".join(scores.domains), scores.key.order)
             by_order.setdefault(place, []).append(
@@ -181,6 +183,10 @@ def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
     )
     if any(value is not None for scores in summary.matrices for value in scores.mean_before()):
         note += " The row “none yet” is the pretrained model."
+    if any(at != j for scores in summary.matrices for j, at in enumerate(scores.learnt_at)):
+        note += " Domains that were learnt at once have one row, and nothing before it that could be forgotten."
+    if any(not scores.seeds for scores in summary.matrices):
+        note += " The row “learns none” is a method without post-training, for reference."
     return html.section("Scores after each domain", *parts, f'<p class="note">{note}</p>')
 
 
@@ -275,17 +281,17 @@ def _by_domain(summary: Summary, names: dict[tuple[str, str], str]) -> str:
         table = []
         for scores in group:
             label = names[(scores.key.run, scores.key.method)] + (f" ({scores.key.order})" if several else "")
-            mean, before, last = scores.mean(), scores.mean_before(), len(scores.domains) - 1
+            mean, before, ends, last = scores.mean(), scores.mean_before(), scores.mean_end(), len(scores.domains) - 1
             for j in scores.tasks:
-                end = mean[last][j]
+                end, at = ends[j], scores.learnt_at[j]
+                after = mean[at][j] if scores.seeds else None
                 cells = [
                     escape(label),
                     escape(scores.domains[j]),
-                    *(html.value(v, of) for v in (before[j], mean[j][j], end)),
+                    *(html.value(v, of) for v in (before[j], after, end)),
                 ]
-                cells.append(
-                    html.estimate(_drop(scores, j, of), of) if j < last else '<span class="none">learnt last</span>'
-                )
+                why = "learns none" if not scores.seeds else "learnt last" if at == last else ""
+                cells.append(f'<span class="none">{why}</span>' if why else html.estimate(_drop(scores, j, of), of))
                 cells.append(f"{scores.n[j]:,}" if j in scores.n else "–")
                 if sure:
                     cells.append(_wilson(end, scores.n.get(j)))
@@ -317,7 +323,7 @@ def _drop(scores: Scores, j: int, of: Metric) -> Estimate | None:
     values = []
     for R in scores.seeds.values():
         with suppress(ValueError):
-            values.append(drops(R, tasks=[j], higher_is_better=of.higher_is_better)[j])
+            values.append(drops(R, tasks=[j], higher_is_better=of.higher_is_better, learnt_at=scores.learnt_at)[j])
     return Estimate(tuple(values), all(value == 0 for value in values)) if values else None
 
 
@@ -365,6 +371,8 @@ READING = """<section>
 <div><dt>At the end</dt><dd>mean over j of R[T−1][j]: how good the model is at every domain once all are learnt.</dd></div>
 <div><dt>Forgotten</dt><dd>mean over i &lt; T−1 of R[i][i] − R[T−1][i], for a loss with the sign turned round: how much worse
 each domain but the last is at the end than right after it was learnt. Below 0, it is better.</dd></div>
+<div><dt>–</dt><dd>there is no such number: what was learnt last, or all at once, cannot be forgotten yet, and a method that
+learns no domain stands here for reference.</dd></div>
 <div><dt>Backward transfer</dt><dd>minus “forgotten”.</dd></div>
 <div><dt>Forward transfer</dt><dd>mean over i of what R[i][i] is better than the pretrained model that learnt no domain.</dd></div>
 <div><dt>LM loss</dt><dd>mean cross-entropy of a scored token of held-out text, in nats.</dd></div>

@@ -45,8 +45,9 @@ class Scores:
     """The matrices of one method in one order and one metric, one per seed.
 
     ``seeds[s][i][j]`` is the score of domain j after learning domains 0..i, None where not measured. ``before[s][j]`` is
-    that of the pretrained model. ``tasks`` are the columns that this metric exists for in the run. ``n[j]`` is how many
-    items a score of column j is a mean over.
+    that of the pretrained model. ``reference[s][j]`` is that of a method that learns no domain, which has no ``seeds``.
+    ``tasks`` are the columns that this metric exists for in the run. ``n[j]`` is how many items a score of column j is a
+    mean over. ``learnt_at[j]`` is the row right after domain j was learnt: j, unless several were learnt at once.
     """
 
     key: Key
@@ -55,6 +56,8 @@ class Scores:
     seeds: dict[int, list[list[float | None]]]
     before: dict[int, list[float | None]]
     n: dict[int, int]
+    learnt_at: tuple[int, ...]
+    reference: dict[int, list[float | None]]
 
     def mean(self) -> list[list[float | None]]:
         """Cell by cell, the mean over the seeds that measured it."""
@@ -63,6 +66,17 @@ class Scores:
 
     def mean_before(self) -> list[float | None]:
         return [_average(row[j] for row in self.before.values()) for j in range(len(self.domains))]
+
+    def mean_end(self) -> list[float | None]:
+        """The last row's mean; of a method that learns no domain, that of its only scores."""
+        if self.seeds:
+            return self.mean()[-1]
+        return [_average(row[j] for row in self.reference.values()) for j in range(len(self.domains))]
+
+    @property
+    def at_once(self) -> bool:
+        """Were all of several domains learnt at once?"""
+        return len(self.domains) > 1 and all(at == len(self.domains) - 1 for at in self.learnt_at)
 
 
 def _average(values: Iterable[float | None]) -> float | None:
@@ -101,7 +115,23 @@ def domain_orders(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[str, ...]]
     for row in rows:
         if row.task != GENERAL and row.task not in longest[(row.run, row.order)]:
             later.setdefault((row.run, row.order), {})[row.task] = None
-    return {k: domains + tuple(later.get(k, {})) if domains else () for k, domains in longest.items()}
+    scored = {(row.run, row.order) for row in rows if row.learnt or is_reference(row)}
+    return {k: domains + tuple(later.get(k, {})) if k in scored else () for k, domains in longest.items()}
+
+
+def is_reference(row: Row) -> bool:
+    """Is it a score on a domain of a method that learns no domain?"""
+    return not row.learnt and row.method != BASE and row.task != GENERAL
+
+
+def learnt_at(rows: Iterable[Row], domains: int) -> tuple[int, ...]:
+    """Domain -> the domain after which it was first a learnt one, for the rows of one method in one order."""
+    places = list(range(domains))
+    for row in rows:
+        if row.at_once:
+            last = len(row.learnt) - 1
+            places[last + 1 - row.at_once : last + 1] = [last] * row.at_once
+    return tuple(places)
 
 
 def matrices(rows: Sequence[Row]) -> list[Scores]:
@@ -116,10 +146,10 @@ def matrices(rows: Sequence[Row]) -> list[Scores]:
     for row in rows:
         columns.setdefault((row.run, row.transfer, row.metric), set()).add(row.task)
         grouped.setdefault(_key(row), []).append(row)
-    keys = dict.fromkeys(_key(row) for row in rows if row.learnt)
+    keys = dict.fromkeys(_key(row) for row in rows if row.learnt or is_reference(row))
     return [
         _scores(key, orders[(key.run, key.order)], columns[(key.run, key.transfer, key.metric)],
-                [row for row in grouped[key] if row.learnt],
+                grouped[key],
                 [row for row in grouped.get(key._replace(method=BASE), []) if not row.learnt])
         for key in sorted(keys, key=lambda k: (runs[k.run], metric_rank(k.metric), k.metric))
     ]  # fmt: skip
@@ -134,9 +164,11 @@ def _scores(
     return Scores(
         key=key, domains=domains, tasks=tuple(j for j, name in enumerate(domains) if name in scored),
         seeds={s: [[cells.get((s, learnt, name)) for name in domains] for learnt in states]
-               for s in dict.fromkeys(row.seed for row in rows)},
+               for s in dict.fromkeys(row.seed for row in rows if row.learnt)},
         before={s: [start.get((s, (), name)) for name in domains] for s in dict.fromkeys(row.seed for row in base)},
         n={places[row.task]: row.n for row in rows if row.task in places},
+        learnt_at=learnt_at(rows, len(domains)),
+        reference={s: [cells.get((s, (), name)) for name in domains] for s in dict.fromkeys(r.seed for r in rows if not r.learnt)},
     )  # fmt: skip
 
 
@@ -186,6 +218,6 @@ def matrix_csv(rows: Sequence[Row]) -> bytes:
 
 
 __all__ = [
-    "BASE", "GENERAL", "Key", "Scores", "check_rows", "domain_orders", "final_scores", "matrices", "matrix_csv",
-    "metric_rank", "write_matrix",
+    "BASE", "GENERAL", "Key", "Scores", "check_rows", "domain_orders", "final_scores", "is_reference", "learnt_at", "matrices",
+    "matrix_csv", "metric_rank", "write_matrix",
 ]  # fmt: skip

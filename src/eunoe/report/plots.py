@@ -25,7 +25,7 @@ def heat_maps(all_scores: Sequence[Scores], name: str) -> list[str]:
 
     A cell shows the score (mean over seeds) and, below the diagonal, how far it moved since the domain was learnt;
     the colour shows that move, as domains differ far more in their level than in what is forgotten of them. The row on
-    top, uncoloured, is the pretrained model.
+    top, uncoloured, is the pretrained model. Domains that were learnt at once have one row; so has a method that learns none.
     """
     limit = colour_limit(all_scores)
     return [_heat_map(scores, limit, f"{name}-{i}") for i, scores in enumerate(all_scores)]
@@ -40,10 +40,9 @@ def colour_limit(all_scores: Sequence[Scores]) -> float:
 def _changes(scores: Scores) -> dict[tuple[int, int], tuple[float, bool]]:
     """(i, j) below the diagonal -> the mean move since j was learnt, above 0 if the score rose; and whether all are 0."""
     found = {}
-    size = len(scores.domains)
-    for i in range(size):
-        for j in range(i):
-            pairs = [(R[i][j], R[j][j]) for R in scores.seeds.values()]
+    for i in range(len(scores.domains)):
+        for j, at in enumerate(scores.learnt_at[:i]):
+            pairs = [(R[i][j], R[at][j]) for R in scores.seeds.values() if at < i]
             moves = [now - then for now, then in pairs if now is not None and then is not None]
             if moves:
                 found[(i, j)] = (fsum(moves) / len(moves), all(move == 0 for move in moves))
@@ -52,14 +51,14 @@ def _changes(scores: Scores) -> dict[tuple[int, int], tuple[float, bool]]:
 
 def _heat_map(scores: Scores, limit: float, name: str) -> str:
     of, domains = metric(scores.key.metric), scores.domains
-    mean, before, changes = scores.mean(), scores.mean_before(), _changes(scores)
+    before, changes = scores.mean_before(), _changes(scores)
     with_before = any(value is not None for value in before)
-    rows = [f"{i + 1} {draw.short(domain, 15)}" for i, domain in enumerate(domains)]
-    gutter = 14 + 6.0 * max(map(len, [*rows, "after learning"]))
+    rows = _rows(scores)
+    gutter = 14 + 6.0 * max(map(len, [*(label for label, *_ in rows), "after learning"]))
     wide, high, gap = 66.0, 46.0, 10.0 if with_before else 0.0
     top = 40.0
     width = gutter + wide * len(domains) + 2
-    height = top + high * len(domains) + (30 + gap if with_before else 0) + 2
+    height = top + high * len(rows) + (30 + gap if with_before else 0) + 2
     figure, ax = draw.canvas(width, height)
     draw.text(ax, gutter - 8, top - 10, "after learning", ha="right", size=10.5)
     draw.text(ax, gutter + 2, 9, "score on", ha="left", size=10.5)
@@ -75,25 +74,42 @@ def _heat_map(scores: Scores, limit: float, name: str) -> str:
         ax.plot([gutter, width - 2], [y + gap / 2 - 1] * 2, color=RULE, linewidth=1)
         y += gap
     sign = -1.0 if of.higher_is_better else 1.0
-    for i, label in enumerate(rows):
-        middle = y + high * (i + 0.5)
+    for k, (label, i, means) in enumerate(rows):
+        middle = y + high * (k + 0.5)
         draw.text(ax, gutter - 8, middle, label, ha="right", size=10.5)
-        for j, value in enumerate(mean[i]):
+        for j, value in enumerate(means):
             x = gutter + wide * j
             if value is None:
-                if j < i and j in scores.tasks:
+                if scores.learnt_at[j] < i and j in scores.tasks:
                     draw.text(ax, x + wide / 2, middle, "·", size=12)
                 continue
             move, exact = changes.get((i, j), (0.0, False))
             colour = CHANGE(0.5 + 0.5 * sign * move / limit) if limit else CHANGE(0.5)
-            ax.add_patch(Rectangle((x + 1, y + high * i + 1), wide - 2, high - 2, facecolor=colour, edgecolor=RULE,
-                                   linewidth=1.6 if i == j else 0.4))  # fmt: skip
+            ax.add_patch(Rectangle((x + 1, y + high * k + 1), wide - 2, high - 2, facecolor=colour, edgecolor=RULE,
+                                   linewidth=1.6 if i == scores.learnt_at[j] else 0.4))  # fmt: skip
             lift = 7 if (i, j) in changes else 0
             draw.text(ax, x + wide / 2, middle - lift, number(value, of), size=12.5, color="#0c0d0e")
             if lift:
                 said = "same" if exact else number(move, of, signed=True)
                 draw.text(ax, x + wide / 2, middle + 10, said, size=10.5, color="#0c0d0e")
     return draw.svg(figure, name)
+
+
+def _rows(scores: Scores) -> list[tuple[str, int, list[float | None]]]:
+    """Of each state that there is: its label, after how many domains it is (from 0; -1: none is learnt), its scores."""
+    if not scores.seeds:
+        return [("learns none", -1, scores.mean_end())]
+    rows = []
+    for i, means in enumerate(scores.mean()):
+        together = scores.learnt_at.count(i)
+        if together:
+            label = (
+                f"{i + 1} {draw.short(scores.domains[i], 15)}"
+                if together == 1
+                else f"{i + 2 - together} to {i + 1} at once"
+            )
+            rows.append((label, i, means))
+    return rows
 
 
 def colour_bar(limit: float, of: Metric, name: str) -> str:

@@ -62,6 +62,8 @@ class Row:
     """Per-class counts of an end task: {class: {"support": .., "predicted": .., "correct": ..}}."""
     short_shots: dict[str, int] | None = None
     """Class -> how many rows the few-shot draw took, for those that have fewer rows than were asked for; None: no such class."""
+    at_once: int | None = None
+    """How many domains, the last ones of ``learnt``, were learnt at once; None: one."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -73,7 +75,7 @@ class Row:
 REQUIRED = {field.name for field in fields(Row) if field.default is MISSING}
 
 
-LATER = ("short_shots",)
+LATER = ("short_shots", "at_once")
 """Fields that were added since rows were first written: left out where they say nothing, so that older rows keep their bytes."""
 
 
@@ -126,6 +128,9 @@ def _check(data: dict[str, Any]) -> None:
     for key in ("detail", "short_shots"):
         if data.get(key) is not None and not isinstance(data[key], dict):
             raise ValueError(f"{key} is not a mapping")
+    together = data.get("at_once")
+    if together is not None and not (is_count(together) and 2 <= together <= len(learnt)):
+        raise ValueError("at_once is not a whole number from 2 to the number of domains in learnt")
     if not all(map(is_count, (data.get("short_shots") or {}).values())):
         raise ValueError("short_shots does not map classes to counts")
 

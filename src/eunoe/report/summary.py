@@ -13,12 +13,22 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
 from math import fsum
 from typing import Any
 
 from eunoe.evaluate.matrix import drops, final_average, forward_transfer
-from eunoe.report.matrices import BASE, GENERAL, Key, Scores, domain_orders, final_scores, matrices, metric_rank
+from eunoe.report.matrices import (
+    BASE,
+    GENERAL,
+    Key,
+    Scores,
+    domain_orders,
+    final_scores,
+    is_reference,
+    learnt_at,
+    matrices,
+    metric_rank,
+)
 from eunoe.report.metrics import LM_LOSS, Estimate, Metric, metric
 from eunoe.report.schema import Row
 
@@ -40,6 +50,8 @@ class Line:
     forward: Estimate | None
     per_domain: dict[str, Estimate]
     """Domain -> its drop, over the sequences in which it was not learnt last."""
+    no_rate: str = ""
+    """Why the method can have no forgetting rate, as ``learnt all domains at once``; empty where it can."""
 
     @property
     def n(self) -> int:
@@ -138,6 +150,8 @@ def _by_section(lines: Sequence[Line]) -> list[Line]:
 
 def _line(label: str, method: str, metric: Metric, transfer: str | None, group: Sequence[Scores]) -> Line:
     final, forgot, forward = [], [], []
+    for scores in group:
+        final += [fsum(told) / len(told) for told in _whole(scores, scores.reference)]
     per_domain: dict[str, list[float]] = {}
     better = metric.higher_is_better
     for scores in group:
@@ -146,13 +160,14 @@ def _line(label: str, method: str, metric: Metric, transfer: str | None, group: 
             with suppress(ValueError):
                 final.append(final_average(R, tasks=scores.tasks))
             with suppress(ValueError):
-                lost = drops(R, tasks=scores.tasks, higher_is_better=better)
+                lost = drops(R, tasks=scores.tasks, higher_is_better=better, learnt_at=scores.learnt_at)
                 forgot.append(lost)
                 for j, value in lost.items():
                     per_domain.setdefault(scores.domains[j], []).append(value)
             with suppress(ValueError):
                 before = scores.before.get(seed, [])
-                forward.append(forward_transfer(R, before, tasks=scores.tasks, higher_is_better=better))
+                forward.append(forward_transfer(R, before, tasks=scores.tasks, higher_is_better=better,
+                                                learnt_at=scores.learnt_at))  # fmt: skip
     exact = all(value == 0 for lost in forgot for value in lost.values())
     rates = tuple(fsum(lost.values()) / len(lost) for lost in forgot)
     return Line(
@@ -162,17 +177,22 @@ def _line(label: str, method: str, metric: Metric, transfer: str | None, group: 
         backward=Estimate(tuple(0.0 - rate for rate in rates), exact) if rates else None,
         forward=Estimate(tuple(forward)) if forward else None,
         per_domain={name: Estimate(tuple(v), all(x == 0 for x in v)) for name, v in per_domain.items()},
+        no_rate=LEARNS_NONE if not any(scores.seeds for scores in group) else AT_ONCE if all(s.at_once for s in group) else "",
     )  # fmt: skip
+
+
+LEARNS_NONE, AT_ONCE = "learns no domain", "learnt all domains at once"
+
+
+def _whole(scores: Scores, by_seed: Mapping[int, Sequence[float | None]]) -> list[list[float]]:
+    """Of each seed the scores on all columns that the metric exists for; seeds that lack one are left out."""
+    each = [[row[j] for j in scores.tasks] for row in by_seed.values()]
+    return [[value for value in row if value is not None] for row in each if row and None not in row]
 
 
 def _base_line(label: str, metric: Metric, transfer: str | None, group: Sequence[Scores]) -> Line:
     """The pretrained model: an average and nothing else, as it learnt nothing that it could forget."""
-    averages = []
-    for scores in group:
-        for row in scores.before.values():
-            scored = [row[j] for j in scores.tasks]
-            if None not in scored:
-                averages.append(fsum(v for v in scored if v is not None) / len(scored))
+    averages = [fsum(scored) / len(scored) for scores in group for scored in _whole(scores, scores.before)]
     return Line(label, BASE, metric, transfer, Estimate(tuple(averages)) if averages else None, None, None, None, {})
 
 
@@ -204,8 +224,9 @@ def _general(rows: Sequence[Row], names: Mapping[tuple[str, str], str]) -> list[
 def _unfinished(
     rows: Sequence[Row], all_scores: Sequence[Scores], names: Mapping[tuple[str, str], str]
 ) -> tuple[list[str], int]:
-    """A sentence for each of the first sequences that lack a score their numbers need (the diagonal and the last row), and
-    how many there are: each method of a run is to learn each of its orders with each of its seeds."""
+    """A sentence for each of the first sequences that lack a score their numbers need (right after a domain was learnt, and at
+    the end), and how many there are: each method of a run is to learn each of its orders with each of its seeds; one that learns
+    no domain is scored in one order."""
     by_key, orders = {scores.key: scores for scores in all_scores}, domain_orders(rows)
     by_run: dict[str, list[Row]] = {}
     for row in rows:
@@ -217,46 +238,69 @@ def _unfinished(
         for row in mine:
             if row.task != GENERAL:
                 kinds.setdefault((row.transfer, row.metric), set()).add(row.task)
-        methods = dict.fromkeys(row.method for row in mine if row.learnt)
-        begun = dict.fromkeys((row.method, row.order, row.seed) for row in mine if row.learnt)
-        pairs = dict.fromkeys((row.order, row.seed) for row in mine if row.learnt or row.method == BASE)
-        needed = {order: _needed(orders[(run, order)], kinds) for order, _ in pairs}
-        pairs = {pair: None for pair in pairs if needed[pair[0]]}
+        begun = dict.fromkeys((row.method, row.order, row.seed) for row in mine if row.learnt or is_reference(row))
+        pairs = dict.fromkeys(
+            (row.order, row.seed) for row in mine if row.learnt or row.method == BASE or is_reference(row)
+        )
+        scored_in = {row.method: row.order for row in reversed(mine) if is_reference(row)}
+        by_way: dict[tuple[str, str], list[Row]] = {}
+        for row in mine:
+            by_way.setdefault((row.method, row.order), []).append(row)
+        needed = {
+            (method, order): _needed(
+                orders[(run, order)], kinds,
+                None if method in scored_in else learnt_at(by_way.get((method, order), ()), len(orders[(run, order)])),
+            )
+            for method in dict.fromkeys(method for method, *_ in begun)
+            for order in ([scored_in[method]] if method in scored_in else dict.fromkeys(order for order, _ in pairs))
+        }  # fmt: skip
+        seeds: dict[str, list[int]] = {}
+        for order, seed in pairs:
+            seeds.setdefault(order, []).append(seed)
+        due = dict.fromkeys((*way, seed) for way, scores in needed.items() if scores for seed in seeds[way[1]])
 
         def lacks(method: str, order: str, seed: int, run: str = run, needed: Any = needed) -> list[str]:
             missing = []
-            for transfer, name, i, j in needed[order]:
+            for transfer, name, i, j in needed[method, order]:
                 scores = by_key.get(Key(run, method, transfer, order, name))
-                R = scores.seeds.get(seed) if scores else None
-                if R is None or R[i][j] is None:
-                    missing.append(f"{name} of {orders[(run, order)][j]} after {orders[(run, order)][i]}")
+                told = (
+                    None
+                    if scores is None
+                    else scores.reference.get(seed)
+                    if i is None
+                    else scores.seeds.get(seed, {i: None})[i]
+                )
+                if told is None or told[j] is None:
+                    domains = orders[(run, order)]
+                    missing.append(f"{name} of {domains[j]}{'' if i is None else f' after {domains[i]}'}")
             return missing
 
-        whole = {sequence for sequence in begun if needed[sequence[1]] and not lacks(*sequence)}
-        lacking += len(methods) * len(pairs) - len(whole)
-        for method, (order, seed) in product(methods, pairs):
+        whole = {sequence for sequence in begun if sequence in due and not lacks(*sequence)}
+        lacking += len(due) - len(whole)
+        for method, order, seed in due:
             if len(sentences) == LISTED:
                 break
             if (method, order, seed) not in whole:
                 missing = lacks(method, order, seed)
                 sentences.append(f"unfinished: {names[(run, method)]} (order {order}, seed {seed}) lacks {len(missing)} of "
-                                 f"{len(needed[order])} scores, first {missing[0]}")  # fmt: skip
+                                 f"{len(needed[method, order])} scores, first {missing[0]}")  # fmt: skip
     if lacking > len(sentences):
         sentences.append(f"unfinished: {lacking - len(sentences):,} more sequences lack scores")
     return sentences, lacking
 
 
 def _needed(
-    domains: Sequence[str], kinds: Mapping[tuple[str | None, str], Container[str]]
-) -> list[tuple[str | None, str, int, int]]:
-    """(transfer, metric, i, j) of each cell on the diagonal or in the last row, where column j has that kind of score."""
+    domains: Sequence[str], kinds: Mapping[tuple[str | None, str], Container[str]], learnt_at: Sequence[int] | None
+) -> list[tuple[str | None, str, int | None, int]]:
+    """(transfer, metric, i, j) of each cell right after domain j was learnt or in the last row, where column j has that kind of
+    score; i is None, once a column, where ``learnt_at`` is None as no domain is learnt."""
     last = len(domains) - 1
     return [
         (transfer, name, i, j)
         for (transfer, name), tasks in kinds.items()
         for j, task in enumerate(domains)
         if task in tasks
-        for i in sorted({j, last})
+        for i in ([None] if learnt_at is None else sorted({learnt_at[j], last}))
     ]
 
 
