@@ -42,12 +42,15 @@ def sides(states: Sequence[Capacity]) -> list[Side]:
 
 def free_shares(states: Sequence[Capacity], side: Side) -> dict[str, list[float]]:
     """Layer -> the share of free units after each domain, mean over the sequences (all of one method and order)."""
-    found: dict[str, dict[int, list[float]]] = {}
+    by_layer: dict[str, dict[int, list[float]]] = {}
     for state in states:
         for mask in state.masks:
             if Side(mask["part"], mask["units"]) == side:
-                found.setdefault(mask["layer"], {}).setdefault(state.place, []).append(mask["free"] / mask["size"])
-    return {layer: [fsum(of[place]) / len(of[place]) for place in sorted(of)] for layer, of in found.items()}
+                by_layer.setdefault(mask["layer"], {}).setdefault(state.place, []).append(mask["free"] / mask["size"])
+    return {
+        layer: [fsum(by_place[place]) / len(by_place[place]) for place in sorted(by_place)]
+        for layer, by_place in by_layer.items()
+    }
 
 
 def warning(states: Sequence[Capacity], label: str) -> tuple[str, str]:
@@ -97,7 +100,7 @@ class Use(NamedTuple):
 
 def uses(states: Sequence[Capacity], side: Side, layer: str | None = None) -> list[Use]:
     """What each domain took, in order; ``layer``: in that one alone. ``states`` are of one method and order."""
-    found = []
+    domain_uses = []
     for place in sorted({state.place for state in states}):
         here = [state for state in states if state.place == place]
         masks = [
@@ -112,8 +115,8 @@ def uses(states: Sequence[Capacity], side: Side, layer: str | None = None) -> li
             used, new = (sum(mask[key].get(domain, 0) for mask in masks) / len(here) for key in ("domains", "new"))
             earlier = dict.fromkeys(name for mask in masks for name in mask["shared_with"])
             shared = {name: sum(mask["shared_with"].get(name, 0) for mask in masks) / len(here) for name in earlier}
-            found.append(Use(domain, size, used, new, shared, free))
-    return found
+            domain_uses.append(Use(domain, size, used, new, shared, free))
+    return domain_uses
 
 
 def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
@@ -126,7 +129,7 @@ def capacity_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) 
     orders = {order for _, order in groups}
     for k, ((label, order), states) in enumerate(groups.items()):
         title = label + (f", order {order}" if len(orders) > 1 else "")
-        warnings += [told for told in [warning(states, title)] if told[0]]
+        warnings += [warned for warned in [warning(states, title)] if warned[0]]
         domains = list({state.place: state.domain for state in sorted(states, key=lambda state: state.place)}.values())
         seeds = len({state.seed for state in states})
         figures = []
@@ -163,37 +166,41 @@ def _warned(warnings: Sequence[tuple[str, str]]) -> str:
     if not warnings:
         return ""
     listed = "".join(f"<li>{escape(line)}</li>" for line, _ in warnings)
-    told = f"Capacity runs out. {warnings[0][1]} Inner units after the last domain, with the seed that has least left:"
-    return f'<div class="warning"><p>{escape(told)}</p><ul>{listed}</ul></div>'
+    sentence = (
+        f"Capacity runs out. {warnings[0][1]} Inner units after the last domain, with the seed that has least left:"
+    )
+    return f'<div class="warning"><p>{escape(sentence)}</p><ul>{listed}</ul></div>'
 
 
 def _by_domain(states: Sequence[Capacity], title: str, k: int) -> str:
     """Maps and a table of what each domain uses and shares, over all layers and layer by layer; all folded but the first maps."""
-    found = {side: uses(states, side) for side in sides(states)}
-    earlier = list(dict.fromkeys(name for of in found.values() for use in of for name in use.shared))
+    by_side = {side: uses(states, side) for side in sides(states)}
+    earlier = list(dict.fromkeys(name for side_uses in by_side.values() for use in side_uses for name in use.shared))
     figures = []
-    for i, (side, of) in enumerate(found.items()):
+    for i, (side, side_uses) in enumerate(by_side.items()):
         alt = f"{title}: units in {side} masks that each domain uses, shares with each earlier domain, and leaves free"
-        figures.append(html.figure(_shared_map(of, f"shared-{k}-{i}"), str(side), alt))
+        figures.append(html.figure(_shared_map(side_uses, f"shared-{k}-{i}"), str(side), alt))
     columns = ("Masks", "Domain", "Units", "Used by it", "Newly", *(f"Shared with {name}" for name in earlier), "Free")
     by_domain = html.table(
         columns,
-        ([escape(str(side)), *_cells(use, earlier)] for side, of in found.items() for use in of),
+        ([escape(str(side)), *_cells(use, earlier)] for side, side_uses in by_side.items() for use in side_uses),
         text_columns=2,
     )
     layers = list(dict.fromkeys(mask["layer"] for state in states for mask in state.masks))
-    layered = {side: {layer: uses(states, side, layer) for layer in layers} for side in found}
+    layered = {side: {layer: uses(states, side, layer) for layer in layers} for side in by_side}
     by_layer = html.table(
         ("Layer", *columns),
         (
             [escape(layer_name(layer)), escape(str(side)), *_cells(use, earlier)]
             for layer in layers
-            for side in found
+            for side in by_side
             for use in layered[side][layer]
         ),
         text_columns=3,
     )
-    maps = "".join(_layer_maps(of, side, title, f"layers-{k}-{i}") for i, (side, of) in enumerate(layered.items()))
+    maps = "".join(
+        _layer_maps(side_uses, side, title, f"layers-{k}-{i}") for i, (side, side_uses) in enumerate(layered.items())
+    )
     return (
         f"{_row('Used, shared and free units, %', figures)}"
         f"<details><summary>Units by domain: used, shared with each earlier domain, free</summary>{by_domain}</details>"
@@ -201,11 +208,11 @@ def _by_domain(states: Sequence[Capacity], title: str, k: int) -> str:
     )
 
 
-def _layer_maps(found: Mapping[str, Sequence[Use]], side: Side, title: str, name: str) -> str:
+def _layer_maps(layer_uses: Mapping[str, Sequence[Use]], side: Side, title: str, name: str) -> str:
     """A row of maps, one a domain: what it shares, uses and leaves free in each layer."""
     by_domain: dict[str, dict[str, Use]] = {}
-    for layer, of in found.items():
-        for use in of:
+    for layer, domain_uses in layer_uses.items():
+        for use in domain_uses:
             by_domain.setdefault(use.domain, {})[layer] = use
     figures = []
     for j, (domain, by) in enumerate(by_domain.items()):
@@ -262,26 +269,26 @@ class Share(NamedTuple):
 
 def _free_map(shares: Mapping[str, Sequence[float]], domains: Sequence[str], name: str) -> str:
     """Layers by domains: how many percent of the units are free."""
-    lines = [(layer_name(layer), [Share(share, free=True) for share in of]) for layer, of in shares.items()]
+    lines = [(layer_name(layer), [Share(share, free=True) for share in by_place]) for layer, by_place in shares.items()]
     return _map("layer", lines[::-1], "after learning", domains, name)
 
 
-def _shared_map(found: Sequence[Use], name: str) -> str:
+def _shared_map(domain_uses: Sequence[Use], name: str) -> str:
     """One row a domain: percent of the units shared with each earlier domain, used by itself, and free after it."""
-    columns = list(dict.fromkeys(column for use in found for column in (*use.shared, use.domain)))
+    columns = list(dict.fromkeys(column for use in domain_uses for column in (*use.shared, use.domain)))
     lines = []
-    for use in found:
+    for use in domain_uses:
         taken = {**use.shared, use.domain: use.used}
         cells = [Share(taken[column] / use.size) if column in taken else None for column in columns]
         lines.append((use.domain, [*cells, Share(use.free / use.size, free=True)]))
     return _map("after learning", lines, "shared with, or used", [*columns, "free"], name)
 
 
-def _layer_map(found: Mapping[str, Use], name: str) -> str:
+def _layer_map(layer_uses: Mapping[str, Use], name: str) -> str:
     """Layers, of one domain: percent of the units shared with each earlier domain, used by itself, and free after it."""
-    earlier = list(dict.fromkeys(column for use in found.values() for column in use.shared))
+    earlier = list(dict.fromkeys(column for use in layer_uses.values() for column in use.shared))
     lines = []
-    for layer, use in found.items():
+    for layer, use in layer_uses.items():
         cells = [Share(units / use.size) for units in (*(use.shared.get(column, 0.0) for column in earlier), use.used)]
         lines.append((layer_name(layer), [*cells, Share(use.free / use.size, free=True)]))
     return _map("layer", lines[::-1], "shared with" if earlier else "", [*earlier, "used", "free"], name)

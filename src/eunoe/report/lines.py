@@ -29,18 +29,18 @@ def over_steps(
     figure, ax = draw.axes(330, 230, left=50, right=10, top=10, bottom=38)
     last = max((curve.steps[-1] for curve in curves if curve.steps), default=1)
     for label, look in looks.items():
-        mine = [curve for curve in curves if curve.label == label and curve.steps]
-        if not mine:
+        drawn = [curve for curve in curves if curve.label == label and curve.steps]
+        if not drawn:
             continue
         at: dict[int, list[tuple[float, float]]] = {}
-        for curve in mine:
-            for k, held in _binned(curve, last, log_steps).items():
-                at.setdefault(k, []).append(held)
+        for curve in drawn:
+            for k, points in _binned(curve, last, log_steps).items():
+                at.setdefault(k, []).append(points)
         bins = [at[k] for k in sorted(at)]
-        xs = [fsum(x for x, _ in held) / len(held) for held in bins]
-        means = [scale * fsum(y for _, y in held) / len(held) for held in bins]
-        if len(mine) > 1:
-            low, high = ([scale * pick(y for _, y in held) for held in bins] for pick in (min, max))
+        xs = [fsum(x for x, _ in points) / len(points) for points in bins]
+        means = [scale * fsum(y for _, y in points) / len(points) for points in bins]
+        if len(drawn) > 1:
+            low, high = ([scale * pick(y for _, y in points) for points in bins] for pick in (min, max))
             ax.fill_between(xs, low, high, color=look.light, alpha=0.16, linewidth=0)
         few = look.marker if len(xs) <= 12 else None
         ax.plot(xs, means, color=look.light, linewidth=1.8, linestyle=_dash(look), marker=few, markersize=4)
@@ -71,28 +71,30 @@ def together(steps: Sequence[int], lines: Mapping[str, Sequence[float]], name: s
 
 def _binned(curve: Curve, last: int, log_steps: bool) -> dict[int, tuple[float, float]]:
     """Bin -> the mean step and the mean value in it."""
-    held: dict[int, list[tuple[int, float]]] = {}
+    bins: dict[int, list[tuple[int, float]]] = {}
     for step, value in zip(curve.steps, curve.loss, strict=True):
         share = log(max(step, 1)) / log(max(last, 2)) if log_steps else (step - 1) / max(last, 1)
-        held.setdefault(min(BINS - 1, int(share * BINS)), []).append((max(step, 1) if log_steps else step, value))
-    return {k: (fsum(s for s, _ in v) / len(v), fsum(y for _, y in v) / len(v)) for k, v in held.items()}
+        bins.setdefault(min(BINS - 1, int(share * BINS)), []).append((max(step, 1) if log_steps else step, value))
+    return {k: (fsum(s for s, _ in v) / len(v), fsum(y for _, y in v) / len(v)) for k, v in bins.items()}
 
 
-def over_layers(values: Mapping[str, Mapping[str, float]], looks: Mapping[str, Style], of: Metric, name: str) -> str:
+def over_layers(
+    values: Mapping[str, Mapping[str, float]], looks: Mapping[str, Style], metric: Metric, name: str
+) -> str:
     """One line a label: label -> layer -> value; layers from the embeddings upward, as they come in the mapping."""
     layers = list(dict.fromkeys(layer for of_label in values.values() for layer in of_label))
     figure, ax = draw.axes(330, 200, left=50, right=12, top=10, bottom=38)
     for label, look in looks.items():
         if label in values:
-            held = [(k, values[label][layer]) for k, layer in enumerate(layers) if layer in values[label]]
-            ax.plot([k for k, _ in held], [v for _, v in held], color=look.light, linewidth=1.8, linestyle=_dash(look),
+            points = [(k, values[label][layer]) for k, layer in enumerate(layers) if layer in values[label]]
+            ax.plot([k for k, _ in points], [v for _, v in points], color=look.light, linewidth=1.8, linestyle=_dash(look),
                     marker=look.marker, markersize=4)  # fmt: skip
     every = -(-len(layers) // 13)
     ax.set_xticks(range(0, len(layers), every), [layer_name(layer) for layer in layers[::every]],
                   parse_math=False)  # fmt: skip
     ax.set_xlim(-0.4, len(layers) - 0.6)
     ax.yaxis.set_major_locator(MaxNLocator(4))
-    _axis_names(ax, "layer", of.title if of.title.startswith("CKA") else "distance")
+    _axis_names(ax, "layer", metric.title if metric.title.startswith("CKA") else "distance")
     return draw.svg(figure, name)
 
 
@@ -106,7 +108,7 @@ def layer_name(layer: str) -> str:
     return numbers[-1] if numbers else layer[:3]
 
 
-def frontier(spots: Sequence[Spot], looks: Mapping[str, Style], of: Metric, name: str) -> str:
+def frontier(spots: Sequence[Spot], looks: Mapping[str, Style], metric: Metric, name: str) -> str:
     """Score over what general text lost: a small mark a point of the search, a large one a reported system with intervals.
 
     Up is better at the task, left keeps more. A line joins the points of a system that no other point of it beats in both.
@@ -114,18 +116,18 @@ def frontier(spots: Sequence[Spot], looks: Mapping[str, Style], of: Metric, name
     """
     figure, ax = draw.axes(430, 300, left=54, right=14, top=12, bottom=40)
     for system, look in looks.items():
-        mine = [spot for spot in spots if spot.system == system]
-        tried = [spot for spot in mine if spot.searched] or mine
+        own = [spot for spot in spots if spot.system == system]
+        tried = [spot for spot in own if spot.searched] or own
         edge = undominated([(spot.lost.mean, spot.score.mean) for spot in tried])
         if len(edge) > 1:
-            ax.plot([x for x, _ in edge], [of.scale * y for _, y in edge], color=look.light, linewidth=1.3, linestyle=_dash(look),
+            ax.plot([x for x, _ in edge], [metric.scale * y for _, y in edge], color=look.light, linewidth=1.3, linestyle=_dash(look),
                     alpha=0.8)  # fmt: skip
-        for spot in mine:
-            x, y = spot.lost.mean, of.scale * spot.score.mean
+        for spot in own:
+            x, y = spot.lost.mean, metric.scale * spot.score.mean
             if spot.searched:
                 ax.plot([x], [y], marker=look.marker, markersize=4.5, color=look.light, linestyle="none", alpha=0.85)
                 continue
-            for across, (middle, estimate, scale) in enumerate(((y, spot.lost, 1.0), (x, spot.score, of.scale))):
+            for across, (middle, estimate, scale) in enumerate(((y, spot.lost, 1.0), (x, spot.score, metric.scale))):
                 ends = _ends(estimate, scale)
                 if ends:
                     ax.plot(*((ends, [middle] * 2) if not across else ([middle] * 2, ends)), color=look.light, linewidth=1.6,
@@ -139,7 +141,7 @@ def frontier(spots: Sequence[Spot], looks: Mapping[str, Style], of: Metric, name
     ax.margins(x=0.06, y=0.08)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.yaxis.set_major_locator(MaxNLocator(6))
-    _axis_names(ax, "rise of the LM loss of general text, nats", f"{of.title}, points")
+    _axis_names(ax, "rise of the LM loss of general text, nats", f"{metric.title}, points")
     return draw.svg(figure, name)
 
 

@@ -45,12 +45,12 @@ NAMED = (
 )
 
 
-def metric(name: str) -> Metric:
+def metric_of(name: str) -> Metric:
     """How ``name`` is read; ``lm_loss@TEXT`` and ``cka@TEXT`` are measures of retention on that general text.
 
-    >>> metric("pearson").title, metric("pearson").scale
+    >>> metric_of("pearson").title, metric_of("pearson").scale
     ('Pearson', 100.0)
-    >>> metric("lm_loss@brown").title, metric("lm_loss@brown").unit, metric("cka@brown").higher_is_better
+    >>> metric_of("lm_loss@brown").title, metric_of("lm_loss@brown").unit, metric_of("cka@brown").higher_is_better
     ('LM loss of brown', 'nats', True)
     """
     known = {m.name: m for m in NAMED}
@@ -127,3 +127,6 @@ def typeset(text: str) -> str:
 __all__ = [
     "CKA", "DISTANCE", "LAMBDA", "LM_LOSS", "METRICS", "Estimate", "Metric", "is_retention", "metric", "number", "shown", "typeset",
 ]  # fmt: skip
+
+
+metric = metric_of

@@ -106,13 +106,13 @@ class Reader:
     @property
     def sentences(self) -> list[str]:
         """What is damaged, by paths in the folder: a page says nothing of the machine it was made on."""
-        told = []
+        sentences = []
         for file, why in self.damaged:
             inside = clean(str(file.relative_to(self.folder)))
             for path in (clean(str(file)), visible(file)):
                 why = why.replace(path, inside)
-            told.append(f"damaged, and left out: {why}")
-        return told
+            sentences.append(f"damaged, and left out: {why}")
+        return sentences
 
 
 def read_run(folder: str | Path) -> Run:
@@ -287,12 +287,12 @@ def _capacity(reader: Reader, rows: Iterable[Row]) -> list[Capacity]:
 def _notes(reader: Reader, rows: Iterable[Row]) -> list[Notes]:
     """Notes of each sequence, by method in the order of the rows."""
     methods = {method: i for i, method in enumerate(dict.fromkeys(row.method for row in rows))}
-    found = []
+    notes_of_methods = []
     for file in sorted(reader.folder.glob("sequences/*/notes.json")):
         notes = reader.read(read_notes, file)
         if notes is not None:
-            found.append(Notes(clean(file.parent.name.partition(".")[0]), *notes))
-    return sorted(found, key=lambda notes: methods.get(notes.method, len(methods)))
+            notes_of_methods.append(Notes(clean(file.parent.name.partition(".")[0]), *notes))
+    return sorted(notes_of_methods, key=lambda notes: methods.get(notes.method, len(methods)))
 
 
 def _places(folder: Path, name: str, rows: Iterable[Row]) -> list[tuple[Path, str, str, int, int, str]]:

@@ -82,12 +82,12 @@ def _kept(label: str, task: str, rows: Sequence[Row]) -> Kept:
         if not is_number(before):
             continue  # a loss that nothing can be compared with
         values.setdefault(row.metric, {}).setdefault((row.run, row.order, row.seed), []).append((row.value, before))
-        held = detail.get("layers")
-        for name, value in held.items() if isinstance(held, dict) else ():
+        by_name = detail.get("layers")
+        for name, value in by_name.items() if isinstance(by_name, dict) else ():
             if is_number(value):
                 layers.setdefault(row.metric, {}).setdefault(str(name), []).append(float(value))
     means = {m: [(_mean([a for a, _ in v]), _mean([b for _, b in v])) for v in by.values()] for m, by in values.items()}
-    by_layer = {m: {name: _mean(v) for name, v in of.items()} for m, of in layers.items()}
+    by_layer = {m: {name: _mean(v) for name, v in layer_values.items()} for m, layer_values in layers.items()}
 
     def texts(kind: str) -> dict[str, str]:
         return {m.removeprefix(f"{kind}@"): m for m in means if m.startswith(f"{kind}@")}

@@ -8,7 +8,7 @@ from html import escape
 from eunoe.report import html
 from eunoe.report.draw import Style, style
 from eunoe.report.lines import over_layers
-from eunoe.report.metrics import CKA, DISTANCE, LM_LOSS, metric
+from eunoe.report.metrics import CKA, DISTANCE, LM_LOSS, metric_of
 from eunoe.report.retention import Kept, TextLoss
 
 TITLE = "How much of the pretrained model is preserved"
@@ -29,10 +29,10 @@ def retention_section(kept: Sequence[Kept], looks: Mapping[str, Style] | None = 
     columns = ["Task", "System" if looks else "Method"]
     columns += [f"{text}: {what}" for text in texts for what in ("before → after", "change")]
     columns += ["Distance"] * far + [f"CKA, {text}" for text in likeness]
-    lines, told = [], ""
+    lines, last_task = [], ""
     for one in kept:
-        cells = [escape(one.task) if one.task != told else "", escape(one.label)]
-        told = one.task
+        cells = [escape(one.task) if one.task != last_task else "", escape(one.label)]
+        last_task = one.task
         for text in texts:
             loss = one.texts.get(text)
             cells += [_before_after(loss) if loss else html.NONE, html.estimate(loss.change if loss else None, LM_LOSS)]
@@ -58,21 +58,21 @@ def _layers(states: Mapping[str, float]) -> dict[str, float]:
 def _by_layer(kept: Sequence[Kept], looks: Mapping[str, Style], salt: str) -> str:
     parts = []
     for k, task in enumerate(dict.fromkeys(one.task for one in kept)):
-        mine = [one for one in kept if one.task == task]
+        measured = [one for one in kept if one.task == task]
         figures = []
-        far = {one.label: one.distance_layers for one in mine if one.distance_layers}
+        far = {one.label: one.distance_layers for one in measured if one.distance_layers}
         if far:
             svg = over_layers(far, looks, DISTANCE, f"{salt}-far-{k}")
             figures.append(
                 html.figure(svg, "Distance to the pretrained weights", f"{task}: distance of each layer’s weights")
             )
-        for i, text in enumerate(dict.fromkeys(text for one in mine for text in one.cka_layers)):
-            alike = {one.label: _layers(one.cka_layers[text]) for one in mine if text in one.cka_layers}
-            svg = over_layers(alike, looks, metric(f"cka@{text}"), f"{salt}-cka-{k}-{i}")
+        for i, text in enumerate(dict.fromkeys(text for one in measured for text in one.cka_layers)):
+            alike = {one.label: _layers(one.cka_layers[text]) for one in measured if text in one.cka_layers}
+            svg = over_layers(alike, looks, metric_of(f"cka@{text}"), f"{salt}-cka-{k}-{i}")
             figures.append(html.figure(svg, f"CKA on {text}", f"{task}: likeness of each layer’s states on {text}"))
         if figures:
             keys = html.keys(
-                {label: look for label, look in looks.items() if label in {one.label for one in mine}}, marks=True
+                {label: look for label, look in looks.items() if label in {one.label for one in measured}}, marks=True
             )
             body = f'{keys}<div class="row">{"".join(figures)}</div>'
             parts.append(f"<details><summary>{escape(task)}, layer by layer</summary>{body}</details>")

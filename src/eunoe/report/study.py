@@ -17,7 +17,7 @@ from statistics import median
 
 from eunoe.report.curves import LOSS, Curve
 from eunoe.report.matrices import check_rows
-from eunoe.report.metrics import DISTANCE, Estimate, Metric, is_retention, metric, number, shown
+from eunoe.report.metrics import DISTANCE, Estimate, Metric, is_retention, metric_of, number, shown
 from eunoe.report.retention import Kept, kept
 from eunoe.report.schema import MOMENTS, Row
 from eunoe.report.settings import StudySettings
@@ -76,7 +76,7 @@ class TaskResults:
     def metrics(self) -> list[Metric]:
         return list(dict.fromkeys(result.metric for result in self.results))
 
-    def of(self, name: str, at: str | None = None) -> list[Result]:
+    def results_in(self, name: str, at: str | None = None) -> list[Result]:
         """The results in one metric, of one moment or of both."""
         return [r for r in self.results if r.metric.name == name and at in (None, r.at)]
 
@@ -157,11 +157,11 @@ def summarize_study(rows: Sequence[Row], settings: StudySettings) -> StudySummar
             grid.setdefault(system(label), []).append(label)
         final = [row for row in scores if row.seed != settings.search_seed]
         first = next((row.metric for row in (*final, *scores)), "score")
-        tasks.append(TaskResults(task, metric(first), _results(final, names, systems, reference, published), grid))
+        tasks.append(TaskResults(task, metric_of(first), _results(final, names, systems, reference, published), grid))
     unfinished = _unfinished(settings, tasks)
-    held = kept(_by_task(reported, tasks), lambda row: names[(row.task, str(row.transfer))])
-    answer = _answer(tasks, held, reference, settings.search_by, unfinished)
-    return StudySummary(answer, unfinished, tasks, reference, held, _spots(tasks, reported, searched, names))
+    preserved = kept(_by_task(reported, tasks), lambda row: names[(row.task, str(row.transfer))])
+    answer = _answer(tasks, preserved, reference, settings.search_by, unfinished)
+    return StudySummary(answer, unfinished, tasks, reference, preserved, _spots(tasks, reported, searched, names))
 
 
 def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -172,10 +172,10 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return by_task
 
 
-def _in_order(first: Sequence[str], found: Sequence[str]) -> list[str]:
+def _in_order(first: Sequence[str], named: Sequence[str]) -> list[str]:
     """What was found, as the recipe lists it; what the recipe does not know comes after."""
-    present = set(found)
-    return [name for name in dict.fromkeys([*first, *found]) if name in present]
+    present = set(named)
+    return [name for name in dict.fromkeys([*first, *named]) if name in present]
 
 
 def _by_task(rows: Sequence[Row], tasks: Sequence[TaskResults]) -> list[Row]:
@@ -198,10 +198,10 @@ def _names(rows: Sequence[Row], reported: Sequence[Row]) -> dict[tuple[str, str]
 
 def _seeds(rows: Sequence[Row]) -> dict[int, float]:
     """Seed -> score; several few-shot samples of one seed are one score, their mean."""
-    held: dict[int, list[float]] = {}
+    by_seed: dict[int, list[float]] = {}
     for row in rows:
-        held.setdefault(row.seed, []).append(row.value)
-    return {seed: fsum(values) / len(values) for seed, values in sorted(held.items())}
+        by_seed.setdefault(row.seed, []).append(row.value)
+    return {seed: fsum(values) / len(values) for seed, values in sorted(by_seed.items())}
 
 
 def _results(
@@ -216,18 +216,18 @@ def _results(
     labels = sorted(dict.fromkeys(str(row.transfer) for row in rows), key=lambda label: places[system(label)])
     ranks = {label: i for i, label in enumerate(labels)}
     firsts = [label for label in labels if system(label) == reference]
-    compared = {group: _seeds(mine) for group, mine in groups.items() if [group[1]] == firsts}
+    compared = {group: _seeds(own_rows) for group, own_rows in groups.items() if [group[1]] == firsts}
     results = []
     for kind, label, at in sorted(groups, key=lambda g: (metrics[g[0]], ranks[g[1]], MOMENTS.index(g[2]))):
-        mine = groups[(kind, label, at)]
-        seeds, ahead = _seeds(mine), None
+        own_rows = groups[(kind, label, at)]
+        seeds, ahead = _seeds(own_rows), None
         if len(firsts) == 1 and label != firsts[0]:
             first = compared.get((kind, firsts[0], at), {})
             gains = tuple(seeds[s] - first[s] for s in seeds if s in first)
             ahead = Estimate(gains, all(gain == 0 for gain in gains)) if gains else None
         results.append(Result(
-            label, names[(mine[0].task, label)], point(label), at, metric(kind), tuple(seeds),
-            Estimate(tuple(seeds.values())), mine[0].n, tuple(sorted({r.steps for r in mine})), ahead,
+            label, names[(own_rows[0].task, label)], point(label), at, metric_of(kind), tuple(seeds),
+            Estimate(tuple(seeds.values())), own_rows[0].n, tuple(sorted({r.steps for r in own_rows})), ahead,
             published.get(label, published.get(system(label))) if metrics[kind] == 0 else None,
         ))  # fmt: skip
     return results
@@ -235,12 +235,12 @@ def _results(
 
 def cited(settings: StudySettings, observed: Mapping[tuple[str, str], Sequence[Curve]]) -> dict[str, list[Cited]]:
     """Task -> the distances and target losses that the recipe cites, as it lists them, beside ours of the reported seeds."""
-    found: dict[str, list[Cited]] = {}
+    by_task: dict[str, list[Cited]] = {}
     for name, numbers in settings.published.items():
         for key, value in numbers.items():
             what, _, task = key.rpartition("@")
-            of = {DISTANCE.name: DISTANCE, LOSS: TARGET_LOSS}.get(what)
-            if of is None:
+            metric = {DISTANCE.name: DISTANCE, LOSS: TARGET_LOSS}.get(what)
+            if metric is None:
                 continue
             ends: dict[str, list[float]] = {}
             for curve in observed.get((task, what), ()):
@@ -248,9 +248,9 @@ def cited(settings: StudySettings, observed: Mapping[tuple[str, str], Sequence[C
                 of_it = curve.label == name if exact else system(curve.label) == name
                 if of_it and curve.seed != settings.search_seed and curve.steps:
                     ends.setdefault(curve.label, []).append(_end(curve) if what == LOSS else curve.loss[-1])
-            ours = [Cited(label, of, Estimate(tuple(held)), value) for label, held in ends.items()]
-            found.setdefault(task, []).extend(ours or [Cited(name, of, None, value)])
-    return found
+            ours = [Cited(label, metric, Estimate(tuple(values)), value) for label, values in ends.items()]
+            by_task.setdefault(task, []).extend(ours or [Cited(name, metric, None, value)])
+    return by_task
 
 
 def _end(curve: Curve) -> float:
@@ -267,7 +267,7 @@ def _unfinished(settings: StudySettings, tasks: Sequence[TaskResults]) -> list[s
         for one in settings.systems:
             task = known.get(name)
             results = (
-                [r for r in task.of(task.compared.name, "last") if system(r.label) == one]
+                [r for r in task.results_in(task.compared.name, "last") if system(r.label) == one]
                 if task and task.results
                 else []
             )
@@ -286,16 +286,16 @@ def _unfinished(settings: StudySettings, tasks: Sequence[TaskResults]) -> list[s
 def _spots(
     tasks: Sequence[TaskResults], reported: Sequence[Row], searched: Sequence[Row], names: Mapping[tuple[str, str], str]
 ) -> dict[str, list[Spot]]:
-    found: dict[str, list[Spot]] = {}
+    by_task_spots: dict[str, list[Spot]] = {}
     parts = [(_grouped(searched), True), (_grouped(reported), False)]
     for task in tasks:
         for by_task, is_search in parts:
-            mine = by_task.get(task.name, [])
+            own_rows = by_task.get(task.name, [])
             scored: dict[str, list[Row]] = {}
-            for row in mine:
+            for row in own_rows:
                 if (row.metric, row.at) == (task.compared.name, "last"):
                     scored.setdefault(str(row.transfer), []).append(row)
-            for one in kept(mine, lambda row: str(row.transfer)):
+            for one in kept(own_rows, lambda row: str(row.transfer)):
                 scores = _seeds(scored.get(one.label, []))
                 if one.texts and scores:
                     lost = tuple(
@@ -305,26 +305,26 @@ def _spots(
                     distance = one.distance.mean if one.distance else None
                     spot = Spot(one.label, name, system(one.label), is_search, Estimate(tuple(scores.values())), Estimate(lost),
                                 distance)  # fmt: skip
-                    found.setdefault(task.name, []).append(spot)
-    return found
+                    by_task_spots.setdefault(task.name, []).append(spot)
+    return by_task_spots
 
 
 # -- the answer -------------------------------------------------------------------------------------------------
 def _answer(
-    tasks: Sequence[TaskResults], held: Sequence[Kept], reference: str | None, at: str, unfinished: Sequence[str]
+    tasks: Sequence[TaskResults], preserved: Sequence[Kept], reference: str | None, at: str, unfinished: Sequence[str]
 ) -> str:
     """Which system scored how much above the first, and what each lost, in one or two sentences."""
-    tables = {task.name: task.of(task.compared.name, at) for task in tasks if task.results}
+    tables = {task.name: task.results_in(task.compared.name, at) for task in tasks if task.results}
     if not any(tables.values()):
         return "Unfinished: no system has a score beside those of its search."
-    told = _compared(tables, reference, at) or _ranked(tables, at)
-    lost = _lost(held)
+    sentence = _compared(tables, reference, at) or _ranked(tables, at)
+    lost = _lost(preserved)
     tail = (
         f" Unfinished: {len(unfinished)} result{'s lack' if len(unfinished) > 1 else ' lacks'} seeds."
         if unfinished
         else ""
     )
-    return told + (f" {lost}" if lost else "") + tail
+    return sentence + (f" {lost}" if lost else "") + tail
 
 
 def _when(at: str) -> str:
@@ -352,16 +352,16 @@ def _compared(tables: Mapping[str, Sequence[Result]], reference: str | None, at:
     return f"Against {reference}, points {_when(at)}: {'; '.join(parts)}."
 
 
-def _gain(task: str, gain: Estimate, of: Metric) -> str:
+def _gain(task: str, gain: Estimate, metric: Metric) -> str:
     """
-    >>> _gain("rte", Estimate((0.02, -0.01)), metric("accuracy"))
+    >>> _gain("rte", Estimate((0.02, -0.01)), metric_of("accuracy"))
     '+0.5 ± 19.1 on rte (interval contains 0)'
     """
     low, high = gain.interval or (gain.mean, gain.mean)
     mark = (
         " (one seed)" if gain.interval is None else " (interval contains 0)" if low <= 0 <= high and low < high else ""
     )
-    return f"{shown(gain, of, signed=True)} on {task}{mark}"
+    return f"{shown(gain, metric, signed=True)} on {task}{mark}"
 
 
 def _ranked(tables: Mapping[str, Sequence[Result]], at: str) -> str:
@@ -384,16 +384,16 @@ def _ranked(tables: Mapping[str, Sequence[Result]], at: str) -> str:
     return f"{head} {_when(at)}: {', '.join(parts)}{more}."
 
 
-def _lost(held: Sequence[Kept]) -> str:
+def _lost(preserved: Sequence[Kept]) -> str:
     """How much worse general text became, by system, least first, over the tasks that all of them have."""
     by: dict[str, dict[str, float]] = {}
-    for one in held:
+    for one in preserved:
         if one.change is not None:
             by.setdefault(one.label, {})[one.task] = one.change
     common = set.intersection(*map(set, by.values())) if by else set()
     if not common or len(by) > MANY:
         return ""
-    rises = sorted((fsum(of[task] for task in sorted(common)) / len(common), name) for name, of in by.items())
+    rises = sorted((fsum(by_task[task] for task in sorted(common)) / len(common), name) for name, by_task in by.items())
     first, *rest = (
         f"{value:+.3f} with {name}" if k else f"{value:+.3f} nats with {name}" for k, (value, name) in enumerate(rises)
     )

@@ -10,7 +10,7 @@ from eunoe.report import html
 from eunoe.report.curves import LOSS, Curve
 from eunoe.report.draw import Style, ramp, style
 from eunoe.report.lines import frontier, over_steps
-from eunoe.report.metrics import DISTANCE, LAMBDA, LM_LOSS, metric, number, typeset
+from eunoe.report.metrics import DISTANCE, LAMBDA, LM_LOSS, metric_of, number, typeset
 from eunoe.report.read import Run
 from eunoe.report.retention_page import retention_section
 from eunoe.report.settings import StudySettings
@@ -60,8 +60,12 @@ def _looks(names: Sequence[str], systems: Mapping[str, Style]) -> dict[str, Styl
 
 
 def _what_ran(run: Run, summary: StudySummary, settings: StudySettings) -> str:
-    first = [(task, task.compared, task.of(task.compared.name)[0].n) for task in summary.tasks if task.results]
-    facts = [("Tasks", ", ".join(f"{task.name} ({of.title}, {n:,} rows)" for task, of, n in first))] if first else []
+    first = [(task, task.compared, task.results_in(task.compared.name)[0].n) for task in summary.tasks if task.results]
+    facts = (
+        [("Tasks", ", ".join(f"{task.name} ({metric.title}, {n:,} rows)" for task, metric, n in first))]
+        if first
+        else []
+    )
     systems = dict.fromkeys(system(str(row.transfer)) for row in run.rows)
     facts.append(
         ("Systems", ", ".join(name for name in dict.fromkeys([*settings.systems, *systems]) if name in systems))
@@ -93,9 +97,9 @@ def _scores(summary: StudySummary, published: str) -> str:
     parts: list[str] = []
     more: list[str] = []
     for task in summary.tasks:
-        for i, of in enumerate(task.metrics):
-            results = task.of(of.name)
-            title = f"{task.name}: {of.title}, {of.unit} ({results[0].n:,} rows; higher is better)"
+        for i, metric in enumerate(task.metrics):
+            results = task.results_in(metric.name)
+            title = f"{task.name}: {metric.title}, {metric.unit} ({results[0].n:,} rows; higher is better)"
             table = _table(results, summary.reference, title)
             (parts if i == 0 else more).append(table)
         if task.grid and not task.results:
@@ -124,10 +128,10 @@ def _note(settings: StudySettings) -> str:
     return f"Published: what the recipe cites; {words}"
 
 
-def _cited(held: Mapping[str, Sequence[Cited]], published: str) -> str:
+def _cited(by_task: Mapping[str, Sequence[Cited]], published: str) -> str:
     """Distances and target losses at the end of the run beside the published ones, a line a system or point."""
     tables = []
-    for task, numbers in held.items():
+    for task, numbers in by_task.items():
         kinds = list(dict.fromkeys(one.metric for one in numbers))
         by = {(one.label, one.metric): one for one in numbers}
         lines = []
@@ -152,10 +156,10 @@ def _table(results: Sequence[Result], reference: str | None, title: str) -> str:
     pointed = any(result.point and result.name != result.label for result in results)
     columns = ["System", *(["Setting"] if pointed else []), "Step", "Seeds", "Median", "Max", "Mean"]
     columns += ([f"Against {reference}"] if compared else []) + (["Published"] if known else [])
-    lines, told = [], ""
+    lines, last_label = [], ""
     for result in results:
-        first = result.label != told
-        told = result.label
+        first = result.label != last_label
+        last_label = result.label
         steps = f"{result.steps[0]:,}" + (f" to {result.steps[-1]:,}" if len(result.steps) > 1 else "")
         cells = [escape(result.name) if first else ""]
         if pointed:
@@ -184,14 +188,14 @@ def _frontiers(summary: StudySummary, looks: Mapping[str, Style], salt: str) -> 
         spots = summary.spots.get(task.name, [])
         if len(spots) < 2:
             continue
-        of = task.compared
+        metric = task.compared
         drawn |= {spot.system for spot in spots}
         searched |= any(spot.searched for spot in spots)
         alt = f"{task.name}: score against the rise of the LM loss of general text; the numbers are in the table below"
-        figures.append(html.figure(frontier(spots, looks, of, f"{salt}-frontier-{k}"), task.name, alt))
-        lines = [_spot_line(spot, of.name) for spot in spots]
+        figures.append(html.figure(frontier(spots, looks, metric, f"{salt}-frontier-{k}"), task.name, alt))
+        lines = [_spot_line(spot, metric.name) for spot in spots]
         columns = ("System", "Setting", "Seeds", "Score", "LM loss, rise", "Distance")
-        tables.append(html.table(columns, lines, f"{task.name}: {of.title}, {of.unit}", text_columns=3))
+        tables.append(html.table(columns, lines, f"{task.name}: {metric.title}, {metric.unit}", text_columns=3))
     if not figures:
         return ""
     keys = html.keys({name: look for name, look in looks.items() if name in drawn}, marks=True)
@@ -205,10 +209,10 @@ def _frontiers(summary: StudySummary, looks: Mapping[str, Style], salt: str) -> 
                         f'<p class="note">{escape(typeset(note))}</p>')  # fmt: skip
 
 
-def _spot_line(spot: Spot, of: str) -> list[str]:
+def _spot_line(spot: Spot, name: str) -> list[str]:
     seeds = "search" if spot.searched else str(len(spot.score.values))
     far = typeset(number(spot.distance, DISTANCE)) if spot.distance is not None else html.NONE
-    return [escape(spot.system), escape(point(spot.label)) or html.NONE, seeds, html.estimate(spot.score, metric(of)),
+    return [escape(spot.system), escape(point(spot.label)) or html.NONE, seeds, html.estimate(spot.score, metric_of(name)),
             html.estimate(spot.lost, LM_LOSS, signed=True), far]  # fmt: skip
 
 
@@ -222,7 +226,7 @@ def _steps(run: Run, summary: StudySummary, settings: StudySettings, looks: Mapp
         body = _panels(run, task, names, by_name, lambda seed: seed != settings.search_seed, f"{salt}-steps-{k}")
         if body:
             parts.append(f"<h3>{escape(task.name)}</h3>{body}")
-        labels = [label for of in task.grid.values() for label in of]
+        labels = [label for of_system in task.grid.values() for label in of_system]
         groups = [("all systems", labels)] if len(labels) <= TOGETHER else list(task.grid.items())
         for i, (title, group) in enumerate(groups):
             points = dict(zip(group, ramp(len(group)), strict=True))
@@ -248,16 +252,16 @@ def _panels(
     kinds = [(LOSS, "Target loss", "training loss", 1.0), (first.name, "Score", f"{first.title}, {first.unit}", first.scale),
              (DISTANCE.name, "Distance to the pretrained weights", "Euclidean distance", 1.0),
              (LAMBDA.name, LAMBDA.title, LAMBDA.name, 1.0)]  # fmt: skip
-    held: dict[str, list[Curve]] = {}
+    curves: dict[str, list[Curve]] = {}
     for what, *_ in kinds:
-        found = [c for c in run.observed.get((task.name, what), []) if c.label in names and wanted(c.seed)]
-        held[what] = [replace(curve, label=names[curve.label]) for curve in found]
-    log_steps = any(c.loss[0] > RETURNS * min(c.loss) > 0 for c in held[DISTANCE.name])
+        observed = [c for c in run.observed.get((task.name, what), []) if c.label in names and wanted(c.seed)]
+        curves[what] = [replace(curve, label=names[curve.label]) for curve in observed]
+    log_steps = any(c.loss[0] > RETURNS * min(c.loss) > 0 for c in curves[DISTANCE.name])
     figures, drawn = [], set()
     for what, caption, axis, scale in kinds:
-        if held[what]:
-            drawn |= {curve.label for curve in held[what]}
-            svg = over_steps(held[what], looks, f"{salt}-{what}", axis, scale, log_steps=log_steps)
+        if curves[what]:
+            drawn |= {curve.label for curve in curves[what]}
+            svg = over_steps(curves[what], looks, f"{salt}-{what}", axis, scale, log_steps=log_steps)
             figures.append(html.figure(svg, caption, f"{task.name}: {caption.lower()} over the optimizer steps"))
     if not figures:
         return ""

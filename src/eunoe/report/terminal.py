@@ -46,9 +46,17 @@ def print_summary(rows: Sequence[Row], console: Console) -> None:
     for title, lines in summary.sections():
         table = _table("method", "at the end", "forgotten", "backward", "forward transfer", "n")
         for line in lines:
-            of = line.metric
-            backward = "-" if line.backward is None else "0" if line.backward.exact else number(line.backward.mean, of)
-            cells = (shown(line.final, of), shown(line.forgetting, of), backward, shown(line.forward, of), str(line.n))
+            metric = line.metric
+            backward = (
+                "-" if line.backward is None else "0" if line.backward.exact else number(line.backward.mean, metric)
+            )
+            cells = (
+                shown(line.final, metric),
+                shown(line.forgetting, metric),
+                backward,
+                shown(line.forward, metric),
+                str(line.n),
+            )
             table.add_row(_text(line.label), *map(Text, cells))
         console.print("", _text(title), table, sep="\n")
     if summary.general:
@@ -71,11 +79,11 @@ def print_study(rows: Sequence[Row], settings: StudySettings, console: Console) 
     for task in summary.tasks:
         if not task.results:
             continue
-        of = task.compared
-        results = task.of(of.name)
-        title = f"{task.name}: {of.title}, {of.unit} ({results[0].n:,} rows; higher is better)"
+        metric = task.compared
+        results = task.results_in(metric.name)
+        title = f"{task.name}: {metric.title}, {metric.unit} ({results[0].n:,} rows; higher is better)"
         console.print("", _text(title), _results(results, summary.reference), sep="\n")
-        for result in task.of(of.name, "last"):
+        for result in task.results_in(metric.name, "last"):
             if result.point and result.name != result.label:
                 tried = len(task.grid.get(result.name, []))
                 how = f" (chosen of {tried} on seed {settings.search_seed})" if tried else ""
@@ -96,16 +104,16 @@ def _results(results: Sequence[Result], reference: str | None) -> Table:
     against = [f"over {reference}"] if compared else []
     table = _table("system", "at", "seeds", "median", "max", "mean", *against, *(["published"] if known else []))
     for result in results:
-        of = result.metric
+        metric = result.metric
         cells = [
             result.at,
             str(len(result.seeds)),
-            number(result.median, of),
-            number(result.best, of),
-            shown(result.scores, of),
+            number(result.median, metric),
+            number(result.best, metric),
+            shown(result.scores, metric),
         ]
         if compared:
-            cells.append(shown(result.ahead, of, signed=True))
+            cells.append(shown(result.ahead, metric, signed=True))
         if known:
             once = result.published is not None and result.at == results[0].at
             cells.append(f"{result.published:.1f}" if once else "-")
