@@ -8,7 +8,8 @@ and the step's number do not say.
 
 A step has the same gradient however it is cut into micro-batches and processes: ``penalty`` is added once, as it is, and
 ``extra_loss`` is a sum that the loop divides by ``extra_items`` over the whole step. The items are a function of the batch
-and are asked for before the forward pass, because a micro-batch's share must be known before its backward pass.
+and are asked for before the forward pass, because a micro-batch's share must be known before its backward pass. The one exception
+is a contrast between the rows of a micro-batch, which a method says of itself (``contrasts``).
 """
 
 from __future__ import annotations
@@ -95,6 +96,9 @@ class Method:
     what the finals of stages 0 to i hold together (``restore`` is called for each in turn)."""
     returns: bool = False
     """May an order name a domain again? Its second stage is then called ``name#2``."""
+    contrasts: bool = False
+    """Does its extra loss compare the rows of a micro-batch with each other? Then, and only then, a step's gradient depends on
+    how the step is cut. Such a method has a setting ``contrast``, the weight of that term, and at 0 it does not depend on it."""
     extra_tokens: int = 0
     """Positions that prompts take."""
     earlier: tuple[str, ...] = ()

@@ -46,12 +46,18 @@ class Family:
     """The layers, in order; ``*`` stands for every entry of a list."""
     attention_in: str
     """The first projection of the attention sub-layer; its input is the sub-layer's input."""
+    attention_heads: tuple[str, ...]
+    """The projections whose outputs belong to heads (query, key, value, or one for all three), one head after the other."""
+    interleaved: bool = False
+    """Is the one projection for all three cut by heads first (query, key and value of a head side by side)?"""
     attention_proj: str
     """The attention output projection; its input is the concatenated heads."""
     attention_out: str
     """The module whose output is the attention sub-layer's result, before add & norm."""
     feed_forward_in: tuple[str, ...]
     """What reads the feed-forward sub-layer's input: its first projection(s), or the module around all of them."""
+    feed_forward_proj: str
+    """The feed-forward sub-layer's last projection; its input are the inner (intermediate) units."""
     feed_forward_out: str
     """The module whose output is the feed-forward sub-layer's result, before add & norm."""
     positions: str | None = None
@@ -67,9 +73,11 @@ _BERT = Family(
     positions="embeddings.position_embeddings",
     layers="encoder.layer.*",
     attention_in="attention.self.query",
+    attention_heads=("attention.self.query", "attention.self.key", "attention.self.value"),
     attention_proj="attention.output.dense",
     attention_out="attention.output.dropout",
     feed_forward_in=("intermediate.dense",),
+    feed_forward_proj="output.dense",
     feed_forward_out="output.dropout",
     norms=("attention.output.LayerNorm", "output.LayerNorm"),
 )
@@ -78,9 +86,11 @@ _LLAMA = Family(
     embeddings="embed_tokens",
     layers="layers.*",
     attention_in="self_attn.q_proj",
+    attention_heads=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     attention_proj="self_attn.o_proj",
     attention_out="self_attn.o_proj",
     feed_forward_in=("mlp.gate_proj", "mlp.up_proj"),
+    feed_forward_proj="mlp.down_proj",
     feed_forward_out="mlp.down_proj",
     norms=("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"),
 )
@@ -103,15 +113,21 @@ FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": _BERT,
     "electra": _BERT,
-    "deberta-v2": replace(_BERT, attention_in="attention.self.value_proj"),  # the others project positions as well
+    "deberta-v2": replace(
+        _BERT,
+        attention_in="attention.self.value_proj",  # the others project positions as well
+        attention_heads=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+    ),
     "distilbert": Family(
         embeddings="embeddings.word_embeddings",
         positions="embeddings.position_embeddings",
         layers="transformer.layer.*",
         attention_in="attention.q_lin",
+        attention_heads=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         attention_proj="attention.out_lin",
         attention_out="attention.out_lin",
         feed_forward_in=("ffn.lin1",),
+        feed_forward_proj="ffn.lin2",
         feed_forward_out="ffn",
         norms=("sa_layer_norm", "output_layer_norm"),
     ),
@@ -120,9 +136,11 @@ FAMILIES: dict[str, Family] = {
         positions="embeddings.position_embeddings",
         layers="encoder.albert_layer_groups.*.albert_layers.*",
         attention_in="attention.query",
+        attention_heads=("attention.query", "attention.key", "attention.value"),
         attention_proj="attention.dense",
         attention_out="attention.output_dropout",
         feed_forward_in=("ffn",),
+        feed_forward_proj="ffn_output",
         feed_forward_out="ffn_output",
         norms=("attention.LayerNorm", "full_layer_layer_norm"),
     ),
@@ -130,9 +148,11 @@ FAMILIES: dict[str, Family] = {
         embeddings="embeddings.tok_embeddings",
         layers="layers.*",
         attention_in="attn.Wqkv",
+        attention_heads=("attn.Wqkv",),
         attention_proj="attn.Wo",
         attention_out="attn.out_drop",
         feed_forward_in=("mlp.Wi",),
+        feed_forward_proj="mlp.Wo",
         feed_forward_out="mlp",
         norms=("attn_norm", "mlp_norm"),
     ),
@@ -141,9 +161,11 @@ FAMILIES: dict[str, Family] = {
         positions="wpe",
         layers="h.*",
         attention_in="attn.c_attn",
+        attention_heads=("attn.c_attn",),
         attention_proj="attn.c_proj",
         attention_out="attn.resid_dropout",
         feed_forward_in=("mlp.c_fc",),
+        feed_forward_proj="mlp.c_proj",
         feed_forward_out="mlp.dropout",
         norms=("ln_1", "ln_2"),
     ),
@@ -155,9 +177,12 @@ FAMILIES: dict[str, Family] = {
         embeddings="embed_in",
         layers="layers.*",
         attention_in="attention.query_key_value",
+        attention_heads=("attention.query_key_value",),
+        interleaved=True,
         attention_proj="attention.dense",
         attention_out="post_attention_dropout",
         feed_forward_in=("mlp.dense_h_to_4h",),
+        feed_forward_proj="mlp.dense_4h_to_h",
         feed_forward_out="post_mlp_dropout",
         norms=("input_layernorm", "post_attention_layernorm"),
     ),
@@ -165,9 +190,11 @@ FAMILIES: dict[str, Family] = {
         embeddings="shared",
         layers="encoder.block.*",
         attention_in="layer.0.SelfAttention.q",
+        attention_heads=("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"),
         attention_proj="layer.0.SelfAttention.o",
         attention_out="layer.0.dropout",
         feed_forward_in=("layer.1.DenseReluDense",),  # its first projections differ between T5 1.0 and 1.1
+        feed_forward_proj="layer.1.DenseReluDense.wo",
         feed_forward_out="layer.1.dropout",
         norms=("layer.0.layer_norm", "layer.1.layer_norm"),
     ),
@@ -182,9 +209,11 @@ class Layer:
     name: str
     module: nn.Module
     attention_in: nn.Module
+    attention_heads: tuple[nn.Module, ...]
     attention_proj: nn.Module
     attention_out: nn.Module
     feed_forward_in: tuple[nn.Module, ...]
+    feed_forward_proj: nn.Module
     feed_forward_out: nn.Module
     norms: tuple[nn.Module, ...]
 
@@ -201,6 +230,10 @@ class Anatomy:
     layers: tuple[Layer, ...]
     width: int
     """Width of the residual stream: of ``attention_out``, ``feed_forward_out`` and of what enters the sub-layers."""
+    heads: int
+    """Attention heads of a layer."""
+    interleaved: bool
+    """As ``Family`` says it of ``attention_heads``."""
     heads_width: int
     """Width of the concatenated heads, the input of ``attention_proj``. Qwen3's and some Llamas' differs from width."""
 
@@ -242,6 +275,8 @@ def anatomy(model: nn.Module) -> Anatomy:
         positions=positions if isinstance(positions, nn.Embedding) else None,
         layers=layers,
         width=int(config.hidden_size),
+        heads=heads,
+        interleaved=family.interleaved,
         heads_width=heads * int(head_width),
     )
 
@@ -271,9 +306,11 @@ def _layer(base: nn.Module, name: str, layer: nn.Module, family: Family) -> Laye
         name=name,
         module=layer,
         attention_in=_find(layer, family.attention_in, base),
+        attention_heads=tuple(_find(layer, part, base) for part in family.attention_heads),
         attention_proj=_find(layer, family.attention_proj, base),
         attention_out=_find(layer, family.attention_out, base),
         feed_forward_in=tuple(_find(layer, part, base) for part in family.feed_forward_in),
+        feed_forward_proj=_find(layer, family.feed_forward_proj, base),
         feed_forward_out=_find(layer, family.feed_forward_out, base),
         norms=tuple(norm for norm in present if norm is not None and any(True for _ in norm.parameters())),
     )

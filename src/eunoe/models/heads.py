@@ -27,6 +27,8 @@ class Outputs(NamedTuple):
     """(n, vocabulary)"""
     hidden: Tensor
     """(n, width): the last hidden states, below the LM head."""
+    states: Tensor
+    """(B, T, width): the last hidden states at all positions."""
 
 
 class LossSum(NamedTuple):
@@ -38,17 +40,18 @@ class LossSum(NamedTuple):
 
 
 @contextmanager
-def only_positions(model: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
+def only_positions(model: nn.Module, positions: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Within the block the LM head of ``model`` sees only ``positions`` (n,), indices into the flattened (B * T) tokens.
 
-    Its logits then have shape (1, n, vocabulary); the hidden states (n, width) that it saw are appended to the list.
+    Its logits then have shape (1, n, vocabulary); the hidden states (n, width) that it saw are appended to the list, each with
+    those of all positions (B, T, width).
     """
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor]] = []
 
     def choose(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = output[0]
         chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions.to(hidden.device))
-        seen.append(chosen)
+        seen.append((chosen, hidden))
         if isinstance(output, tuple):
             return (chosen.unsqueeze(0), *output[1:])
         output.last_hidden_state = chosen.unsqueeze(0)
@@ -65,7 +68,7 @@ def target_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Outputs:
     """Logits and hidden states at the n target positions of a batch made by ``data.collate``."""
     with only_positions(getattr(model, "module", model), batch["positions"]) as seen:
         logits: Tensor = model(input_ids=batch["input_ids"]).logits
-    return Outputs(logits[0], seen[-1])
+    return Outputs(logits[0], *seen[-1])
 
 
 def target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
