@@ -44,13 +44,18 @@ def text(domain: str) -> Blocks:
 
 
 class Way:
-    """``after(i)``: a fresh method in the state after stage i, from what the stages left. ``learn(i)`` adds what the next one leaves."""
+    """``after(i)``: a fresh method in the state after stage i, from what the stages left. ``learn(i)`` adds what the next one leaves.
+
+    ``double``: in float64 and without dropout, to hold gradients against each other; a method that contrasts the rows of a
+    micro-batch does so without this term.
+    """
 
     def __init__(
         self, choice: Any, model: Callable[..., nn.Module] = tiny_bert, order: Sequence[str] | None = None, *,
         double: bool = False, rank: int = 0, world: int = 1, **change: Any,
     ) -> None:  # fmt: skip
-        self.chosen = choose_method(choice, "test")
+        alone = double and isinstance(choice, str) and METHODS[choice].method.contrasts
+        self.chosen = choose_method({"name": choice, "contrast": 0.0} if alone else choice, "test")
         given = order or (order_of(choice) if isinstance(choice, str) else DOMAINS)
         self.way = sequence.Sequence("test", self.chosen, TrainingSettings(), "given", tuple(given), 0)
         self.stages, self.names = self.way.stages, self.way.names

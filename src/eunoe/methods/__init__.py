@@ -16,6 +16,7 @@ from eunoe.choices import choose
 from eunoe.errors import EunoeError
 from eunoe.methods.base import Method
 from eunoe.methods.cpt import Cpt, CptSettings
+from eunoe.methods.das import Das, DasSettings
 from eunoe.methods.lora import Lora, LoraSettings
 from eunoe.methods.ncl import Ncl, NclSettings
 from eunoe.methods.olora import OLora, OLoraSettings
@@ -64,6 +65,10 @@ METHODS: dict[str, Entry] = {
     "peft": Entry(
         Peft, PeftSettings, "any tuner of the PEFT library that trains like LoRA (loha, lokr, ia3, oft, ...)",
         keeps="nothing", memory="- 3 models + the tuner's weights",
+    ),
+    "das": Entry(
+        Das, DasSettings, "all weights; gradients damped where units matter to earlier knowledge, and a contrast (ICLR 2023)",
+        paper="Ke et al. 2023, arXiv 2302.03241", keeps="the importance of their units", arithmetic=2.8,
     ),
 }  # fmt: skip
 

@@ -140,8 +140,8 @@ class Das(Method):
             second, mask = self.stage.forward(batch)
         with self.gates.at(self.importance):
             before, _ = self.stage.forward(batch)
-        views = [mean_pool(hidden, mask) for hidden in (outputs.states, second, before)]
-        weighted: Tensor = self.settings.contrast * info_nce(*views, self.settings.temperature)
+        z1, z2, z3 = (mean_pool(hidden, mask) for hidden in (outputs.states, second, before))
+        weighted: Tensor = self.settings.contrast * info_nce(z1, z2, z3, self.settings.temperature)
         return weighted
 
     def on_gradients(self) -> None:

@@ -109,7 +109,9 @@ class Gates:
     def ones(self, like: Tensor) -> dict[str, Tensor]:
         """Open gates that a gradient can be taken by, where the weight ``like`` is, in float32 or its own larger type."""
         dtype = torch.promote_types(like.dtype, torch.float32)
-        return {name: torch.ones(n, device=like.device, dtype=dtype, requires_grad=True) for name, n in self.units.items()}
+        return {
+            name: torch.ones(n, device=like.device, dtype=dtype, requires_grad=True) for name, n in self.units.items()
+        }
 
 
 def fan(layer: nn.Module) -> tuple[int, int]:
@@ -125,7 +127,9 @@ def spread(parts: Anatomy, layer: Layer, values: Mapping[str, Tensor]) -> Iterat
     """
     size = parts.heads_width // parts.heads
     for projection in layer.attention_heads:
-        yield from _rows(projection, _by_row(values["heads"], fan(projection)[1] // size, parts).repeat_interleave(size))
+        yield from _rows(
+            projection, _by_row(values["heads"], fan(projection)[1] // size, parts).repeat_interleave(size)
+        )
     columns = values["heads"].repeat_interleave(size)
     weight: nn.Parameter = layer.attention_proj.weight  # type: ignore[assignment]
     yield weight, columns[None, :] if isinstance(layer.attention_proj, nn.Linear) else columns[:, None]
