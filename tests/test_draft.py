@@ -174,8 +174,8 @@ def test_columns_without_a_usual_name_are_taken_where_only_one_can_be_meant_and_
 
 
 AMBIGUOUS: dict[str, tuple[list[str], str]] = {
-    "two texts": (["title", "body", "label"], "which column is the text cannot be told: 'title', 'body'"),
-    "two labels": (["text", "topic", "sentiment"], "which column is the label cannot be told: 'topic', 'sentiment'"),
+    "two texts": (["title", "body", "label"], "several columns can be the text: 'title', 'body'"),
+    "two labels": (["text", "topic", "sentiment"], "several columns can be the label: 'topic', 'sentiment'"),
 }
 
 

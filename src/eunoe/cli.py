@@ -26,7 +26,7 @@ COMMANDS = ("demo", "new", "plan", "run", "finetune", "glue", "report", "verify"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (0 done, 2 the user can mend it, 130 stopped with its place saved)."""
+    """Run the command line; returns the exit code (0 done, 2 the user can correct it, 130 stopped with its place saved)."""
     words = list(sys.argv[1:] if argv is None else argv)
     # before torch is loaded: threads that spin while they wait make every step slow as soon as another process runs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(go=_demo, overrides=True)
 
     run = commands.add_parser(
-        "run", allow_abbrev=False, help="carry out a recipe, or go on with it",
+        "run", allow_abbrev=False, help="carry out a recipe, or resume its run",
         epilog="Any key of the recipe can be given: --training.lr 5e-5 --domains.0.corpus.tokens 100000 "
                "--domains.'*'.task.test_rows null --methods '[ncl, cpt]'",
     )  # fmt: skip
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(go=_plan, overrides=True)
 
     finetune = commands.add_parser(
-        "finetune", allow_abbrev=False, help="fine-tune on labelled rows; scores over seeds, and what is left of the model",
+        "finetune", allow_abbrev=False, help="fine-tune on labelled rows; scores over seeds, and how much of the model is preserved",
         epilog="Any key of the study can be given after the options; for RecAdam as shares of the run: "
                "--systems.recadam.optimizer.t0 0.25 --systems.recadam.optimizer.rise 0.2 --systems.recadam.optimizer.gamma 500",
     )  # fmt: skip
@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument(
         "--plot-lambda",
         action="store_true",
-        help="show RecAdam's lambda, pull and rate over the steps, also as OUT.lambda.html, and train nothing",
+        help="show RecAdam's lambda, pull and learning rate over the steps, also as OUT.lambda.html, and train nothing",
     )
     _fine_tuning(finetune, optimizer=["adamw"], seeds=[0], epochs=None)
     _sharing(finetune, relearn=False)
@@ -227,7 +227,7 @@ def _fine_tuning(parser: argparse.ArgumentParser, optimizer: list[str], seeds: l
         "--epochs", type=float, default=epochs, help=f"passes over the training rows (default {epochs or 20:g})"
     )
     parser.add_argument("--batch", type=int, help="rows a step (default 20)")
-    parser.add_argument("--lr", type=float, help="highest rate (default 5e-5; it falls to 0 on a line)")
+    parser.add_argument("--lr", type=float, help="highest learning rate (default 5e-5; it falls to 0 on a line)")
     parser.add_argument("--max-length", type=int, help="tokens of a row (default 164)")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=seeds,
@@ -236,7 +236,7 @@ def _fine_tuning(parser: argparse.ArgumentParser, optimizer: list[str], seeds: l
     parser.add_argument(
         "--general",
         metavar="FILE",
-        help="general text (.txt, .jsonl, ...): measure what is left of the pretrained model on it",
+        help="general text (.txt, .jsonl, ...): measure on it how much of the pretrained model is preserved",
     )
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help=f"study folder (default runs/{name})")
 

@@ -210,9 +210,7 @@ def _add_task(domain: _Domain, tables: Sequence[Look]) -> None:
         by_role.setdefault(role(table.path) or "train", []).append(table)
     train = by_role.get("train", [])
     if len(train) != 1 or any(len(candidates) > 1 for candidates in by_role.values()):
-        domain.task_said = [
-            f"no end task: which of these are its training and test rows cannot be told from their names: {shown}"
-        ]
+        domain.task_said = [f"no end task: the names do not say which of these are its training and test rows: {shown}"]
         return
     rows = train[0]
     scored = next((by_role[role][0] for role in ("test", "dev") if role in by_role), None)

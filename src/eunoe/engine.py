@@ -199,7 +199,7 @@ def _in_turn(ready: Sequence[Cell], group: str) -> list[Cell]:
 
 
 def _take(plan: Plan, board: Board, cell: Cell) -> bool:
-    """Carry out a cell unless another process is at it or did it meanwhile; was it carried out?"""
+    """Carry out a cell unless another process is doing it or did it meanwhile; was it carried out?"""
     with _locked(board.out, cell.key) as locked:
         if not locked or board.done(cell):
             return False
@@ -225,7 +225,7 @@ def _locked(out: Path, key: str) -> Iterator[bool]:
 
 
 def _gather(plan: Plan, board: Board) -> None:
-    """rows.jsonl from the cells that are done, in the plan's order; the same whoever does it. Nothing where another is at it."""
+    """rows.jsonl from the cells that are done, in the plan's order; the same whoever does it. Nothing where another process does it."""
     with _locked(board.out, _ROWS) as locked:
         if locked:
             done = [cell for cell in plan.cells(board) if board.done(cell)]
@@ -249,7 +249,7 @@ def _finish(plan: Plan, board: Board, fill: bool) -> Path:
 
 # -- threads and jobs ---------------------------------------------------------------------------------------------------
 def _with_threads_of(recipe: Any, out: Path) -> Any:
-    """``threads: auto`` is what the folder's recipe says, if it was begun: a run has one number on whatever machine it goes on."""
+    """``threads: auto`` is what the folder's recipe says, if it was begun: a run has one number on whatever machine it is resumed."""
     file = out / "recipe.yaml"
     if recipe.threads != "auto" or not file.is_file():
         return recipe

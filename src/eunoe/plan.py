@@ -286,7 +286,7 @@ class RunPlan:
         ]
 
     def _retention(self) -> Retention:
-        """What measures what fine-tuning left of the pretrained model (with its trained head, where the recipe has one)."""
+        """What measures how much of the pretrained model fine-tuning preserves (with its trained head, where the recipe has one)."""
         if self._measure_kept is None:
             assert self.material is not None
             lm = pretrained(model_settings(self.recipe, self.out))

@@ -2,7 +2,7 @@
 
 RecAdam's tables (EMNLP 2020, https://arxiv.org/abs/2004.12651) are such studies; ``eunoe glue`` and ``eunoe finetune`` make
 one from their options. A system is a transfer with its settings. One with a ``grid`` has several points; with ``search``
-every point runs with the search seed, and the best goes on with the seeds that are reported. A cell is one fine-tuning.
+every point runs with the search seed, and the best then runs with the seeds that are reported. A cell is one fine-tuning.
 
 Study folder: recipe.yaml, environment.json, times.jsonl, cells/TASK/SYSTEM[-POINT].seedN/{rows.jsonl, curve.csv,
 observed.csv}, rows.jsonl, report.html.
@@ -151,7 +151,7 @@ class StudyPlan:
         """Nothing to get ready."""
 
     def carry_out(self, cell: Cell, board: Board) -> list[str]:
-        """Fine-tune, score, measure what is left, and write the cell's files."""
+        """Fine-tune, score, measure what is preserved, and write the cell's files."""
         began, folder, work = time.monotonic(), self.out / cell.key, cell.work
         task, batch = self.tasks[work.task], self.recipe.evaluation.batch
         names = ["rows.jsonl", "curve.csv", "observed.csv"]

@@ -285,7 +285,7 @@ def _shared(loss_sum: float, accelerator: Accelerator) -> tuple[float, str | Non
 
 
 def _step(job: Job, optimizer: Optimizer, step: int) -> float:
-    """One update, at the rates of the schedule times ``job.rate_scale``; returns the first group's rate."""
+    """One update, at the learning rates of the schedule times ``job.rate_scale``; returns the first group's learning rate."""
     scale = 1.0 if job.rate_scale is None else job.rate_scale(step)
     scheduled = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups if scale != 1.0 else ():

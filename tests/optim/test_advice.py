@@ -54,7 +54,7 @@ def test_the_papers_settings_are_fine_from_either_start() -> None:
 
 def test_a_run_that_ends_before_lambda_rises_is_told_that_nothing_is_learnt() -> None:
     (line,) = told(steps=200)
-    assert line.startswith("nothing is ever learnt: the target task gets 0.00% of the rate over the 200 steps")
+    assert line.startswith("nothing is ever learnt: the target task gets 0.00% of the learning rate over the 200 steps")
     assert "t0 is 250" in line
 
 

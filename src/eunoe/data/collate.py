@@ -36,7 +36,7 @@ def refuse_larger(batch: int, length: int, items: str) -> None:
 
 def mask_tokens(
     ids: NDArray[np.int64],
-    askable: NDArray[np.bool_],
+    maskable: NDArray[np.bool_],
     mask_id: int,
     vocabulary: int,
     rate: float,
@@ -44,16 +44,16 @@ def mask_tokens(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """BERT's 80/10/10 rule on one block.
 
-    ``ids`` (block,) token ids; ``askable`` (block,) False at special tokens. Returns the changed ids and where the
-    model is asked, both (block,). If chance picks no token one askable token is asked, so every block has a loss.
+    ``ids`` (block,) token ids; ``maskable`` (block,) False at special tokens. Returns the changed ids and where the
+    target tokens are, both (block,). If chance picks no token one maskable token is a target, so every block has a loss.
     """
-    asked = askable & (rng.random(len(ids)) < rate)
-    if not asked.any() and askable.any():
-        asked[rng.choice(np.flatnonzero(askable))] = True
+    targets = maskable & (rng.random(len(ids)) < rate)
+    if not targets.any() and maskable.any():
+        targets[rng.choice(np.flatnonzero(maskable))] = True
     draw = rng.random(len(ids))
     random_ids = rng.integers(0, vocabulary, len(ids))
-    changed = np.where(asked & (draw < 0.8), mask_id, np.where(asked & (draw >= 0.9), random_ids, ids))
-    return changed, asked
+    changed = np.where(targets & (draw < 0.8), mask_id, np.where(targets & (draw >= 0.9), random_ids, ids))
+    return changed, targets
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,18 @@ def collate_lm(
     """``rows``: (block of ids, key of its random numbers) -> ``input_ids`` (B, block), ``positions`` (n,), ``labels`` (n,)."""
     ids = np.stack([row.astype(np.int64) for row, _ in rows])
     if objective == "causal":
-        asked = np.ones_like(ids, dtype=bool)
-        asked[:, -1] = False
-        positions = np.flatnonzero(asked)
+        targets = np.ones_like(ids, dtype=bool)
+        targets[:, -1] = False
+        positions = np.flatnonzero(targets)
         labels = ids.reshape(-1)[positions + 1]
         inputs = ids
     else:
-        askable = ~np.isin(ids, special)
-        inputs, asked = np.empty_like(ids), np.empty_like(askable)
+        maskable = ~np.isin(ids, special)
+        inputs, targets = np.empty_like(ids), np.empty_like(maskable)
         for i, (_, key) in enumerate(rows):
             rng = np.random.default_rng((0xA5C, *key))
-            inputs[i], asked[i] = mask_tokens(ids[i], askable[i], mask_id, vocabulary, mask_rate, rng)
-        positions = np.flatnonzero(asked)
+            inputs[i], targets[i] = mask_tokens(ids[i], maskable[i], mask_id, vocabulary, mask_rate, rng)
+        positions = np.flatnonzero(targets)
         labels = ids.reshape(-1)[positions]
     return {
         "input_ids": torch.from_numpy(inputs),

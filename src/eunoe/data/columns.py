@@ -83,9 +83,7 @@ def _find_text(columns: Look, seen: Mapping[str, list[Any]]) -> None:
         columns.said.append(f"its texts are pairs: {_quoted(pairs[0])}")
         return
     if len(pairs) > 1:
-        columns.said.append(
-            f"which columns are its texts cannot be told: {' or '.join(_quoted(pair) for pair in pairs)}"
-        )
+        columns.said.append(f"several columns can be its texts: {' or '.join(_quoted(pair) for pair in pairs)}")
         return
     named = [name for key, name in names.items() if key in TEXTS or key.removesuffix("_text") in TEXTS]
     columns.text = _only(named, "text", columns.said, "text")
@@ -121,14 +119,14 @@ def _find_label(columns: Look, seen: Mapping[str, list[Any]]) -> None:
 
 
 def _only(names: Sequence[str], usual: str, said: list[str], what: str) -> str | None:
-    """The one name, or the usual one among several, which is said; None where it cannot be told."""
+    """The one name, or the usual one among several, which is said; None where several are possible."""
     exact = [name for name in names if plain(name) == usual]
     if len(names) <= 1:
         return names[0] if names else None
     if len(exact) == 1:
         said.append(f"not read as the {what}: {_quoted([name for name in names if name != exact[0]])}")
         return exact[0]
-    said.append(f"which column is the {what} cannot be told: {_quoted(names)}")
+    said.append(f"several columns can be the {what}: {_quoted(names)}")
     return None
 
 

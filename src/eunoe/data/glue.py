@@ -228,7 +228,7 @@ def _dev_ids(spec: GlueTask, file: Path, split: str) -> set[tuple[str, ...]]:
         keys.add(cells)
     if not keys:
         raise EunoeError(
-            f"{ids or own} is empty, so the development rows cannot be told from the training rows. Fetch it again."
+            f"{ids or own} is empty, so it does not say which rows are the development rows. Fetch it again."
         )
     return keys
 
@@ -263,7 +263,7 @@ def _read(
                 left_out += 1
                 continue
             more = " (a stray tab shifts the text)" if len(cells) > columns else ""
-            raise EunoeError(f"{where}: {len(cells)} columns, expected {columns} parted by tabs{more}. Mend the line or fetch the file "
+            raise EunoeError(f"{where}: {len(cells)} columns, expected {columns} parted by tabs{more}. Correct the line or fetch the file "
                              "again.")  # fmt: skip
         if not labelled and "index" in positions and cells[positions["index"]].strip() != str(place):
             raise EunoeError(

@@ -18,7 +18,7 @@ def commit(name: str, revision: str | None = None) -> str | None:
 
     The hub is asked; where it does not answer, the hub's cache on this machine. For a folder of this machine, which the
     library takes before the hub, it is a hash of its files. None where it cannot be known (no network, nothing cached,
-    and no commit given): then what a run has read cannot be told from what a later one reads. Give a commit to be sure.
+    and no commit given): then a later run may read other rows without notice. Give a commit to be sure.
     """
     from huggingface_hub import HfApi, constants  # half a second of import that only hub names need
     from huggingface_hub.file_download import repo_folder_name

@@ -274,9 +274,9 @@ def _check_header(header: list[str], separator: str, where: str) -> None:
         names.add(name)
     other = next((mark for mark in ";\t|," if mark != separator and mark in header[0]), None)
     if len(header) == 1 and other is not None:
-        mend = "name the file .tsv" if other == "\t" else f"put the line sep={other} before it"
+        remedy = "name the file .tsv" if other == "\t" else f"put the line sep={other} before it"
         raise EunoeError(f"{where}: one column named {visible(repr(header[0]), 80)}, because columns are parted by {separator!r} here. If "
-                         f"{other!r} parts them, {mend}; else rename the column.")  # fmt: skip
+                         f"{other!r} parts them, {remedy}; else rename the column.")  # fmt: skip
 
 
 def _read_parquet(path: Path, how: _How) -> Placed:

@@ -1,7 +1,7 @@
 """Scores of a model as it stands: LM loss on held-out blocks, predictions on labelled rows.
 
 The masks of an evaluation are drawn once, by block, from a seed of their own: two states of a model, or two methods,
-are asked for the same tokens. Sums are kept in float64. Nothing is padded but to the longest of rows of like length.
+have the same target tokens. Sums are kept in float64. Nothing is padded but to the longest of rows of like length.
 """
 
 from __future__ import annotations

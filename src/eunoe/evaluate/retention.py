@@ -1,4 +1,4 @@
-"""What is left of the pretrained model after fine-tuning: the measure that RecAdam's paper never gave.
+"""How much of the pretrained model fine-tuning preserves: the measure that RecAdam's paper never gave.
 
 The fine-tuned trunk is put back under the model's original LM head, and three things are measured:
 

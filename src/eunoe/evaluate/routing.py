@@ -32,9 +32,9 @@ from eunoe.plugins.inject import set_domain
 
 LogProbs: TypeAlias = Callable[[Batch, str | None], Tensor]
 MASK_SEED = 20210805
-"""Seed of the masks that a masked LM is asked under: not those of the scores."""
+"""Seed of the masks that a masked LM is read under: not those of the scores."""
 MASKS = 4
-"""How many masks a block of a masked LM is read under; all domains are asked the same. A causal LM is asked for every token."""
+"""How many masks a block of a masked LM is read under; the same for all domains. A causal LM is scored on every token."""
 
 
 # -- pure ---------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def _plugged(model: nn.Module, batch: Batch, domain: str | None) -> Tensor:
 def lm_losses(model: nn.Module, batch: Batch, domains: Sequence[str | None]) -> Tensor:
     """Mean LM loss (R, D), nats a token, of each row of a batch under each domain's plug-in.
 
-    ``batch`` is one of ``data.collate``: a masked LM is asked where it was masked, a causal one for every next token.
+    ``batch`` is one of ``data.collate``: a masked LM is scored where it was masked, a causal one on every next token.
 
     Example: ``set_domain(model, domains[route(lm_losses(model, batch, domains))[0]])`` for a batch of one row.
     """

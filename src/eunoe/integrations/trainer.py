@@ -6,7 +6,7 @@ is no optimizer class it calls as ``cls()(model, **kwargs)``: so here ``cls`` is
 model.
 
 Different from anchoring there and then: the anchors are taken when ``recadam`` is called. The Trainer makes its optimizer
-after ``resume_from_checkpoint`` has put trained weights into the model, and those are no anchor. The rate and all else
+after ``resume_from_checkpoint`` has put trained weights into the model, and those are no anchor. The learning rate and all else
 that ``TrainingArguments`` has a field for is read from it, when the optimizer is made: a hyperparameter search changes it
 on the way.
 """
@@ -63,8 +63,8 @@ def recadam(
     folder, which is only mapped into memory), are what is recalled. Weights outside the base model (a new head) have no
     anchor. Call again for another model; with ``model_init`` give ``model_init()``.
     free: parts of the base model that are new and have no anchor either, as in ``anchored_groups``.
-    args: the Trainer's own; its rate, weight decay, betas, epsilon, schedule and number of steps hold. Its warm-up is that of
-    transformers, whose first step has the rate 0 (``eunoe.optim.make_scheduler``'s has not: see there, and ``optimizers=``
+    args: the Trainer's own; its learning rate, weight decay, betas, epsilon, schedule and number of steps hold. Its warm-up is that of
+    transformers, whose first step has the learning rate 0 (``eunoe.optim.make_scheduler``'s has not: see there, and ``optimizers=``
     of ``Trainer``).
     rows: training rows, from which the length of the run follows where ``args.max_steps`` does not give it.
     settings: ``gamma``, ``anneal``, ``k``, ``rise``, ``t0``, ``weight``, ``correct_bias``, ``form``, as in
@@ -185,7 +185,7 @@ def _split(groups: list[dict[str, Any]]) -> tuple[dict[str, Tensor], frozenset[s
 
 
 def _refuse_unread(args: TrainingArguments) -> None:
-    """What ``args`` says about the optimizer and ``optimizer_cls_and_kwargs`` makes the Trainer pass over in silence."""
+    """What ``args`` says about the optimizer and ``optimizer_cls_and_kwargs`` makes the Trainer ignore in silence."""
     optim = str(getattr(args.optim, "value", args.optim))
     if optim not in ("adamw_torch", "adamw_torch_fused"):
         raise EunoeError(f"optim is {optim} in TrainingArguments, but recadam makes the optimizer: leave optim out.")

@@ -199,7 +199,7 @@ class Method:
         """Get ``model``, a deep copy of the learnt one with a fresh head, ready for an end task of ``domain``.
 
         Sets what trains: everything, or with ``freeze="backbone"`` all but the pretrained weights. Returns names of
-        weights whose learning rate differs, each with its factor on the rate. The method itself is not changed.
+        weights whose learning rate differs, each with its factor on the learning rate. The method itself is not changed.
         """
         frozen = lookup({"none": False, "backbone": True}, freeze or "none", "freeze")
         for p in model.parameters():

@@ -19,7 +19,7 @@ What we do differently, and why:
   number of domains but for one bit a unit.
 - No sparsity regulariser by default, as released: about half of the free units go to each new domain, so
   ``plugins/capacity.py`` counts what is left. ``sparsity`` is HAT's; ``grow`` adds units.
-- A sequence may go on from the plug-ins of a finished one (``plugins``), and they may be given more inner units then.
+- A sequence may start from the plug-ins of a finished one (``plugins``), and they may be given more inner units then.
 
 The embeddings' compensated gradients are up to 100 times the plain ones: with global clipping they set the scale of the
 whole step. The release clips each tensor by itself.
@@ -71,7 +71,7 @@ from eunoe.recipe import check_names, expand
 ROUND = 10
 """Steps that the annealing needs at least in one epoch: with fewer to an epoch, several epochs make one round."""
 END_TASK_LR = 3e-5 / 5e-5
-"""The paper's rate of plug-in weights over that of all other weights in end-task fine-tuning."""
+"""The paper's learning rate of plug-in weights over that of all other weights in end-task fine-tuning."""
 
 
 @dataclass(kw_only=True)
@@ -102,7 +102,7 @@ class CptSettings:
     embedding_clip: float = 6.0
     """Limit on the mask embeddings after each step."""
     plugins: str | None = None
-    """Go on from the plug-ins in this folder, which a finished run or ``save_plugins`` wrote: their domains stay learnt.
+    """Start from the plug-ins in this folder, which a finished run or ``save_plugins`` wrote: their domains stay learnt.
     Sizes left out are theirs, larger ones grow them."""
 
     def __post_init__(self) -> None:
@@ -287,7 +287,7 @@ class Cpt(Method):
     def grow(self, *, attention_size: int | None = None, ffn_size: int | None = None) -> None:
         """Wider plug-ins for the domains to come, see ``plugins.inject.grow``.
 
-        A method that goes on from a checkpoint of grown plug-ins must be grown alike before the weights are restored.
+        A method that resumes from a checkpoint of grown plug-ins must be grown alike before the weights are restored.
         Plug-ins of a finished run are grown by ``CptSettings.plugins`` with larger sizes, when the method is made.
         """
         grow(self.model, attention_size=attention_size, ffn_size=ffn_size)

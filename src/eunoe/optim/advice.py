@@ -1,8 +1,8 @@
 """What RecAdam's settings will do over a run, told before anything trains.
 
-RecAdam (https://arxiv.org/abs/2004.12651) has three knobs, k, t0 and gamma, that act together with the rate, its schedule
+RecAdam (https://arxiv.org/abs/2004.12651) has three knobs, k, t0 and gamma, that act together with the learning rate, its schedule
 and the length of the run. A wrong choice is silent: with the defaults of the released script a run of 200 steps learns
-nothing, and with a small rate nothing is pulled. Both follow from the settings alone. Here the numbers of each step are
+nothing, and with a small learning rate nothing is pulled. Both follow from the settings alone. Here the numbers of each step are
 those that the optimizer itself takes (``step.numbers``).
 
 Pure functions of plain numbers.
@@ -34,11 +34,11 @@ class Point(NamedTuple):
     step: int
     """From 1."""
     lam: float
-    """lambda: what Adam's direction is multiplied by, besides the rate."""
+    """lambda: what Adam's direction is multiplied by, besides the learning rate."""
     pull: float
     """The share of the distance to the anchor that the step takes away: lr (w - lambda) gamma as released."""
     rate: float
-    """lr lambda: the rate at which the target task is learnt."""
+    """lr lambda: the learning rate of the target task."""
 
 
 def lambda_curve(
@@ -46,7 +46,7 @@ def lambda_curve(
 ) -> list[Point]:
     """The course of a run: a ``Point`` for each of its ``steps``.
 
-    lr: the highest rate. schedule, warmup: as for ``make_scheduler``. Raises ``EunoeError`` and ``ValueError`` as the
+    lr: the highest learning rate. schedule, warmup: as for ``make_scheduler``. Raises ``EunoeError`` and ``ValueError`` as the
     optimizer and the schedule do.
 
     >>> lambda_curve(RecAdamSettings(k="inf", t0=1), lr=2e-5, steps=3, schedule="constant")[2]
@@ -111,7 +111,7 @@ def foreseen(
     learnt = sum(point.rate for point in points)
     if learnt < NEVER_LEARNT * total:
         lines.append(
-            f"nothing is ever learnt: the target task gets {learnt / total:.2%} of the rate over the {steps:,} steps (lambda is "
+            f"nothing is ever learnt: the target task gets {learnt / total:.2%} of the learning rate over the {steps:,} steps (lambda is "
             f"{points[-1].lam:.2g} at the last one; t0 is {t0:g}, k {k:.3g}), so the trunk stays where its anchor "
             f"is and only the head trains. Lower t0.{hint}"
         )
@@ -126,7 +126,7 @@ def foreseen(
             )
             lines.append(
                 f"the random start does not reach the pretrained weights: at t0, step {min(t0, steps):,g}, {reached:.2%} of "
-                f"the distance is left (wanted: at most {REBUILT:.1%}). {needed} Raise t0, gamma or the rate, or start "
+                f"the distance is left (wanted: at most {REBUILT:.1%}). {needed} Raise t0, gamma or the learning rate, or start "
                 "from the pretrained weights."
             )
     return lines

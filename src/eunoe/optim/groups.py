@@ -41,7 +41,7 @@ def anchored_groups(
 
     The trunk is the ``base_model`` of a transformers model (the whole model where there is none), also inside
     DataParallel, DistributedDataParallel and ``torch.compile``; the rest is the head, which has no anchor and so learns
-    at the full rate from the first step, as in the release. An anchor that is given must fit the trunk: every weight
+    at the full learning rate from the first step, as in the release. An anchor that is given must fit the trunk: every weight
     of it that trains needs a value, and every name of the trunk in the anchor needs a weight or buffer. One exception:
     a whole pooler that only one of the two has (checkpoints of masked LMs and token classifiers have none) needs no
     ``free``; that of the model then learns as the head does. Names outside the trunk (``cls.``, ``lm_head.``) are not read. Biases and
@@ -308,7 +308,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def scale_rates(optimizer: Optimizer, model: nn.Module, rates: Mapping[str, float]) -> Optimizer:
-    """Give the weights named in ``rates`` (name in ``model`` -> factor) groups of their own at that share of the rate.
+    """Give the weights named in ``rates`` (name in ``model`` -> factor) groups of their own at that share of the learning rate.
 
     For a fresh optimizer, before any scheduler. Whatever a group lists per weight (names, anchors) is split alike.
     Returns the optimizer.

@@ -12,10 +12,10 @@ moments (the bare ones with ``correct_bias=False``):
     p <- p - lr * weight_decay * p
 ``form="paper"``, Algorithm 1 as printed; all on the old weights
     p <- p - lr * lambda * m^ / (sqrt(v^) + eps) - eta * (w - lambda) * gamma * (p - a) - lr * weight_decay * p
-    eta is the schedule without the rate (lr / initial_lr; 1 without a scheduler), so gamma = 5000 diverges here: this
+    eta is the schedule without the learning rate (lr / initial_lr; 1 without a scheduler), so gamma = 5000 diverges here: this
     form's gamma is lr * gamma of the released one. The paper shows no decay; it stands where AdamW has it.
 
-Without an anchor, and with w = 0, lambda is 1 and nothing pulls: Adam at the full rate, as the release has it for the
+Without an anchor, and with w = 0, lambda is 1 and nothing pulls: Adam at the full learning rate, as the release has it for the
 head.
 
 What is exact. Where the pull is 0 ("constant" annealing; the sigmoid once lambda rounds to 1, with k = infinity right

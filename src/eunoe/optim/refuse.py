@@ -87,7 +87,7 @@ def _refuse_divergence(group: Mapping[str, Any]) -> None:
     problem = f"gamma {gamma:g} * weight {w:g} = {scale * w * gamma:g} is above 2: the pull overshoots its anchor and diverges."
     if group["form"] == "paper":
         raise EunoeError(
-            f"schedule {scale:g} * {problem} In form 'paper' the rate does not scale the pull: what is gamma {gamma:g} in "
+            f"schedule {scale:g} * {problem} In form 'paper' the learning rate does not scale the pull: what is gamma {gamma:g} in "
             f"form 'released' is gamma {gamma * lr:g} here."
         )
     raise EunoeError(f"lr {lr:g} * {problem} Take lr <= {2 / (gamma * w):g} or gamma <= {2 / (lr * w):g}.")

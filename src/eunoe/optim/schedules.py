@@ -5,11 +5,11 @@ a wave. Two things differ.
 
 A warm-up of W steps gives step t = 0, 1, ... the share (t + 1) / W. ``get_linear_schedule_with_warmup`` of transformers gives
 t / W, so its first step has the learning rate 0: a batch is read and nothing is learnt. Here step W - 1 is the only one with
-the highest rate (with transformers it is step W), and the fall over the steps from there to the end of the run begins at step
+the highest learning rate (with transformers it is step W), and the fall over the steps from there to the end of the run begins at step
 W; step ``steps``, which no run takes, would be the first at the end value, in both.
 
-And the rate is computed from the step's number and never from the rate before, so a resumed run has the same rates to the
-bit, and the saved state is plain values, no function. Imports nothing of ours.
+And the learning rate is computed from the step's number and never from the one before, so a resumed run has the same learning
+rates to the bit, and the saved state is plain values, no function. Imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def warmup_steps(warmup: float, steps: int) -> int:
 
 
 def multiplier(name: str, step: int, steps: int, warmup: float = 0) -> float:
-    """What the highest rate is multiplied by in step ``step`` (from 0) of ``steps``.
+    """What the highest learning rate is multiplied by in step ``step`` (from 0) of ``steps``.
 
     Rises over the W steps of the warm-up (see ``warmup_steps``) from 1/W to 1, then follows ``SCHEDULES[name]`` from there to
     the end of the run, and stays at its end value after it. Raises ``ValueError`` for an unknown name.
@@ -75,10 +75,10 @@ def multiplier(name: str, step: int, steps: int, warmup: float = 0) -> float:
 
 
 class Schedule(LRScheduler):
-    """Sets every group's rate to its first rate times ``multiplier``; state_dict holds numbers and names only.
+    """Sets every group's learning rate to its first one times ``multiplier``; state_dict holds numbers and names only.
 
-    A group that is added to the optimizer later has, from its first step on, its own first rate times the multiplier of that
-    step: torch's own schedulers keep to the groups they were made with and fail at their next step.
+    A group that is added to the optimizer later has, from its first step on, its own first learning rate times the multiplier of
+    that step: torch's own schedulers keep to the groups they were made with and fail at their next step.
     """
 
     def __init__(self, optimizer: Optimizer, name: str, steps: int, warmup: float) -> None:

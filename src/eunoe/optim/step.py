@@ -17,7 +17,7 @@ from eunoe.optim import native
 from eunoe.optim.anneal import anneal
 
 TINY = 1e-36
-"""The fused kernel multiplies decay by the rate, so a pull needs a rate; this one moves nothing, even in float32."""
+"""The fused kernel multiplies decay by the learning rate, so a pull needs one; this one moves nothing, even in float32."""
 
 
 class Numbers(NamedTuple):
@@ -62,7 +62,7 @@ def numbers(group: Mapping[str, Any], t: int, anchored: bool) -> Numbers:
 
 
 def pull_scale(group: Mapping[str, Any]) -> float:
-    """What gamma is multiplied by: the rate as released; in the paper's form the schedule's multiplier alone."""
+    """What gamma is multiplied by: the learning rate as released; in the paper's form the schedule's multiplier alone."""
     lr = float(group["lr"])
     if group["form"] == "released" or lr == 0:
         return lr

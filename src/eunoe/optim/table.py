@@ -29,7 +29,7 @@ class AdamWSettings:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.01
-    """Pull toward zero, times the rate; biases and norm weights have none."""
+    """Pull toward zero, times the learning rate; biases and norm weights have none."""
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class BertAdamSettings:
     eps: float = 1e-6
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
-    """Pull toward zero, times the rate; biases and norm weights have none."""
+    """Pull toward zero, times the learning rate; biases and norm weights have none."""
 
 
 @dataclass(kw_only=True)
@@ -65,7 +65,7 @@ class RecAdamSettings:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
-    """Pull toward zero, times the rate; biases and norm weights have none."""
+    """Pull toward zero, times the learning rate; biases and norm weights have none."""
     correct_bias: bool = True
     """Whether the moments are corrected for their start at zero."""
     form: Literal["released", "paper"] = "released"

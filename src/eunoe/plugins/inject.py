@@ -17,7 +17,7 @@ normalised one, which is what its first projection gets.
 
 A tap's hooks are bound methods, not closures: ``copy.deepcopy`` of the whole model then binds them to the copied
 plug-ins and the copied ``Active``, and the copy is independent of the original. They belong to places in the layer, not
-to the modules that stand there: PEFT wraps and unwraps linear layers, quantisation swaps them, and the plug-ins go on to
+to the modules that stand there: PEFT wraps and unwraps linear layers, quantisation swaps them, and the plug-ins still
 read and write in the same places.
 
 ``plugins/files.py`` saves and loads.

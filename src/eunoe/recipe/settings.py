@@ -125,11 +125,11 @@ class HeadSettings:
     steps: Count = 600
     """Optimizer steps."""
     mask_rate: Share = 0.15
-    """Share of the tokens that a masked LM is asked for."""
+    """Share of the tokens that are a masked LM's targets."""
     lr: Positive = 2e-3
-    """Highest rate."""
+    """Highest learning rate."""
     warmup: Below1 = 0.05
-    """Share of the steps over which the rate rises; then it falls linearly to 0."""
+    """Share of the steps over which the learning rate rises; then it falls linearly to 0."""
     checkpoint_every: Count = 100
     """Steps between checkpoints."""
 
@@ -163,11 +163,11 @@ class LoopSettings:
     steps: Count | None = None
     """Optimizer steps, instead of ``epochs``."""
     lr: Positive = 1e-4
-    """Highest rate."""
+    """Highest learning rate."""
     schedule: str = "linear"
     """linear | cosine | constant, after the warm-up."""
     warmup: Below1 = 0.1
-    """Share of the steps over which the rate rises to its highest; the first step already trains."""
+    """Share of the steps over which the learning rate rises to its highest; the first step already trains."""
     clip: Positive | None = 1.0
     """Largest gradient norm; null: no clipping."""
     clip_by: Literal["global", "tensor"] = "global"
@@ -191,7 +191,7 @@ class TrainingSettings(LoopSettings):
     block: Block = 164
     """Tokens in a block (CPT: 164)."""
     mask_rate: Share = 0.15
-    """Share of the tokens that a masked LM is asked for (80/10/10 rule)."""
+    """Share of the tokens that are a masked LM's targets (80/10/10 rule)."""
 
 
 @dataclass(kw_only=True)
@@ -205,7 +205,7 @@ class EvaluationSettings:
     matrix: Literal["full", "ends"] = "full"
     """``full``: after each domain the end tasks of all domains so far; ``ends``: the diagonal and the last row."""
     retention: bool = False
-    """After each end task's fine-tuning, measure on the general text what it left of the pretrained model."""
+    """After each end task's fine-tuning, measure on the general text how much of the pretrained model is preserved."""
     base: bool = True
     """Also score the end tasks from the pretrained model, before any domain."""
     prompts: list[str] = field(default_factory=list)
@@ -270,7 +270,7 @@ class StudyTask(TaskSettings):
 
 @dataclass(kw_only=True)
 class SearchSettings:
-    """How a system with a grid is set: every point with one seed; the best goes on with the study's seeds."""
+    """How a system with a grid is set: every point with one seed; the best then runs with the study's seeds."""
 
     seed: Seed
     """Seed of the search; it may not be among the study's seeds."""
@@ -289,7 +289,7 @@ class StudyEvaluation:
     blocks: Count | None = 64
     """Blocks a retention text, spread evenly; null: all."""
     mask_rate: Share = 0.15
-    """Share of the tokens that a masked LM is asked for."""
+    """Share of the tokens that are a masked LM's targets."""
     predict_test: bool = False
     """Also answer the unlabelled test rows of GLUE tasks, for a submission."""
 
@@ -313,7 +313,7 @@ class Study:
     seeds: Seeds = field(default_factory=lambda: [0])
     """Seeds of classifiers, row order and dropout."""
     retention: dict[Name, CorpusSettings] = field(default_factory=dict)
-    """Name -> general text: what is left of the pretrained model after each fine-tuning is measured on it."""
+    """Name -> general text: how much of the pretrained model each fine-tuning preserves is measured on it."""
     evaluation: StudyEvaluation = field(default_factory=StudyEvaluation)
     """How scores are made."""
     published: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Fine-tuning on a labelled end task: the transfer recipe of CPT and of RecAdam.
 
 A fresh classifier on the trunk's first (decoders: last) token; everything trains. Defaults are CPT's end tasks
-(arXiv 2210.05549, released settings): batch 20, rate 5e-5 (plug-ins 3e-5), 20 epochs, linear decay without warm-up,
+(arXiv 2210.05549, released settings): batch 20, learning rate 5e-5 (plug-ins 3e-5), 20 epochs, linear decay without warm-up,
 AdamW with weight decay 0.01, 164 tokens, the last epoch is scored. ``optimizer: recadam`` pulls the trunk back to where
 it started (EMNLP 2020, arXiv 2004.12651), the classifier learns freely.
 """
@@ -46,9 +46,9 @@ class FinetuneSettings(LoopSettings):
     epochs: Epochs = 20
     """Passes over the training rows; the last one is scored (there is no validation set)."""
     lr: Positive = 5e-5
-    """Highest rate; a method may lower it for its own weights (CPT's plug-ins: x 0.6)."""
+    """Highest learning rate; a method may lower it for its own weights (CPT's plug-ins: x 0.6)."""
     warmup: Below1 = 0.0
-    """Share of the steps over which the rate rises."""
+    """Share of the steps over which the learning rate rises."""
     optimizer: Any = field(default_factory=lambda: {"name": "adamw", "weight_decay": 0.01})
     """A name of the optimizer table, or a mapping with its options."""
     max_length: BatchSize = 164

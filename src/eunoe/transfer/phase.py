@@ -1,4 +1,4 @@
-"""One training phase of a transfer: some weights train, each at its own rate, resumable in the middle.
+"""One training phase of a transfer: some weights train, each at its own learning rate, resumable in the middle.
 
 Fine-tuning is one phase; gradual unfreezing is one after another, with more that trains in each.
 """
@@ -38,7 +38,7 @@ def phase(
 ) -> Trained:
     """Train ``model`` in place for one phase; started again after a kill it resumes and ends in the same bits.
 
-    ``trains``: names of the weights that train; None leaves what is set. ``rates``: name -> factor on the learning rate.
+    ``trains``: names of the trainable weights; None leaves what is set. ``rates``: name -> factor on the learning rate.
     ``folder``: for checkpoints; None writes none. ``observe``: called after each step with its number (from 1), its values are
     kept. ``validate``: likewise; True ends the phase after that step. ``carry``: state that the loss carries from batch to
     batch, and what ``validate`` remembers (``state_dict``, ``load_state_dict``), saved and restored with the step.
