@@ -256,7 +256,7 @@ class RunPlan:
 
     def _measure(self, walk: Walk, work: Measure, cell: Cell, board: Board, steps: int) -> list[Row]:
         assert self.material is not None
-        domain = work.task if work.task in work.learnt else None  # general text belongs to no domain
+        domain = work.way.reads_as(work.task, work.i)  # general text belongs to no domain
         if not work.end_task:
             score = lm_score(
                 walk.lm.model, self.material.valid[work.task], lambda batch: walk.method.log_probs(batch, domain)
@@ -306,7 +306,8 @@ class RunPlan:
             return []
         asked, learnt = self.recipe.evaluation, work.way.learnt(work.i)
         samples = []
-        for domain in (None, learnt[-1]) if walk.method.needs_domain and learnt else (None,):
+        last = work.way.reads_as(learnt[-1], work.i) if walk.method.needs_domain and learnt else None
+        for domain in dict.fromkeys((None, last)):
             walk.method.activate(domain)
             samples += [
                 Sample(method=work.way.label, order=work.way.order_name, seed=work.way.seed, learnt=learnt, reads_as=domain, prompt=prompt,

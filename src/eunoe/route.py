@@ -111,11 +111,13 @@ def _read(plan: RunPlan, walk: Walk, domain: str, choices: Listed[str]) -> tuple
     corpus = next(d.corpus for d in recipe.domains if d.name == domain)
     blocks = load_blocks(corpus, lm.tokenizer, recipe.training.block, "valid").take(recipe.evaluation.blocks)
     losses, rows, late = [], [], []
+    last = len(walk.sequence.stages) - 1
+    names = [walk.sequence.reads_as(choice, last) or choice for choice in choices]
     device = next(lm.model.parameters()).device
     for batch, owners in routing_batches(lm, blocks, recipe.evaluation.batch, recipe.training.mask_rate):
         stop.check("routing")
         here = {k: v.to(device) for k, v in batch.items()}
-        losses.append(token_losses(lm.model, here, [*choices, None], walk.method.log_probs))
+        losses.append(token_losses(lm.model, here, [*names, None], walk.method.log_probs))
         rows.append(owners)
         late.append(second_half(batch))
     return torch.cat(losses), torch.cat(rows), torch.cat(late), len(blocks)

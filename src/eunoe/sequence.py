@@ -72,6 +72,16 @@ class Sequence:
         """The domains of stages 0 to i, in the order they were learnt."""
         return tuple(domain for stage in self.stages[: i + 1] for domain in stage)
 
+    def reads_as(self, domain: str, i: int) -> str | None:
+        """Under which name a method reads text of ``domain`` after stage ``i``: that of the latest stage that learnt it, as a domain
+        that returns was learnt better then; None where none did."""
+        stages = [k for k, domains in enumerate(self.stages[: i + 1]) if domain in domains]
+        return self.name_in(domain, stages[-1]) if stages else None
+
+    def name_in(self, domain: str, i: int) -> str:
+        """What a method calls ``domain`` as stage ``i`` learnt it: the stage's name, or the domain's where it learnt several."""
+        return self.names[i] if len(self.stages[i]) == 1 else domain
+
     def steps(self, i: int, material: Material) -> int:
         """Optimizer steps of stage ``i``."""
         blocks, settings = sum(len(material.train[domain]) for domain in self.stages[i]), self.training
@@ -183,7 +193,7 @@ class Walk:
         done = train(job)
         for note in done.notes:
             say(f"skipped a damaged checkpoint: {note}")
-        probes = {domain: self._probe(domain, material) for domain in dict.fromkeys(domains)}
+        probes = {domain: self._probe(domain, i, material) for domain in dict.fromkeys(domains)}
         self.stage = -2
         if not ranks.first():
             return
@@ -193,9 +203,9 @@ class Walk:
         }, job.identity)  # fmt: skip
         note_time(self.out, f"{sequence.folder.removeprefix('sequences/')}/{i}-{name}", done.seconds, done.tokens)
 
-    def _probe(self, domain: str, material: Material) -> dict[str, Any]:
-        ids = material.valid[domain][0]["input_ids"][:PROBE_BLOCKS]
-        return {"input_ids": ids, "states": self.read(domain, ids), "reads": self.reads_hash(domain)}
+    def _probe(self, domain: str, i: int, material: Material) -> dict[str, Any]:
+        ids, name = material.valid[domain][0]["input_ids"][:PROBE_BLOCKS], self.sequence.name_in(domain, i)
+        return {"input_ids": ids, "states": self.read(name, ids), "reads": self.reads_hash(name)}
 
     def probes(self, state: checkpoint.Checkpoint, i: int) -> dict[str, Mapping[str, Any]]:
         """Of each domain of stage ``i``, what its final recorded: some blocks, the states they gave, a hash of what they read."""
@@ -321,7 +331,7 @@ def _unique(sequence: Sequence) -> list[str]:
     return [
         name
         for name, stage in zip(sequence.names, sequence.stages, strict=True)
-        for name in ([name] if len(stage) == 1 else stage)
+        for name in ([name] if len(stage) == 1 else dict.fromkeys(stage))
     ]
 
 

@@ -84,8 +84,7 @@ class _Before:
     """A domain as it was before the last one was learnt: what its probe gave here, and the hash of the weights it read."""
 
     name: str
-    """The stage's; the domain's own where the stage learnt several."""
-    domain: str
+    """The stage's, or the domain's own where the stage learnt several: the name that the method reads it under."""
     input_ids: Tensor
     states: Tensor
     reads: str | None
@@ -150,7 +149,7 @@ def _reference(plan: RunPlan, way: Sequence, out: Path) -> list[Finding]:
 
 def _earlier(walk: Walk, domain: str, last: int) -> _Before:
     ids = next(iter(walk.probes(walk.load(last), last).values()))["input_ids"]
-    return _Before(domain, domain, ids, walk.read(domain, ids), walk.reads_hash(domain))
+    return _Before(domain, ids, walk.read(domain, ids), walk.reads_hash(domain))
 
 
 def _own(walk: Walk, i: int) -> list[_Before]:
@@ -170,16 +169,16 @@ def _own(walk: Walk, i: int) -> list[_Before]:
         ids, states, reads = probe["input_ids"], probe["states"], probe["reads"]
         if not isinstance(states, Tensor):
             raise EunoeError(f"{state.folder}: the probe's states are not a tensor.")
-        now, hashed = walk.read(domain, ids), walk.reads_hash(domain)
-        name = walk.sequence.names[i] if len(probes) == 1 else domain
-        found.append(_Before(name, domain, ids, now, hashed, (states, reads), other))
+        name = walk.sequence.name_in(domain, i)
+        now, hashed = walk.read(name, ids), walk.reads_hash(name)
+        found.append(_Before(name, ids, now, hashed, (states, reads), other))
     return found
 
 
 def _compare(walk: Walk, name: str, was: _Before, same_machine: bool) -> Finding:
     """A domain as it was against the state that the walk is in."""
     promised, own = not walk.method.forgets, not was.other
-    now, reads = walk.read(was.domain, was.input_ids), walk.reads_hash(was.domain)
+    now, reads = walk.read(was.name, was.input_ids), walk.reads_hash(was.name)
     same, same_reads = _same_bits(was.states, now), was.reads == reads
     far = f"outputs changed (by up to {float((now - was.states).abs().max()):.3g})"
     text = ("learnt before this run; " if was.recorded is None else "") + ("outputs equal to the bit" if same else far)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from eunoe.contract.way import Way, digest
 from eunoe.errors import EunoeError
 from eunoe.methods.peft import REFUSED, TUNERS, Peft, PeftSettings
-from eunoe.contract.way import Way, digest
 from tests.methods.test_lora import read, stage
 from tests.tiny import tiny_bert
 

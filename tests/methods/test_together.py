@@ -241,3 +241,27 @@ def test_states_of_others_are_refused() -> None:
     with pytest.raises(EunoeError, match="but this method is made of replay, fisher"):
         Way(BOTH).make().load_state_dict({"replay": {}})
     assert states(Way(BOTH).make(), None).isfinite().all()
+
+
+class OwnWay(Fisher):
+    """Reads text in a way of its own."""
+
+    def log_probs(self, batch: Batch, domain: str | None) -> Tensor:
+        return super().log_probs(batch, domain).roll(1, -1)
+
+
+class OtherWay(Replay):
+    log_probs = OwnWay.log_probs  # type: ignore[assignment]
+
+
+def test_two_that_each_read_text_in_a_way_of_their_own_clash_and_one_is_asked() -> None:
+    model = tiny_bert()
+    with pytest.raises(
+        EunoeError, match="ownway and otherway cannot go together: each has its own way to get probabilities"
+    ):
+        Together([OwnWay(model, Settings(), ["a"]), OtherWay(model, Settings(), ["a"])])
+    batch = Way("ncl").stage(0).batches[0][0]
+    for parts in ([OwnWay, Replay], [Replay, OwnWay]):
+        method = Together([part(model, Settings(), ["a"]) for part in parts])
+        plain = Method(model, None, ["a"]).log_probs(batch, None)
+        assert torch.equal(method.log_probs(batch, None), plain.roll(1, -1))

@@ -62,6 +62,16 @@ def test_the_examples_of_the_docstrings_hold() -> None:
     assert sum(one.failed for one in results) == 0
 
 
+def test_the_answer_of_many_methods_names_the_ends() -> None:
+    rows = SMALL[:3]
+    for k in range(28):
+        rows += [loss(f"m{k:02}", learnt, task, value) for learnt, task, value in
+                 ((("a",), "a", 2.0), (("a", "b"), "a", 2.0 + k / 100), (("a", "b"), "b", 3.0))]  # fmt: skip
+    said = answer(rows)
+    assert said.startswith("m00 forgot exactly 0 nats of its domains' language, m01 0.010 nats, ")
+    assert "m04 0.040 nats, 22 more in between, m27 0.270 nats." in said
+
+
 def test_a_matrix_has_a_row_for_each_learnt_domain_and_none_where_nothing_was_measured() -> None:
     (scores,) = matrices(SMALL)
     assert scores.domains == ("a", "b")

@@ -84,18 +84,21 @@ class Method:
     """A way to learn a sequence of domains. This base learns with all weights and protects nothing.
 
     A method is built with the model, before any domain: ``Method(model, settings, domains)``; it may change the
-    model (inject plug-ins, freeze weights). ``domains`` are the names in the order they will be learnt.
+    model (inject plug-ins, freeze weights). ``domains`` are the names in the order they will be learnt: of each stage its name
+    (``sport``, and ``sport#2`` where that returns), of one that learns several at once those of its domains.
     """
 
     forgets: bool = True
     """Whether earlier domains' outputs may change. False is a promise that ``eunoe verify`` holds to the bit."""
     needs_domain: bool = False
-    """Is text read under ``activate(domain)``? None is then the base model."""
+    """Is text read under ``activate(name)``? None is then the base model."""
     starts_from: Literal["previous", "base"] = "previous"
     """``base``: each stage starts from the pretrained model, so stages may run side by side, and the state after stage i is
     what the finals of stages 0 to i hold together (``restore`` is called for each in turn)."""
     returns: bool = False
-    """May an order name a domain again? Its second stage is then called ``name#2``."""
+    """May an order name a domain again? Its second stage is then called ``name#2``, and is a domain of its own to a method: the
+    names that ``activate``, ``reads`` and ``for_end_task`` get are those of ``domains``, and who calls them has chosen the stage
+    (the latest that learnt the domain, for scores and end tasks; each one, for ``eunoe verify``)."""
     contrasts: bool = False
     """Does its extra loss compare the rows of a micro-batch with each other? Then, and only then, a step's gradient depends on
     how the step is cut. Such a method has a setting ``contrast``, the weight of that term, and at 0 it does not depend on it."""
@@ -188,7 +191,7 @@ class Method:
 
     # -- use ---------------------------------------------------------------------------------------------------
     def activate(self, domain: str | None) -> None:
-        """Make the model read as it should for text of ``domain`` (None: text of no learnt domain)."""
+        """Make the model read as it should for text of ``domain``, one of ``domains`` (None: text of no learnt domain)."""
 
     def log_probs(self, batch: Batch, domain: str | None) -> Tensor:
         """Log-probabilities (n, vocabulary), float32, at the target positions of a batch read as ``domain``."""

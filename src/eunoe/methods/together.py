@@ -36,6 +36,8 @@ class Together(Method):
                 why = one.clashes(other) or other.clashes(one)
                 if not why and type(one) is type(other):
                     why = "it would be applied twice"
+                if not why and all(type(part).log_probs is not Method.log_probs for part in (one, other)):
+                    why = "each has its own way to get probabilities from the model, and only one can be used"
                 if not why and one.starts_from != other.starts_from:
                     why = "one starts each stage from the pretrained model and the other from the stage before"
                 if why:
@@ -123,7 +125,7 @@ class Together(Method):
 
     def log_probs(self, batch: Batch, domain: str | None) -> Tensor:
         self.activate(domain)
-        own = [part for part in self.parts if type(part).log_probs is not Method.log_probs]
+        own = [part for part in self.parts if type(part).log_probs is not Method.log_probs]  # one at most: two clash
         return own[0].log_probs(batch, domain) if own else super().log_probs(batch, domain)
 
     def for_end_task(self, model: nn.Module, domain: str | None, freeze: str | None = None) -> dict[str, float]:

@@ -8,6 +8,9 @@ from eunoe.report.matrices import BASE
 from eunoe.report.metrics import LM_LOSS, Estimate, Metric, shown
 from eunoe.report.summary import Line, Summary
 
+NAMED = 6
+"""Methods that the sentence names: those that forgot least, and the one that forgot most."""
+
 
 def answer(summary: Summary) -> str:
     """What was forgotten, in one sentence, the method that forgot least first.
@@ -47,6 +50,8 @@ def answer(summary: Summary) -> str:
             whose = "their" if nats else "its domains'"
             said.append(_said(points, end[label].metric, f"{score} points on {whose} end tasks" if full else "points"))
         parts.append(f"{label} {'forgot ' if full else ''}{said[0]}" + "".join(f" ({more})" for more in said[1:]))
+    if len(parts) > NAMED:
+        parts = [*parts[: NAMED - 1], f"{len(parts) - NAMED} more in between", parts[-1]]
     doubts = {_doubt(estimate) for _, *both in forgot for estimate in both if estimate}
     tail = "".join(f" {means}" for doubt, means in DOUBTS.items() if doubt in doubts) + tail
     if summary.lacking:
@@ -63,6 +68,8 @@ def _without_a_rate(text: Mapping[str, Line], end: Mapping[str, Line]) -> str:
         if both:
             scores = " and ".join(f"{shown(line.final, line.metric)} {_unit(line.metric)}" for line in both)
             parts.append(f"{label} ({both[0].no_rate}) has {scores}")
+    if len(parts) > NAMED:
+        parts = [*parts[:NAMED], f"{len(parts) - NAMED} more"]
     return f" No forgetting rate: at the end {', '.join(parts)}." if parts else ""
 
 
