@@ -14,7 +14,7 @@ from eunoe.report.curves import Curve
 from eunoe.report.draw import LOOKS, RAMP, STYLES, ramp, style
 from eunoe.report.lines import frontier, over_layers, over_steps, undominated
 from eunoe.report.matrices import Scores, matrices
-from eunoe.report.metrics import DISTANCE, LM_LOSS, Estimate, metric
+from eunoe.report.metrics import DISTANCE, LM_LOSS, Estimate, metric_of
 from eunoe.report.plots import colour_bar, colour_limit, forgetting_plot, heat_maps
 from eunoe.report.study import Spot
 from eunoe.report.summary import summarize
@@ -54,7 +54,7 @@ def all_plots() -> list[str]:
         *heat_maps(of_metric("lm_loss"), "heat"), colour_bar(0.25, LM_LOSS, "bar"),
         over_steps(curves, looks, "curve"), over_steps(curves, looks, "log", "distance", log_steps=True),
         forgetting_plot(lines, looks, "forget"), over_layers({"ncl": {"embeddings": 0.5, "layer.0": 1.0}}, looks, DISTANCE, "layers"),
-        frontier(SPOTS, looks, metric("matthews"), "frontier"),
+        frontier(SPOTS, looks, metric_of("matthews"), "frontier"),
     ]  # fmt: skip
 
 
@@ -140,14 +140,14 @@ def test_a_ramp_gives_each_of_twelve_points_a_colour_of_its_own_and_no_look_take
 def test_a_frontier_joins_what_nothing_beats_in_both() -> None:
     assert undominated([(0.25, 1.0), (0.25, 2.0), (0.5, 2.0), (1.0, 3.0)]) == [(0.25, 2.0), (1.0, 3.0)]
     assert undominated([]) == []
-    svg = frontier(SPOTS, {"ncl": style(0), "cpt": style(1)}, metric("matthews"), "f")
+    svg = frontier(SPOTS, {"ncl": style(0), "cpt": style(1)}, metric_of("matthews"), "f")
     assert "Matthews, points" in words(svg)
     assert "rise of the LM loss of general text, nats" in words(svg)
 
 
 def test_layers_go_by_their_numbers_and_names_are_no_formulas() -> None:
     values = {"a": {"embeddings": 1.0, "h.0": 2.0, "$x$": 1.0}}
-    svg = over_layers(values, {"a": style(0)}, metric("cka@$y$"), "l")
+    svg = over_layers(values, {"a": style(0)}, metric_of("cka@$y$"), "l")
     assert {"emb", "0", "$x$", "CKA on $y$"} <= set(words(svg))
 
 

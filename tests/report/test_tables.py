@@ -17,7 +17,7 @@ from eunoe.report import files, metrics
 from eunoe.report import summary as summaries
 from eunoe.report.classes import class_counts
 from eunoe.report.matrices import matrices, write_matrix
-from eunoe.report.metrics import metric, number
+from eunoe.report.metrics import metric_of, number
 from eunoe.report.page import write_report
 from eunoe.report.retention import kept_by_domains
 from eunoe.report.schema import Row
@@ -298,7 +298,7 @@ def test_matrix_csv_holds_every_row_in_full_precision(tmp_path: Path) -> None:
 
 def test_metrics_are_read_in_their_own_units() -> None:
     names = ("matthews", "accuracy_mm", "f1", "lm_loss@brown", "anchor_distance", "cka@x")
-    told = [(metric(name).title, number(0.4321, metric(name))) for name in names]
+    told = [(metric_of(name).title, number(0.4321, metric_of(name))) for name in names]
     assert told == [("Matthews", "43.2"), ("Accuracy, mismatched", "43.2"), ("F1", "43.2"), ("LM loss of brown", "0.432"),
                     ("Distance to the pretrained weights", "0.43"), ("CKA on x", "0.432")]  # fmt: skip
 

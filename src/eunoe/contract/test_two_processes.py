@@ -93,8 +93,8 @@ def test_two_processes_have_the_gradient_of_one_and_resume_to_the_same_bits(
     assert not [file.name for file in tmp_path.glob("*.differs")]
     for name in table:
         for rank in (0, 1):
-            found = load_file(tmp_path / f"{name}.{rank}.safetensors")
-            assert found.keys() == alone[name].keys()
+            shares = load_file(tmp_path / f"{name}.{rank}.safetensors")
+            assert shares.keys() == alone[name].keys()
             for weight, grad in alone[name].items():
-                gap = float((found[weight] - grad).abs().max() / (1 + grad.abs().max()))
+                gap = float((shares[weight] - grad).abs().max() / (1 + grad.abs().max()))
                 assert gap < 1e-12, f"{name}: {weight} differs by {gap:g}"

@@ -17,7 +17,7 @@ from eunoe.report.curves import HEAD, Curve
 from eunoe.report.draw import Style, style
 from eunoe.report.lines import over_steps
 from eunoe.report.matrices import BASE, GENERAL, Scores, domain_orders, final_scores, is_reference
-from eunoe.report.metrics import LM_LOSS, Estimate, Metric, metric, shown, typeset
+from eunoe.report.metrics import LM_LOSS, Estimate, Metric, metric_of, shown, typeset
 from eunoe.report.plots import colour_bar, colour_limit, forgetting_plot, heat_maps
 from eunoe.report.read import Run
 from eunoe.report.retention import kept_by_domains
@@ -53,30 +53,30 @@ def part(runs: Sequence[Run]) -> html.Part:
 def _what_ran(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
     parts = []
     for run in runs:
-        mine = final_scores(run.rows)
+        scored = final_scores(run.rows)
         facts: list[tuple[str, str]] = []
-        learners = dict.fromkeys(row.method for row in mine if row.learnt or is_reference(row))
+        learners = dict.fromkeys(row.method for row in scored if row.learnt or is_reference(row))
         methods = [names[(run.name, m)] for m in learners if m != BASE]
         if methods:
             facts.append(("Methods", ", ".join(methods)))
         orders = {order: domains for (_, order), domains in domain_orders(run.rows).items() if domains}
         for order, domains in orders.items():
             facts.append(("Domains" if len(orders) == 1 else f"Order {order}", " → ".join(domains)))
-        seeds = list(dict.fromkeys(row.seed for row in mine))
+        seeds = list(dict.fromkeys(row.seed for row in scored))
         facts.append(("Seeds" if len(seeds) > 1 else "Seed", ", ".join(map(str, seeds))))
-        transfers = list(dict.fromkeys(row.transfer for row in mine if row.transfer))
+        transfers = list(dict.fromkeys(row.transfer for row in scored if row.transfer))
         if transfers:
-            scores = dict.fromkeys(metric(row.metric).title for row in mine if row.transfer)
+            scores = dict.fromkeys(metric_of(row.metric).title for row in scored if row.transfer)
             facts.append(
                 ("End tasks", f"scored by {', '.join(scores)}, each on a fine-tuned copy ({', '.join(transfers)})")
             )
         else:
             facts.append(("End tasks", "none in this run"))
-        steps = sorted({row.steps for row in mine if row.learnt and row.transfer is None})
+        steps = sorted({row.steps for row in scored if row.learnt and row.transfer is None})
         if steps:
-            unit = "stage" if any(row.at_once for row in mine) else "domain"
+            unit = "stage" if any(row.at_once for row in scored) else "domain"
             facts.append((f"Steps a {unit}", f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"))
-        texts = sorted({row.n for row in mine if row.transfer is None and row.task != GENERAL})
+        texts = sorted({row.n for row in scored if row.transfer is None and row.task != GENERAL})
         if texts:
             facts.append(
                 (
@@ -84,7 +84,7 @@ def _what_ran(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
                     f"{texts[0]:,} a domain" if len(texts) == 1 else f"{texts[0]:,} to {texts[-1]:,} a domain",
                 )
             )
-        tests = sorted({row.n for row in mine if row.transfer})
+        tests = sorted({row.n for row in scored if row.transfer})
         if tests:
             facts.append(
                 ("Test rows", f"{tests[0]:,} a task" if len(tests) == 1 else f"{tests[0]:,} to {tests[-1]:,} a task")
@@ -153,20 +153,20 @@ def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
     transfers = {transfer for _, transfer in groups if transfer}
     parts = []
     for k, ((name, transfer), all_scores) in enumerate(sorted(groups.items(), key=lambda g: _rank(summary, g[0]))):
-        of = metric(name)
+        metric = metric_of(name)
         all_scores, left_out = _drawn(all_scores)
         svgs = heat_maps(all_scores, f"matrix-{k}")
         by_order: dict[tuple[str, str], list[str]] = {}
         for scores, svg in zip(all_scores, svgs, strict=True):
             label = names[(scores.key.run, scores.key.method)]
             seeds = len(scores.seeds or scores.reference)
-            alt = f"{heading(of, transfer)}: {label}, a score for each domain after each domain; the numbers are in matrix.csv"
+            alt = f"{heading(metric, transfer)}: {label}, a score for each domain after each domain; the numbers are in matrix.csv"
             place = (", ".join(scores.domains), scores.key.order)
             by_order.setdefault(place, []).append(
                 html.figure(svg, label, alt, f"mean of {seeds} seeds" if seeds > 1 else "")
             )
-        parts.append(f"<h3>{escape(typeset(heading(of, transfer if len(transfers) > 1 else None)))}</h3>")
-        bar = colour_bar(colour_limit(all_scores), of, f"scale-{k}")
+        parts.append(f"<h3>{escape(typeset(heading(metric, transfer if len(transfers) > 1 else None)))}</h3>")
+        bar = colour_bar(colour_limit(all_scores), metric, f"scale-{k}")
         for i, ((_, order), figures) in enumerate(by_order.items()):
             row = f'<div class="row">{"".join(figures)}</div>'
             parts.append(html.one_order(row, order, i, len(by_order)))
@@ -275,9 +275,9 @@ def _by_domain(summary: Summary, names: dict[tuple[str, str], str]) -> str:
     orders = {(s.key.run, s.key.order) for s in summary.matrices}
     several = len(orders) > len({run for run, _ in orders})
     for title, lines in summary.sections():
-        of, transfer = lines[0].metric, lines[0].transfer
-        sure = of.name == "accuracy"
-        group = [s for s in summary.matrices if (s.key.metric, s.key.transfer) == (of.name, transfer)]
+        metric, transfer = lines[0].metric, lines[0].transfer
+        sure = metric.name == "accuracy"
+        group = [s for s in summary.matrices if (s.key.metric, s.key.transfer) == (metric.name, transfer)]
         table = []
         for scores in group:
             label = names[(scores.key.run, scores.key.method)] + (f" ({scores.key.order})" if several else "")
@@ -288,10 +288,12 @@ def _by_domain(summary: Summary, names: dict[tuple[str, str], str]) -> str:
                 cells = [
                     escape(label),
                     escape(scores.domains[j]),
-                    *(html.value(v, of) for v in (before[j], after, end)),
+                    *(html.value(v, metric) for v in (before[j], after, end)),
                 ]
                 why = "learns none" if not scores.seeds else "learnt last" if at == last else ""
-                cells.append(f'<span class="none">{why}</span>' if why else html.estimate(_drop(scores, j, of), of))
+                cells.append(
+                    f'<span class="none">{why}</span>' if why else html.estimate(_drop(scores, j, metric), metric)
+                )
                 cells.append(f"{scores.n[j]:,}" if j in scores.n else "–")
                 if sure:
                     cells.append(_wilson(end, scores.n.get(j)))
@@ -303,7 +305,7 @@ def _by_domain(summary: Summary, names: dict[tuple[str, str], str]) -> str:
             "Right after",
             "At the end",
             "Forgotten",
-            "Tokens" if of is LM_LOSS else "Test rows",
+            "Tokens" if metric is LM_LOSS else "Test rows",
         ]
         parts.append(html.table(columns + (["95 % at the end"] if sure else []), table, title, text_columns=2))
     if not parts:
@@ -319,11 +321,11 @@ def _by_domain(summary: Summary, names: dict[tuple[str, str], str]) -> str:
     )
 
 
-def _drop(scores: Scores, j: int, of: Metric) -> Estimate | None:
+def _drop(scores: Scores, j: int, metric: Metric) -> Estimate | None:
     values = []
     for R in scores.seeds.values():
         with suppress(ValueError):
-            values.append(drops(R, tasks=[j], higher_is_better=of.higher_is_better, learnt_at=scores.learnt_at)[j])
+            values.append(drops(R, tasks=[j], higher_is_better=metric.higher_is_better, learnt_at=scores.learnt_at)[j])
     return Estimate(tuple(values), all(value == 0 for value in values)) if values else None
 
 

@@ -125,8 +125,5 @@ def typeset(text: str) -> str:
 
 
 __all__ = [
-    "CKA", "DISTANCE", "LAMBDA", "LM_LOSS", "METRICS", "Estimate", "Metric", "is_retention", "metric", "number", "shown", "typeset",
+    "CKA", "DISTANCE", "LAMBDA", "LM_LOSS", "METRICS", "Estimate", "Metric", "is_retention", "metric_of", "number", "shown", "typeset",
 ]  # fmt: skip
-
-
-metric = metric_of

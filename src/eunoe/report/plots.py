@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from eunoe.report import draw
 from eunoe.report.draw import INK, RULE, Style
 from eunoe.report.matrices import Scores
-from eunoe.report.metrics import Metric, metric, number, shown, typeset
+from eunoe.report.metrics import Metric, metric_of, number, shown, typeset
 from eunoe.report.summary import Line
 
 # Better is blue, worse is orange, unchanged is nearly white. The ends are as dark as black text on them allows.
@@ -39,18 +39,18 @@ def colour_limit(all_scores: Sequence[Scores]) -> float:
 
 def _changes(scores: Scores) -> dict[tuple[int, int], tuple[float, bool]]:
     """(i, j) below the diagonal -> the mean move since j was learnt, above 0 if the score rose; and whether all are 0."""
-    found = {}
+    changes = {}
     for i in range(len(scores.domains)):
         for j, at in enumerate(scores.learnt_at[:i]):
             pairs = [(R[i][j], R[at][j]) for R in scores.seeds.values() if at < i]
             moves = [now - then for now, then in pairs if now is not None and then is not None]
             if moves:
-                found[(i, j)] = (fsum(moves) / len(moves), all(move == 0 for move in moves))
-    return found
+                changes[(i, j)] = (fsum(moves) / len(moves), all(move == 0 for move in moves))
+    return changes
 
 
 def _heat_map(scores: Scores, limit: float, name: str) -> str:
-    of, domains = metric(scores.key.metric), scores.domains
+    metric, domains = metric_of(scores.key.metric), scores.domains
     before, changes = scores.mean_before(), _changes(scores)
     with_before = any(value is not None for value in before)
     rows = _rows(scores)
@@ -69,11 +69,11 @@ def _heat_map(scores: Scores, limit: float, name: str) -> str:
         draw.text(ax, gutter - 8, y + 14, "none yet", ha="right", size=10.5)
         for j, value in enumerate(before):
             if value is not None:
-                draw.text(ax, gutter + wide * (j + 0.5), y + 14, number(value, of), size=11.5)
+                draw.text(ax, gutter + wide * (j + 0.5), y + 14, number(value, metric), size=11.5)
         y += 30
         ax.plot([gutter, width - 2], [y + gap / 2 - 1] * 2, color=RULE, linewidth=1)
         y += gap
-    sign = -1.0 if of.higher_is_better else 1.0
+    sign = -1.0 if metric.higher_is_better else 1.0
     for k, (label, i, means) in enumerate(rows):
         middle = y + high * (k + 0.5)
         draw.text(ax, gutter - 8, middle, label, ha="right", size=10.5)
@@ -88,9 +88,9 @@ def _heat_map(scores: Scores, limit: float, name: str) -> str:
             ax.add_patch(Rectangle((x + 1, y + high * k + 1), wide - 2, high - 2, facecolor=colour, edgecolor=RULE,
                                    linewidth=1.6 if i == scores.learnt_at[j] else 0.4))  # fmt: skip
             lift = 7 if (i, j) in changes else 0
-            draw.text(ax, x + wide / 2, middle - lift, number(value, of), size=12.5, color="#0c0d0e")
+            draw.text(ax, x + wide / 2, middle - lift, number(value, metric), size=12.5, color="#0c0d0e")
             if lift:
-                said = "same" if exact else number(move, of, signed=True)
+                said = "same" if exact else number(move, metric, signed=True)
                 draw.text(ax, x + wide / 2, middle + 10, said, size=10.5, color="#0c0d0e")
     return draw.svg(figure, name)
 
@@ -112,31 +112,31 @@ def _rows(scores: Scores) -> list[tuple[str, int, list[float | None]]]:
     return rows
 
 
-def colour_bar(limit: float, of: Metric, name: str) -> str:
+def colour_bar(limit: float, metric: Metric, name: str) -> str:
     """The legend of ``heat_maps``: what the colours mean, with the ends of the scale in the metric's unit."""
-    end = number(limit, of)
-    ends = (f"better by {end}", f"forgotten: {end} {of.unit}") if limit else ("better", "forgotten")
+    end = number(limit, metric)
+    ends = (f"better by {end}", f"forgotten: {end} {metric.unit}") if limit else ("better", "forgotten")
     return draw.colour_bar(CHANGE, (ends[0], "as when learnt", ends[1]), name)
 
 
 # -- forgetting -------------------------------------------------------------------------------------------------
 def forgetting_plot(lines: Sequence[Line], looks: Mapping[str, Style], name: str) -> str:
     """A point for each method's forgetting with its 95 % interval, a small dot for each sequence; right of 0 is worse."""
-    told = [line for line in lines if line.forgetting is not None]
-    gutter = 16 + 6.2 * max(len(draw.short(line.label, 20)) for line in told)
+    drawn = [line for line in lines if line.forgetting is not None]
+    gutter = 16 + 6.2 * max(len(draw.short(line.label, 20)) for line in drawn)
     row, right = 34.0, 96.0
     figure, ax = draw.axes(
-        max(330.0, gutter + right + 190), 46 + row * len(told), left=gutter, right=right, top=6, bottom=40
+        max(330.0, gutter + right + 190), 46 + row * len(drawn), left=gutter, right=right, top=6, bottom=40
     )
-    of = told[0].metric
+    metric = drawn[0].metric
     ax.axvline(0, color=RULE, linewidth=1.4)
-    for k, line in enumerate(told):
+    for k, line in enumerate(drawn):
         assert line.forgetting is not None
         look, estimate = looks[line.label], line.forgetting
-        values = [value * of.scale for value in estimate.values]
+        values = [value * metric.scale for value in estimate.values]
         if estimate.interval:
             ax.plot(
-                [end * of.scale for end in estimate.interval],
+                [end * metric.scale for end in estimate.interval],
                 [k, k],
                 color=look.light,
                 linewidth=2.2,
@@ -151,19 +151,21 @@ def forgetting_plot(lines: Sequence[Line], looks: Mapping[str, Style], name: str
                 color=look.light,
                 alpha=0.75,
             )
-        ax.plot([estimate.mean * of.scale], [k], marker=look.marker, markersize=8, color=look.light, linestyle="none")
+        ax.plot(
+            [estimate.mean * metric.scale], [k], marker=look.marker, markersize=8, color=look.light, linestyle="none"
+        )
         ax.text(-8 / ax.bbox.width, k, draw.short(line.label, 20), transform=ax.get_yaxis_transform(), ha="right", va="center",
                 fontsize=11, color=INK, parse_math=False)  # fmt: skip
-        ax.text(1 + 8 / ax.bbox.width, k, typeset(shown(estimate, of)), transform=ax.get_yaxis_transform(), ha="left", va="center",
+        ax.text(1 + 8 / ax.bbox.width, k, typeset(shown(estimate, metric)), transform=ax.get_yaxis_transform(), ha="left", va="center",
                 fontsize=11, color=INK)  # fmt: skip
-    ax.set_ylim(len(told) - 0.4, -0.6)
+    ax.set_ylim(len(drawn) - 0.4, -0.6)
     ax.set_yticks([])
-    if ax.get_xlim()[1] - ax.get_xlim()[0] < 10**-of.decimals:
+    if ax.get_xlim()[1] - ax.get_xlim()[0] < 10**-metric.decimals:
         ax.set_xlim(-1, 1)  # nothing moved: any scale would be made of rounding
     ax.margins(x=0.08)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel(f"forgotten, {of.unit}", fontsize=10.5, color=INK)
+    ax.set_xlabel(f"forgotten, {metric.unit}", fontsize=10.5, color=INK)
     return draw.svg(figure, name)
 
 

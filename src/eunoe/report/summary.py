@@ -29,7 +29,7 @@ from eunoe.report.matrices import (
     matrices,
     metric_rank,
 )
-from eunoe.report.metrics import LM_LOSS, Estimate, Metric, metric
+from eunoe.report.metrics import LM_LOSS, Estimate, Metric, metric_of
 from eunoe.report.schema import Row
 
 LISTED = 20
@@ -128,11 +128,11 @@ def summarize(rows: Sequence[Row]) -> Summary:
         ):  # the pretrained model's own line, for comparison: once an order, as all methods start from it
             base.setdefault((run, name, transfer), {}).setdefault(order, scores)
     lines = [
-        _base_line(names[(run, BASE)], metric(name), transfer, [*by_order.values()])
+        _base_line(names[(run, BASE)], metric_of(name), transfer, [*by_order.values()])
         for (run, name, transfer), by_order in base.items()
     ]
     lines += [
-        _line(names[(run, method)], method, metric(name), transfer, group)
+        _line(names[(run, method)], method, metric_of(name), transfer, group)
         for (run, name, transfer, method), group in grouped.items()
     ]
     unfinished, lacking = _unfinished(rows, all_scores, names)
@@ -151,7 +151,7 @@ def _by_section(lines: Sequence[Line]) -> list[Line]:
 def _line(label: str, method: str, metric: Metric, transfer: str | None, group: Sequence[Scores]) -> Line:
     final, forgot, forward = [], [], []
     for scores in group:
-        final += [fsum(told) / len(told) for told in _whole(scores, scores.reference)]
+        final += [fsum(values) / len(values) for values in _whole(scores, scores.reference)]
     per_domain: dict[str, list[float]] = {}
     better = metric.higher_is_better
     for scores in group:
@@ -233,18 +233,18 @@ def _unfinished(
         by_run.setdefault(row.run, []).append(row)
     sentences: list[str] = []
     lacking = 0
-    for run, mine in by_run.items():
+    for run, own_rows in by_run.items():
         kinds: dict[tuple[str | None, str], set[str]] = {}
-        for row in mine:
+        for row in own_rows:
             if row.task != GENERAL:
                 kinds.setdefault((row.transfer, row.metric), set()).add(row.task)
-        begun = dict.fromkeys((row.method, row.order, row.seed) for row in mine if row.learnt or is_reference(row))
+        begun = dict.fromkeys((row.method, row.order, row.seed) for row in own_rows if row.learnt or is_reference(row))
         pairs = dict.fromkeys(
-            (row.order, row.seed) for row in mine if row.learnt or row.method == BASE or is_reference(row)
+            (row.order, row.seed) for row in own_rows if row.learnt or row.method == BASE or is_reference(row)
         )
-        scored_in = {row.method: row.order for row in reversed(mine) if is_reference(row)}
+        scored_in = {row.method: row.order for row in reversed(own_rows) if is_reference(row)}
         by_way: dict[tuple[str, str], list[Row]] = {}
-        for row in mine:
+        for row in own_rows:
             by_way.setdefault((row.method, row.order), []).append(row)
         needed = {
             (method, order): _needed(
@@ -263,14 +263,14 @@ def _unfinished(
             missing = []
             for transfer, name, i, j in needed[method, order]:
                 scores = by_key.get(Key(run, method, transfer, order, name))
-                told = (
+                values = (
                     None
                     if scores is None
                     else scores.reference.get(seed)
                     if i is None
                     else scores.seeds.get(seed, {i: None})[i]
                 )
-                if told is None or told[j] is None:
+                if values is None or values[j] is None:
                     domains = orders[(run, order)]
                     missing.append(f"{name} of {domains[j]}{'' if i is None else f' after {domains[i]}'}")
             return missing
