@@ -91,7 +91,7 @@ class Estimate:
 def number(value: float, metric: Metric, *, signed: bool = False) -> str:
     """``value`` as shown: in the metric's unit and precision, never as minus zero.
 
-    >>> number(0.21449, LM_LOSS), number(0.0634, metric("accuracy"), signed=True), number(-1e-9, LM_LOSS)
+    >>> number(0.21449, LM_LOSS), number(0.0634, metric_of("accuracy"), signed=True), number(-1e-9, LM_LOSS)
     ('0.214', '+6.3', '0.000')
     """
     text = f"{value * metric.scale:{'+' if signed else ''}.{metric.decimals}f}"
