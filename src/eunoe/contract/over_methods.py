@@ -25,9 +25,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def registered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The added rows stand in METHODS while a test runs; nothing is drawn on the screen."""
+def registered(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The added rows stand in METHODS while a test runs; nothing is drawn on the screen, fetched or kept in the user's cache."""
     monkeypatch.setattr("eunoe.progress.console.quiet", True)
+    monkeypatch.setenv("EUNOE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name, entry in getattr(request.module, "ADDED", {}).items():
         monkeypatch.setitem(METHODS, name, entry)
 

@@ -1,6 +1,6 @@
 """The one table of methods: command line, recipes, tests, docs and reports all read it.
 
-A new method is one file, one row here, one test file.
+A new method is one file, one row here, one test file. An installed package adds its own by an entry point (table.py).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -21,30 +21,10 @@ from eunoe.methods.lora import Lora, LoraSettings
 from eunoe.methods.ncl import Ncl, NclSettings
 from eunoe.methods.olora import OLora, OLoraSettings
 from eunoe.methods.peft import Peft, PeftSettings
+from eunoe.methods.table import Entry, Table
 from eunoe.methods.together import Together
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A method, the dataclass of its settings, and the facts by which one chooses among methods."""
-
-    method: type[Method]
-    settings: type[Any]
-    summary: str
-    """What it does, in one line."""
-    reads: frozenset[Literal["earlier", "general"]] = frozenset()
-    """``earlier``: the text of earlier domains; ``general``: the recipe's general text. A stage hands it only this."""
-    paper: str = ""
-    """Whose method it is, as ``Ke et al. 2022, arXiv 2210.05549``; empty: a common practice."""
-    keeps: str = ""
-    """What it keeps of earlier domains, in a few words: ``nothing``, ``their Fisher and weights``, ``256 of their blocks``."""
-    arithmetic: float = 1.0
-    """A training step's arithmetic against ncl's, at its default settings and in its dearest stage."""
-    memory: str = ""
-    """Memory that it needs in training beyond ncl's, or below it, in models' weights: ``+ 1 model (teacher)``, ``- 3 models``."""
-
-
-METHODS: dict[str, Entry] = {
+_OWN: dict[str, Entry] = {
     "ncl": Entry(
         Ncl, NclSettings, "train all weights on each domain in turn and protect nothing; forgets",
         keeps="nothing", arithmetic=1.0, memory="weights, gradients, two moments: 4 models",
@@ -71,6 +51,7 @@ METHODS: dict[str, Entry] = {
         paper="Ke et al. 2023, arXiv 2302.03241", keeps="the importance of their units", arithmetic=2.8,
     ),
 }  # fmt: skip
+METHODS = Table(_OWN)
 
 
 @dataclass(frozen=True)

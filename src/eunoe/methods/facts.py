@@ -15,15 +15,17 @@ MARKS = (
 def rows() -> list[tuple[str, ...]]:
     """A line of headings, then one for each method: what decides a choice, short enough for a terminal."""
     head = ("method", "forgets", "domain at use", "reads again", "x ncl", "what it does")
-    return [head, *((name, *_chooses(entry), entry.summary) for name, entry in METHODS.items())]
+    return [head, *((name, *_chooses(entry), _summary(entry)) for name, entry in METHODS.items())]
 
 
 def table() -> str:
-    """All facts of every row, as Markdown."""
+    """All facts of every row of eunoe's own, as Markdown."""
     head = ("method", "what it does", "forgets", "domain at use", "reads again", "keeps of earlier domains",
             "arithmetic, ncl = 1", "memory beyond ncl's", "source")  # fmt: skip
     lines = [head, ("---",) * len(head)]
     for name, entry in METHODS.items():
+        if entry.package:  # the page is the same wherever it is made
+            continue
         forgets, domain, reads, arithmetic = _chooses(entry)
         lines.append(
             (
@@ -50,6 +52,11 @@ def in_page(page: str) -> str:
             f"the page does not say where the table of methods stands: put the lines {MARKS[0]!r} and {MARKS[1]!r} into it."
         )
     return before + start + table() + end + after
+
+
+def _summary(entry: Entry) -> str:
+    """What it does, and whose package brings it."""
+    return f"{entry.summary} [{entry.package}]" if entry.package else entry.summary
 
 
 def _chooses(entry: Entry) -> tuple[str, str, str, str]:

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
+from eunoe.contract.over_methods import *  # noqa: F403
+from eunoe.contract.tiny import tiny_folder
+from eunoe.contract.tiny_run import state, tiny_settings
 from eunoe.engine import run
 from eunoe.errors import Interrupted
 from eunoe.methods import METHODS, Method
 from eunoe.recipe import load_recipe
 from eunoe.report.schema import read_rows
 from eunoe.verify import verify
-from tests.tiny import tiny_folder
-from tests.tiny_run import state, tiny_settings
 
 EXEMPT = ("times.jsonl", "environment.json")
 
@@ -38,11 +39,9 @@ def recipe(folder: Path, name: str, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-@pytest.mark.parametrize("name", METHODS)
 def test_it_is_scored_resumed_to_the_same_bytes_and_keeps_its_promises(
     name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eunoe.progress.console.quiet", True)
     file, method = recipe(tmp_path, name, kind), METHODS[name].method
     whole, stopped = tmp_path / "a" / "out", tmp_path / "b" / "out"
     steps, real = [], method.after_step
