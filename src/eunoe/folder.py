@@ -28,9 +28,10 @@ import torch
 from eunoe import stop
 from eunoe.atomic import write_text
 from eunoe.errors import EunoeError
-from eunoe.foreign import visible
+from eunoe.foreign import reading, visible
+from eunoe.methods import METHODS
 from eunoe.progress import say, say_once
-from eunoe.recipe import read_yaml, same_run, to_yaml
+from eunoe.recipe import Recipe, Study, read_yaml, same_run, to_yaml
 
 _FIRST = (".lock", ".locks", "recipe.yaml.partial")
 """What a kill in a run's first moment leaves behind."""
@@ -78,7 +79,8 @@ def claimed(
             if not (out / "recipe.yaml").is_file():
                 write_text(out / "recipe.yaml", to_yaml(recipe))
             if not (out / "environment.json").is_file():
-                write_text(out / "environment.json", json.dumps(environment(command), indent=1) + "\n")
+                write_text(out / "environment.json", json.dumps(environment(command, recipe), indent=1) + "\n")
+            _say_other_packages(out, recipe)
         _refuse_other_reads(out, reads, write=alone)
         if alone and shared:
             with suppress(OSError):  # no locks here: ``try_lock`` said so
@@ -278,8 +280,8 @@ def rows_hash(out: Path) -> str:
 
 
 # -- beside it ------------------------------------------------------------------------------------------------------
-def environment(command: str) -> dict[str, Any]:
-    """Versions and machine facts that the numbers may depend on, and the command."""
+def environment(command: str, recipe: Recipe | Study) -> dict[str, Any]:
+    """Versions and machine facts that the numbers may depend on, and the command; of a method that a package brings, whose it is."""
     packages = (
         "eunoe",
         "torch",
@@ -294,8 +296,28 @@ def environment(command: str) -> dict[str, Any]:
     return {
         "command": command, "python": platform.python_version(), **{name: version(name) for name in packages},
         "machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", **_packages(recipe),
     }  # fmt: skip
+
+
+def _packages(recipe: Recipe | Study) -> dict[str, str]:
+    """``method NAME`` -> the installed package and version that bring it, for the recipe's methods that are not eunoe's own."""
+    chosen = [method["name"] for method in recipe.methods] if isinstance(recipe, Recipe) else []
+    names = [name for one in chosen for name in ([one] if isinstance(one, str) else one)]
+    return {f"method {name}": METHODS[name].package for name in names if METHODS[name].package}
+
+
+def _say_other_packages(out: Path, recipe: Recipe | Study) -> None:
+    """A warning where a resumed run takes a method from another version of a package than it began with."""
+    now = _packages(recipe)
+    if not now:
+        return
+    with reading(out / "environment.json", "Restore it from a copy, or delete it."):
+        was = dict(json.loads((out / "environment.json").read_text(encoding="utf-8")))
+    for method, package in now.items():
+        if was.get(method) not in (None, package):
+            say(f"warning: {out} was begun with the {method} of {visible(was[method])}; it is now of {package}, which may learn in "
+                "another way.")  # fmt: skip
 
 
 def note_time(out: Path, what: str, seconds: float, tokens: int) -> None:

@@ -61,7 +61,7 @@ def verify(out: Path | str) -> list[Finding]:
     ):
         file = out / "environment.json"
         was = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    now = environment("")
+    now = environment("", plan.recipe)
     same_machine = all(was.get(key) == value for key, value in now.items() if key not in ("command", "threads"))
     if isinstance(plan.recipe.threads, int):
         torch.set_num_threads(plan.recipe.threads)

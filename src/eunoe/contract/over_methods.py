@@ -1,7 +1,7 @@
-"""Over which methods the tests of the contract go: every row of METHODS, and those that a module adds in ``ADDED``.
+"""Over which methods the tests of the contract go: those that installed packages bring, or else all of METHODS.
 
 A test of the contract asks for ``name``. A module that imports the tests (``from eunoe.contract.test_methods import *``) and
-sets ``ADDED`` runs them over its own rows as well, as if each were a row of METHODS.
+sets ``ADDED`` runs them over all of METHODS and its own rows, as if each were a row of METHODS.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ import pytest
 
 from eunoe.methods import METHODS, Entry
 
-ADDED: dict[str, Entry] = {}
-
 
 def rows(module: object) -> dict[str, Entry]:
     """The rows that the tests of ``module`` go over."""
-    return {**dict(sorted(METHODS.items())), **getattr(module, "ADDED", {})}
+    added = getattr(module, "ADDED", None)
+    if added is not None:
+        return {**METHODS, **added}
+    return {name: entry for name, entry in METHODS.items() if entry.package} or dict(METHODS)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for ``name`` runs once for each row."""
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", list(rows(metafunc.module)))
+        metafunc.parametrize("name", sorted(rows(metafunc.module)))
 
 
 @pytest.fixture(autouse=True)
@@ -36,4 +37,4 @@ def registered(
         monkeypatch.setitem(METHODS, name, entry)
 
 
-__all__ = ["ADDED", "pytest_generate_tests", "registered", "rows"]
+__all__ = ["pytest_generate_tests", "registered", "rows"]

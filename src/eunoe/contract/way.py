@@ -20,7 +20,7 @@ from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks, joined
 from eunoe.evaluate.evaluator import hidden_states
 from eunoe.methods import METHODS, Method, choose_method
-from eunoe.methods.base import Stage
+from eunoe.methods.base import Stage, trainable
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
 from eunoe.recipe import LoopSettings, TrainingSettings
@@ -98,9 +98,11 @@ class Way:
     def job(self, method: Method, i: int, folder: Path | None = None, steps: int = STEPS, **change: Any) -> Job:
         settings = LoopSettings(**{"batch": 6, "lr": 0.01, "warmup": 0.0, "checkpoint_every": 2, **change})
         stage = self.stage(i, steps, settings.micro_batch)
-        optimizer = {"name": "adamw", "weight_decay": 0.1}
+        # gradients are compared in float64, and Adam would make a rounding of 1e-16 in a gradient near 0 a step of its full size
+        plain = lambda model: torch.optim.SGD([p for _, p in trainable(model)], lr=0.1)  # noqa: E731
+        adamw = lambda model: make_optimizer({"name": "adamw", "weight_decay": 0.1}, model, settings.lr, steps)  # noqa: E731
         return Job(name=self.names[i], model=method.model, batches=stage.batches, loss=lm_loss, settings=settings, seed=2, method=method,
-                   folder=folder, stage=stage, optimizer=lambda m: make_optimizer(optimizer, m, settings.lr, steps))  # fmt: skip
+                   folder=folder, stage=stage, optimizer=plain if self.double else adamw)  # fmt: skip
 
     def keep(self, i: int, method: Method) -> None:
         """What stage ``i`` left, through a checkpoint's form."""

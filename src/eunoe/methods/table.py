@@ -124,8 +124,10 @@ def added_rows(own: Mapping[str, Entry]) -> tuple[dict[str, Entry], dict[str, st
                 raise EunoeError("two packages take one name. Remove one of them with pip uninstall.")
             with reading(f"its entry point {offered[0][1].value}", advice):
                 added[name] = replace(_checked(offered[0][1].load()), package=packages)
-        except (EunoeError, SystemExit) as error:
-            refused[name] = f"{what} is left out: {error or f'it ends the program when it is imported. {advice}'}"
+        except EunoeError as error:
+            refused[name] = f"{what} is left out: {error}"
+        except SystemExit:
+            refused[name] = f"{what} is left out: it ends the program when it is imported. {advice}"
     return added, refused
 
 
