@@ -75,11 +75,13 @@ def test_a_run_records_the_package_and_says_when_another_version_resumes_it(
     }
     assert "eunoe-near 1.0" in report.read_text(encoding="utf-8")
     capsys.readouterr()
+    (tmp_path / "out" / "finished.json").unlink()  # as if it had been stopped
     run(load_recipe(file), tmp_path / "out", "x")
     assert "begun with" not in capsys.readouterr().err
     shutil.rmtree(tmp_path / "site")
     other, _ = read(install_example(tmp_path / "other", "1.1"), monkeypatch=monkeypatch)
     monkeypatch.setitem(METHODS, "near", other["near"])
+    (tmp_path / "out" / "finished.json").unlink()
     run(load_recipe(file), tmp_path / "out", "x")
     assert "was begun with the method near of eunoe-near 1.0; it is now of eunoe-near 1.1" in capsys.readouterr().err
 
