@@ -29,7 +29,7 @@ from eunoe.folder import derived_seed, note_time, recorded, says_whose
 from eunoe.foreign import first_line
 from eunoe.material import Material
 from eunoe.methods import Chosen
-from eunoe.methods.base import Method, Stage
+from eunoe.methods.base import Method, Stage, bytes_of
 from eunoe.models.anatomy import anatomy
 from eunoe.models.heads import lm_loss
 from eunoe.models.load import pretrained
@@ -124,6 +124,8 @@ class Walk:
                              "smaller sizes, or a machine with more memory.") from error  # fmt: skip
         self.lm.model.to(ranks.device())  # after it was drawn on the CPU, so the same weights start anywhere
         self.stage, self.steps = -1, 0
+        self.size = 0
+        """Bytes of the tensors of the final it was restored from."""
         self.curve: str | None = None
         self.start = "pretrained"
         """Names the state: the digest of the final it was restored from, or of all that hold it together."""
@@ -169,6 +171,7 @@ class Walk:
         try:
             with checkpoint.forged(state.folder):
                 self.steps, self.curve = int(state.groups["steps"]), state.groups.get("curve")
+                self.size = bytes_of([state.groups["weights"], state.groups["method"]])
                 self.method.restore(
                     self.sequence.names[i], state.groups["weights"], state.groups["method"], str(state.folder)
                 )
@@ -284,6 +287,7 @@ class Walk:
         if self.curve is not None or not (self.out / names[-1]).is_file():  # before 0.2 the final did not hold it
             write_text(self.out / names[-1], str(self.curve or "step,loss,lr,grad_norm\n"))
         files, warnings = self.method.facts()
+        files = {**files, "sizes.json": {"checkpoint": self.size, "beside": self.method.sizes()}}
         for name, value in files.items():
             names.append(f"{sequence.stage_key(i)}/{name}")
             write_text(self.out / names[-1], json.dumps(value) + "\n")

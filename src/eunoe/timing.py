@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from eunoe import stop
 from eunoe.cells import Board
@@ -24,7 +22,7 @@ from eunoe.evaluate.answers import answer
 from eunoe.evaluate.evaluator import lm_score
 from eunoe.head import head_job
 from eunoe.material import Material
-from eunoe.methods.base import Method
+from eunoe.methods.base import Method, bytes_of
 from eunoe.plan import Ask, Head, Learn, Measure, Publish, RunPlan
 from eunoe.progress import say
 from eunoe.recipe import LoopSettings
@@ -273,10 +271,10 @@ class TimedRun(Timed):
             walk.method.activate(domain)
             asked = self.recipe.evaluation
             self.answers = _seconds(lambda: answer(walk.lm, asked.prompts[0], asked.answer_tokens)) * len(asked.prompts)
-        weights = _bytes(walk.method.weights())
-        self.kept[label] = weights + _bytes(walk.method.state_dict())
+        weights = bytes_of(walk.method.weights())
+        self.kept[label] = weights + bytes_of(walk.method.state_dict())
         if scored is not None and stages:
-            self.kept[label] += _bytes(walk.read(domain, self.material.valid[scored][0]["input_ids"][:2]))
+            self.kept[label] += bytes_of(walk.read(domain, self.material.valid[scored][0]["input_ids"][:2]))
         self.weights[label] = weights
         self.publishes[label] = type(walk.method).publish is not Method.publish
 
@@ -354,16 +352,6 @@ class TimedStudy(Timed):
         return Piece(
             work.key, needs, work.cell.group, "end task", work.system, steps, seconds + self.text + saving, 0, way
         )
-
-
-def _bytes(value: Any) -> int:
-    """Bytes of all tensors in nested mappings and lists."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    inner: Iterable[Any] = (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    )
-    return sum(map(_bytes, inner))
 
 
 def nowhere() -> Path:

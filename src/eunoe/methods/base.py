@@ -232,6 +232,14 @@ class Method:
         """After a stage: files beside its state (name -> what JSON holds), and warnings for people."""
         return {}, []
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes that the method keeps beside the model while it learns the next domain, wherever they lie, by what they are: ``Fisher``,
+        ``buffer, on disk``. Asked for after a stage.
+
+        Default: the tensors of ``state_dict``, by its keys. A method adds what lives within a stage alone, as a teacher does.
+        """
+        return {key: size for key, value in self.state_dict().items() if (size := bytes_of(value))}
+
     def publish(self, folder: Path) -> None:
         """Write to ``folder`` what a plain script needs to use the learnt domains; nothing where the weights are all."""
 
@@ -243,6 +251,18 @@ class Method:
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Named weights that training may change; tied weights once."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of all tensors in nested mappings and lists.
+
+    >>> bytes_of({"mask": torch.ones(3, dtype=torch.bool), "each": [torch.ones(2)], "name": "a"})
+    11
+    """
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(bytes_of, inner))
 
 
 def freeze(model: nn.Module) -> None:
@@ -267,4 +287,4 @@ def restore(into: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) 
             into[name].copy_(value)
 
 
-__all__ = ["Batches", "Loss", "LossSum", "Method", "Outputs", "Stage", "freeze", "restore", "trainable"]
+__all__ = ["Batches", "Loss", "LossSum", "Method", "Outputs", "Stage", "bytes_of", "freeze", "restore", "trainable"]

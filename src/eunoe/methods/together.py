@@ -160,6 +160,10 @@ class Together(Method):
         each = [part.facts() for part in self.parts]
         return {k: v for files, _ in each for k, v in files.items()}, [line for _, lines in each for line in lines]
 
+    def sizes(self) -> dict[str, int]:
+        each = zip(self.keys, self.parts, strict=True)
+        return {f"{key}: {name}": size for key, part in each for name, size in part.sizes().items()}
+
     def publish(self, folder: Path) -> None:
         for part in self.parts:
             part.publish(folder)

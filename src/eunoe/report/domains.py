@@ -23,6 +23,7 @@ from eunoe.report.read import Run
 from eunoe.report.retention import kept_by_domains
 from eunoe.report.retention_page import retention_section
 from eunoe.report.schema import Row
+from eunoe.report.sizes import sizes_section
 from eunoe.report.summary import Line, Summary, heading, labels, summarize
 
 MAPS, MAPPED = 60, 30
@@ -42,6 +43,7 @@ def part(runs: Sequence[Run]) -> html.Part:
         _matrices(summary, names),
         _summary_tables(summary, _general_note(runs, names)),
         retention_section(kept_by_domains(rows, names)),
+        sizes_section(runs, names),
         capacity_section(runs, names),
         _curves(runs, names, looks),
         _by_domain(summary, names),

@@ -47,6 +47,20 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What a method kept after one domain, in bytes."""
+
+    method: str
+    order: str
+    seed: int
+    place: int
+    checkpoint: int
+    """The state of this domain, on disk."""
+    beside: dict[str, int]
+    """What it keeps beside the model while it learns the next domain, by what it is."""
+
+
+@dataclass(frozen=True)
 class Notes:
     """What a method says of its sequence, in its own words."""
 
@@ -78,6 +92,7 @@ class Run:
     observed: dict[tuple[str, str], list[Curve]]
     """Of a study: (task, what) -> curves, labelled as in the rows; what is ``loss`` or a metric seen while it trained."""
     capacity: list[Capacity]
+    sizes: list[Sizes]
     notes: list[Notes]
     samples: list[Sample]
     damaged: list[str]
@@ -133,7 +148,7 @@ def read_run(folder: str | Path) -> Run:
     return Run(
         rows[0].run, rows, recipe[0] if recipe else None, reader.read(read_object, folder / "environment.json"),
         _study(recipe[1] if recipe else None, rows), _curves(reader, rows), _observed(reader), _capacity(reader, rows),
-        _notes(reader, rows), reader.read(read_samples, folder / "samples.jsonl") or [], reader.sentences,
+        _sizes(reader, rows), _notes(reader, rows), reader.read(read_samples, folder / "samples.jsonl") or [], reader.sentences,
     )  # fmt: skip
 
 
@@ -221,6 +236,19 @@ def _is_mask(mask: Any) -> bool:
     return all(map(is_count, counts)) and bool(mask["size"])
 
 
+def read_sizes(file: Path) -> tuple[int, dict[str, int]]:
+    """Bytes of a checkpoint, and of what is kept beside the model; raises ``EunoeError`` for anything else."""
+    sizes = read_object(file)
+    checkpoint, beside = sizes.get("checkpoint"), sizes.get("beside")
+    if not isinstance(beside, dict) or not all(map(is_count, (checkpoint, *beside.values()))):
+        refuse(
+            clean(str(file)),
+            "does not hold sizes: checkpoint is a number of bytes, beside maps names to such numbers",
+            AGAIN,
+        )
+    return int(checkpoint or 0), {clean(name): size for name, size in beside.items()}
+
+
 def read_notes(file: Path) -> tuple[str | None, tuple[str, ...]]:
     """How general text is read, and other lines; raises ``EunoeError`` for anything else."""
     notes = read_object(file)
@@ -284,6 +312,16 @@ def _capacity(reader: Reader, rows: Iterable[Row]) -> list[Capacity]:
     return capacity
 
 
+def _sizes(reader: Reader, rows: Iterable[Row]) -> list[Sizes]:
+    """What each method kept after each domain, in the order of the rows."""
+    sizes = []
+    for file, method, order, seed, place, _ in _places(reader.folder, "sizes.json", rows):
+        kept = reader.read(read_sizes, file)
+        if kept is not None:
+            sizes.append(Sizes(method, order, seed, place, *kept))
+    return sizes
+
+
 def _notes(reader: Reader, rows: Iterable[Row]) -> list[Notes]:
     """Notes of each sequence, by method in the order of the rows."""
     methods = {method: i for i, method in enumerate(dict.fromkeys(row.method for row in rows))}
@@ -324,7 +362,7 @@ def _count(text: str) -> int | None:
 def damaged(folder: str | Path) -> list[Damage]:
     """The files of a run folder that cannot be read, or say something else than its rows; [] for a whole run.
 
-    Made again from the rows: matrix.csv and report.html; from the last states: capacity.json, notes.json and samples.jsonl.
+    Made again from the rows: matrix.csv and report.html; from the last states: capacity.json, sizes.json, notes.json and samples.jsonl.
     Files that are missing are no damage, and checkpoints are checked by ``eunoe.checkpoint``.
     """
     folder = existing(folder)
@@ -361,6 +399,7 @@ FILES: Mapping[str, Callable[[Path], object]] = {
     **dict.fromkeys(("head/curve.csv", "sequences/*/domains/*/curve.csv", "cells/*/*/curve.csv"), read_curve),
     "cells/*/*/observed.csv": read_observed,
     "sequences/*/domains/*/capacity.json": read_masks,
+    "sequences/*/domains/*/sizes.json": read_sizes,
     "sequences/*/notes.json": read_notes,
     **dict.fromkeys(("samples.jsonl", "sequences/*/samples.jsonl"), read_samples),
     "times.jsonl": _times,
@@ -370,5 +409,5 @@ FILES: Mapping[str, Callable[[Path], object]] = {
 
 
 __all__ = [
-    "Capacity", "Damage", "Notes", "Run", "clean", "damaged", "existing", "read_run", "read_runs",
+    "Capacity", "Damage", "Notes", "Run", "Sizes", "clean", "damaged", "existing", "read_run", "read_runs",
 ]  # fmt: skip
