@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -20,13 +21,14 @@ from eunoe import cli, run_recipe, verify_run
 from eunoe.methods import METHODS
 from eunoe.methods.base import Method
 from eunoe.models.anatomy import FAMILIES
+from eunoe.optim import RecAdam
 from eunoe.optim.table import OPTIMIZERS, AdamWSettings, BertAdamSettings, RecAdamSettings
 from eunoe.plan import resolve
 from eunoe.recipe import load_recipe, parse_yaml, shipped_recipes
 from eunoe.study import resolve_study
 from eunoe.transfer import TRANSFERS
 from eunoe.transfer.finetune import FinetuneSettings
-from tests.tiny import tiny_folder
+from tests.tiny import tiny_bert, tiny_folder
 from tests.tiny_run import tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,6 +128,45 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
         if anchor:
             slugs = [re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower()) for _, text in headings(file)]
             assert anchor in slugs, f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda p: p.name)
+def test_a_newcomer_reads_a_page_and_a_half_before_the_tree(page: Path) -> None:
+    assert page.read_text(encoding="utf-8").split("\n```text\nREADME.md ")[0].count("\n") <= 150
+
+
+def test_the_commands_of_the_readme_make_a_recipe_of_this_repository_that_resolves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    fence = next(f for f in fences(READMES[0], "bash") if "eunoe new" in f.text)
+    for name in ("docs", "src"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    before, _, after = fence.text.partition("eunoe new")
+    subprocess.run(["bash", "-euc", before], check=True)
+    assert cli.main(["new", *shlex.split(after.splitlines()[0], comments=True)]) == 0
+    recipe = load_recipe("mine.yaml")
+    assert isinstance(recipe, eunoe.recipe.Recipe)
+    assert sorted(domain.name for domain in recipe.domains) == ["code", "pages"]
+    assert str(Path("runs", recipe.name)) == re.findall(r"^eunoe verify (\S+)", fence.text, re.MULTILINE)[0]
+    assert resolve(recipe).sequences
+
+
+def test_the_python_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a tiny recipe in place of the demo, and a tiny model."""
+    monkeypatch.setattr("eunoe.progress.console.quiet", True)
+    monkeypatch.setenv("EUNOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    small = tiny_recipe(tmp_path, methods=["cpt"], seeds=[0])
+    monkeypatch.setattr("eunoe.load_recipe", lambda name, changes: load_recipe(small, changes))
+    names: dict[str, Any] = {"model": tiny_bert()}
+    for fence in fences(READMES[0], "python"):
+        exec(compile(fence.text, "README.md", "exec"), names)
+    assert "True" in capsys.readouterr().out
+    assert Path("short.html").is_file()
+    assert isinstance(names["optimizer"], RecAdam)
 
 
 # -- settings -----------------------------------------------------------------------------------------------------
