@@ -20,10 +20,11 @@ from torch import Tensor
 
 from eunoe import checkpoint, stop
 from eunoe.atomic import write_text
+from eunoe.data.collate import Batch
 from eunoe.data.corpus import load_blocks
 from eunoe.errors import EunoeError
 from eunoe.evaluate.routing import mixed_losses, mixture, route, routing_batches, row_means, second_half, token_losses
-from eunoe.methods import METHODS
+from eunoe.methods import METHODS, Method
 from eunoe.plan import RunPlan, load_run, model_settings
 from eunoe.recipe import as_path
 from eunoe.sequence import Sequence, Walk
@@ -114,10 +115,15 @@ def _read(plan: RunPlan, walk: Walk, domain: str, choices: Listed[str]) -> tuple
     last = len(walk.sequence.stages) - 1
     names = [walk.sequence.reads_as(choice, last) or choice for choice in choices]
     device = next(lm.model.parameters()).device
+
+    def read(batch: Batch, choice: str | None) -> Tensor:
+        """As a domain; as none the pretrained model, also where a method would mix its domains then."""
+        return walk.method.log_probs(batch, choice) if choice else Method.log_probs(walk.method, batch, None)
+
     for batch, owners in routing_batches(lm, blocks, recipe.evaluation.batch, recipe.training.mask_rate):
         stop.check("routing")
         here = {k: v.to(device) for k, v in batch.items()}
-        losses.append(token_losses(lm.model, here, [*names, None], walk.method.log_probs))
+        losses.append(token_losses(lm.model, here, [*names, None], read))
         rows.append(owners)
         late.append(second_half(batch))
     return torch.cat(losses), torch.cat(rows), torch.cat(late), len(blocks)

@@ -83,9 +83,9 @@ class Sequence:
         return self.names[i] if len(self.stages[i]) == 1 else domain
 
     def steps(self, i: int, material: Material) -> int:
-        """Optimizer steps of stage ``i``."""
+        """Optimizer steps of stage ``i``; a recipe's ``steps`` are a domain's, so a stage of several has them for each."""
         blocks, settings = sum(len(material.train[domain]) for domain in self.stages[i]), self.training
-        return settings.steps or max(1, round(blocks * settings.epochs / settings.batch))
+        return (settings.steps or 0) * len(self.stages[i]) or max(1, round(blocks * settings.epochs / settings.batch))
 
     def stage_key(self, i: int) -> str:
         """The folder of stage ``i``, below the run."""
@@ -321,6 +321,7 @@ class Walk:
         """SHA-256 over every bit of a weight that the domain's output reads; None where the method promises nothing."""
         if self.method.forgets:
             return None
+        self.method.activate(domain)
         named, total = dict(self.lm.model.named_parameters()), hashlib.sha256()
         for name, entries in sorted(self.method.reads(domain).items()):
             weight = named[name].detach().cpu()

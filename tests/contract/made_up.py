@@ -379,12 +379,12 @@ EARLIER: frozenset[Any] = frozenset({"earlier"})
 MADE_UP = {
     "teacher": Entry(Teacher, Settings, "made up"),
     "fisher": Entry(Fisher, Settings, "made up"),
-    "replay": Entry(Replay, Settings, "made up", reads=EARLIER),
+    "old-rows": Entry(Replay, Settings, "made up", reads=EARLIER),
     "of-one-domain": Entry(OfOneDomain, Settings, "made up"),
     "prompts": Entry(Prompts, Settings, "made up"),
-    "joint": Entry(Joint, Settings, "made up"),
+    "all-at-once": Entry(Joint, Settings, "made up"),
     "from-base": Entry(FromBase, Settings, "made up"),
-    "merge": Entry(Merge, Settings, "made up"),
+    "part-way": Entry(Merge, Settings, "made up"),
     "returning": Entry(Returning, Settings, "made up"),
     "of-halves": Entry(OfHalves, Settings, "made up"),
 }

@@ -77,7 +77,9 @@ def test_a_run_of_all_made_up_methods_is_resumed_to_the_same_bytes(
     rows = read_rows(whole / "rows.jsonl")
     for name in names:
         assert {row.task for row in rows if row.method == name} == {"sport", "money", "general"}
-    stops = {name: (2 if name == "joint" else 5) for name in names}  # in the last stage, after its second step
+    stops = dict.fromkeys(
+        names, 5
+    )  # in the last stage, after its second step; of the one stage of two domains, after its fifth
     assert resumed(file, killed, monkeypatch, stops) == len(names)
     assert state(killed, EXEMPT) == state(whole, EXEMPT)
     findings = verify(killed)
@@ -138,17 +140,17 @@ def test_every_stage_and_end_task_of_a_run_is_in_bf16_also_after_a_resume(
 ) -> None:
     plain = yaml.safe_load(recipe(tmp_path).read_text())
     file = recipe(
-        tmp_path, methods=["ncl", "replay"], training={**plain["training"], "precision": "bf16"},
+        tmp_path, methods=["ncl", "old-rows"], training={**plain["training"], "precision": "bf16"},
         transfer={**plain["transfer"], "precision": "bf16"},
     )  # fmt: skip
     whole, killed = tmp_path / "a" / "out", tmp_path / "b" / "out"
     run(load_recipe(file), whole, "x")
     trained = {
-        f"{name} · seed 0 · {what}" for name in ("ncl", "replay") for what in ("sport", "money", "end task sport")
+        f"{name} · seed 0 · {what}" for name in ("ncl", "old-rows") for what in ("sport", "money", "end task sport")
     }
     assert half(seen) == trained
     seen.clear()
-    assert resumed(file, killed, monkeypatch, {"ncl": 2, "replay": 5}) == 2
+    assert resumed(file, killed, monkeypatch, {"ncl": 2, "old-rows": 5}) == 2
     assert half(seen) == trained
     assert state(killed, EXEMPT) == state(whole, EXEMPT)
     seen.clear()

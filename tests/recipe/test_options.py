@@ -284,6 +284,13 @@ GRID = {
 }
 """Two points that differ in how often they are scored: their last scores are equal, and the best is seen by the second alone."""
 
+ADAPTER: dict[str, tuple[Any, ...]] = {
+    "reduction": (16, 4),
+    "places": ("feed_forward", "both"),
+    "activation": ("relu", "tanh"),
+    "backbone": ("frozen", "trained", TASK),
+}
+
 EFFECTS: dict[type[Any], dict[str, Effect]] = {
     CorpusSettings: group(corpus, "", {
         "source": ("sport.txt", "money.txt"),
@@ -436,6 +443,18 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
         "plugins": (None, "plug-ins"),
     }, {"methods": [{"name": "cpt"}]}),
     METHODS["ncl"].settings: {},
+    METHODS["none"].settings: {},
+    METHODS["joint"].settings: {},
+    METHODS["one"].settings: {},
+    METHODS["adapter-one"].settings: group(domains, "methods.0.", ADAPTER, {"methods": [{"name": "adapter-one"}]}),
+    METHODS["demix"].settings: group(domains, "methods.0.", {
+        **ADAPTER,
+        "sample": (1, 10_000, {**TWO, "domains.*.task": None}),
+    }, {"methods": [{"name": "demix"}]}),
+    METHODS["prompt-one"].settings: group(domains, "methods.0.", {
+        "length": (4, 6),
+        "backbone": ("frozen", "trained", {**TASK, "methods": [{"name": "prompt-one", "length": 4}]}),
+    }, {"methods": [{"name": "prompt-one"}]}),
 }  # fmt: skip
 """Settings class -> field -> how its effect is seen."""
 

@@ -1,6 +1,6 @@
 """Over which methods the tests of the contract go: those that installed packages bring, or else all of METHODS.
 
-A test of the contract asks for ``name``. A module that imports the tests (``from eunoe.contract.test_methods import *``) and
+A test of the contract asks for ``name``, a method that learns a stage, or for ``any_name``, which may learn none. A module that imports the tests (``from eunoe.contract.test_methods import *``) and
 sets ``ADDED`` runs them over all of METHODS and its own rows, as if each were a row of METHODS.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from eunoe.contract.way import DOMAINS
 from eunoe.methods import METHODS, Entry
 
 
@@ -19,10 +20,16 @@ def rows(module: object) -> dict[str, Entry]:
     return {name: entry for name, entry in METHODS.items() if entry.package} or dict(METHODS)
 
 
+def learning(module: object) -> dict[str, Entry]:
+    """Those of methods that learn a stage."""
+    return {name: row for name, row in rows(module).items() if row.method.stages(DOMAINS, row.settings())}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for ``name`` runs once for each row."""
-    if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", sorted(rows(metafunc.module)))
+    """A test that asks for ``name`` or ``any_name`` runs once for each row."""
+    for fixture, table in (("name", learning), ("any_name", rows)):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, sorted(table(metafunc.module)))
 
 
 @pytest.fixture(autouse=True)
@@ -37,4 +44,4 @@ def registered(
         monkeypatch.setitem(METHODS, name, entry)
 
 
-__all__ = ["pytest_generate_tests", "registered", "rows"]
+__all__ = ["learning", "pytest_generate_tests", "registered", "rows"]

@@ -40,9 +40,9 @@ def recipe(folder: Path, name: str, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_it_is_scored_resumed_to_the_same_bytes_and_keeps_its_promises(
-    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, method = recipe(tmp_path, name, kind), METHODS[name].method
+    file, method = recipe(tmp_path, any_name, kind), METHODS[any_name].method
     whole, stopped = tmp_path / "a" / "out", tmp_path / "b" / "out"
     steps, real = [], method.after_step
 
@@ -52,11 +52,11 @@ def test_it_is_scored_resumed_to_the_same_bytes_and_keeps_its_promises(
 
     monkeypatch.setattr(method, "after_step", count)
     run(load_recipe(file), whole, "x")
-    rows = [row for row in read_rows(whole / "rows.jsonl") if row.method == name]
+    rows = [row for row in read_rows(whole / "rows.jsonl") if row.method == any_name]
     assert {row.task for row in rows} == {"sport", "money", "general"}
     assert {(row.task, row.metric) for row in rows if row.transfer} >= {("sport", "accuracy")}
-    assert f">{name}<" in (whole / "report.html").read_text(encoding="utf-8")
-    if method.stages(["sport", "money"], METHODS[name].settings()):
+    assert f">{any_name}<" in (whole / "report.html").read_text(encoding="utf-8")
+    if method.stages(["sport", "money"], METHODS[any_name].settings()):
         last = len(steps) - 1
 
         def stop_once(self: Any) -> None:

@@ -130,7 +130,7 @@ def test_a_step_has_the_same_gradient_in_one_and_in_three_micro_batches(name: st
         for weight, grad in one.items():
             assert grad.dtype == torch.float64
             torch.testing.assert_close(three[weight], grad, rtol=1e-12, atol=1e-12)
-    assert max(float(grad.abs().max()) for grad in whole[-1].values()) > 1e-4
+    assert max(float(grad.abs().max()) for grad in whole[-1].values()) > 1e-5
 
 
 # -- what it protects ----------------------------------------------------------------------------------------------------
@@ -173,6 +173,7 @@ def test_what_a_finished_domain_reads_is_named_and_stays(name: str) -> None:
         pytest.skip("it forgets, and need not say")
     way = walked(name, 1)
     method = way.after(0)
+    method.activate("food")
     named = dict(method.model.named_parameters())
     reads = method.reads("food")
     assert reads.keys() <= named.keys()
@@ -180,7 +181,9 @@ def test_what_a_finished_domain_reads_is_named_and_stays(name: str) -> None:
     entries = {n: torch.ones_like(named[n], dtype=torch.bool) if e is None else e for n, e in reads.items()}
     kept = {n: named[n].detach()[e].clone() for n, e in entries.items()}
     expected = states(method, "food")
-    later = dict(walked(name, 2).after(1).model.named_parameters())
+    then = walked(name, 2).after(1)
+    then.activate("food")
+    later = dict(then.model.named_parameters())
     assert all(torch.equal(later[n].detach()[e], kept[n]) for n, e in entries.items())
     with torch.no_grad():  # what is not named may take any value
         for n, p in named.items():
@@ -236,21 +239,22 @@ def test_an_end_task_trains_a_copy_and_leaves_the_original_untouched(
     before, grads = digest(method), [n for n, _ in trainable(method.model)]
     expected = states(method, "food")
     copy = Classifier(deepcopy(method.model), 2, "first")
-    start = {n: p.detach().clone() for n, p in copy.named_parameters()}
     rates = method.for_end_task(copy, domain, freeze)
+    start = {n: p.detach().clone() for n, p in copy.named_parameters()}
     training = dict(trainable(copy))
     assert rates.keys() <= training.keys()
     assert all(0 < factor <= 1 for factor in rates.values())
     assert {"dense.weight", "out.weight", "out.bias"} <= training.keys()
     word = "trunk.embeddings.word_embeddings.weight"
-    assert (word in training) == (freeze == "none")
+    trains = freeze == "none" and not method.freezes_backbone
+    assert (word in training) == trains
     ids = torch.arange(5, 37).reshape(2, 16)
     optimizer = torch.optim.AdamW(list(training.values()), lr=0.1, weight_decay=0.1)
     copy(input_ids=ids).square().sum().backward()
     optimizer.step()
     changed = {n for n, p in copy.named_parameters() if not torch.equal(p, start[n])}
     assert {"dense.weight", "out.weight"} <= changed <= training.keys()
-    assert (word in changed) == (freeze == "none")
+    assert (word in changed) == trains
     assert [n for n, _ in trainable(method.model)] == grads
     assert torch.equal(states(method, "food"), expected)
     assert digest(method) == before

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eunoe import ranks
 from eunoe.contract.over_methods import *  # noqa: F403
-from eunoe.contract.over_methods import rows
+from eunoe.contract.over_methods import learning
 from eunoe.contract.way import CALM, Way, digest, gradients, stopping
 from eunoe.errors import Interrupted
 from eunoe.methods import METHODS, Entry
@@ -79,7 +79,7 @@ def one_of_two(rank: int, port: int, folder: str, table: dict[str, Entry]) -> No
 def test_two_processes_have_the_gradient_of_one_and_resume_to_the_same_bits(
     forks: ForkServerContext, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    table = rows(request.module)
+    table = learning(request.module)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -14,17 +14,61 @@ from torch import nn
 
 from eunoe.choices import choose
 from eunoe.errors import EunoeError
+from eunoe.methods.adapter import AdapterOnly
+from eunoe.methods.adapter_ncl import AdapterNcl
+from eunoe.methods.adapter_one import AdapterOne
 from eunoe.methods.base import Method
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.methods.das import Das, DasSettings
+from eunoe.methods.demix import Demix, DemixSettings
+from eunoe.methods.joint import Joint, JointSettings
 from eunoe.methods.lora import Lora, LoraSettings
 from eunoe.methods.ncl import Ncl, NclSettings
+from eunoe.methods.none import NoMethod, NoneSettings
 from eunoe.methods.olora import OLora, OLoraSettings
+from eunoe.methods.one import One, OneSettings
 from eunoe.methods.peft import Peft, PeftSettings
+from eunoe.methods.prompt_one import PromptOne, PromptSettings
 from eunoe.methods.table import Entry, Table
 from eunoe.methods.together import Together
+from eunoe.plugins.bottleneck import AdapterSettings
 
 _OWN: dict[str, Entry] = {
+    "none": Entry(
+        NoMethod, NoneSettings, "the pretrained model as it is; learns no stage",
+        keeps="all of the pretrained model", arithmetic=0.0, memory="no training",
+    ),
+    "adapter": Entry(
+        AdapterOnly, AdapterSettings, "no post-training; fresh adapters on the frozen model in each end task; learns no stage",
+        paper="Houlsby et al. 2019, arXiv 1902.00751", keeps="all of the pretrained model", arithmetic=0.0, memory="no training",
+    ),
+    "one": Entry(
+        One, OneSettings, "a model of its own for each domain, learnt from the pretrained one; forgets nothing",
+        paper="a baseline of Ke et al. 2022, arXiv 2210.05549", keeps="a model of each domain", arithmetic=1.0,
+        memory="as ncl; on the CPU + 1 model and 1 of each domain where several are read",
+    ),
+    "adapter-ncl": Entry(
+        AdapterNcl, AdapterSettings, "one set of adapters learns all domains in turn on the frozen model; forgets",
+        paper="Houlsby et al. 2019, arXiv 1902.00751", keeps="the pretrained model", arithmetic=0.75, memory="- 3 models + adapters",
+    ),
+    "adapter-one": Entry(
+        AdapterOne, AdapterSettings, "adapters of its own for each domain on the frozen model; forgets nothing",
+        paper="Houlsby et al. 2019, arXiv 1902.00751; Pfeiffer et al. 2021, arXiv 2005.00247", keeps="adapters of each domain",
+        arithmetic=0.75, memory="- 3 models + adapters",
+    ),
+    "prompt-one": Entry(
+        PromptOne, PromptSettings, "a soft prompt of its own for each domain before the frozen model's text; forgets nothing",
+        paper="Lester et al. 2021, arXiv 2104.08691", keeps="a prompt of each domain", arithmetic=1.3, memory="- 3 models + a prompt",
+    ),
+    "demix": Entry(
+        Demix, DemixSettings, "an expert for each domain, started from the nearest; mixed where no domain is given; forgets nothing",
+        paper="Gururangan et al. 2022, arXiv 2108.05036", keeps="an expert of each domain", arithmetic=0.75,
+        memory="- 3 models + an expert; those of earlier domains on the CPU",
+    ),
+    "joint": Entry(
+        Joint, JointSettings, "all weights learn the text of all domains at once, in one stage; the upper bound",
+        keeps="the text of all domains", arithmetic=1.0, memory="as ncl",
+    ),
     "ncl": Entry(
         Ncl, NclSettings, "train all weights on each domain in turn and protect nothing; forgets",
         keeps="nothing", arithmetic=1.0, memory="weights, gradients, two moments: 4 models",

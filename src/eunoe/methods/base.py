@@ -102,6 +102,8 @@ class Method:
     contrasts: bool = False
     """Does its extra loss compare the rows of a micro-batch with each other? Then, and only then, a step's gradient depends on
     how the step is cut. Such a method has a setting ``contrast``, the weight of that term, and at 0 it does not depend on it."""
+    freezes_backbone: bool = False
+    """Do the pretrained weights stay frozen in an end task, even where the transfer does not ask for it?"""
     extra_tokens: int = 0
     """Positions that prompts take."""
     earlier: tuple[str, ...] = ()
@@ -201,10 +203,11 @@ class Method:
     def for_end_task(self, model: nn.Module, domain: str | None, freeze: str | None = None) -> dict[str, float]:
         """Get ``model``, a deep copy of the learnt one with a fresh head, ready for an end task of ``domain``.
 
-        Sets what trains: everything, or with ``freeze="backbone"`` all but the pretrained weights. Returns names of
-        weights whose learning rate differs, each with its factor on the learning rate. The method itself is not changed.
+        Sets what trains: everything, or all but the pretrained weights with ``freeze="backbone"`` and where the method
+        ``freezes_backbone``. Returns names of weights whose learning rate differs, each with its factor on the learning
+        rate. The method itself is not changed.
         """
-        frozen = lookup({"none": False, "backbone": True}, freeze or "none", "freeze")
+        frozen = lookup({"none": self.freezes_backbone, "backbone": True}, freeze or "none", "freeze")
         for p in model.parameters():
             p.requires_grad_(True)
         if frozen:
@@ -219,6 +222,7 @@ class Method:
 
     def reads(self, domain: str) -> dict[str, Tensor | None]:
         """Weight name -> which entries a finished ``domain``'s output depends on: bool, of its shape; None: all of them.
+        The entries are of the weights that the model has while the domain is active.
 
         ``eunoe verify`` hashes them for methods that promise zero forgetting; the others need not say.
         """

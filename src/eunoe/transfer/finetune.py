@@ -134,6 +134,7 @@ def finetune(start: Start, settings: FinetuneSettings) -> Tuned:
     lm, task, seed = start.lm, start.task, start.seed
     train_rows, test_rows = encode_task(lm, task, settings)
     torch.manual_seed(seed)
+    start.method.activate(start.domain)  # what is copied, and where distances are counted from, is the domain's
     own: Pooling = "first" if lm.objective == "masked" else "last"
     pooling = own if settings.pooling == "auto" else settings.pooling
     model = Classifier(deepcopy(lm.model), max(len(task.labels), 1), pooling, settings.dropout)
