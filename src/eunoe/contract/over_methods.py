@@ -1,7 +1,8 @@
 """Over which methods the tests of the contract go: those that installed packages bring, or else all of METHODS.
 
-A test of the contract asks for ``name``, a method that learns a stage, or for ``any_name``, which may learn none. A module that imports the tests (``from eunoe.contract.test_methods import *``) and
-sets ``ADDED`` runs them over all of METHODS and its own rows, as if each were a row of METHODS.
+A test of the contract asks for ``name``, a method that learns a stage, or for ``any_name``, which may learn none. A module that
+imports the tests (``from eunoe.contract.test_methods import *``) and sets ``ADDED`` runs them over all of METHODS and its own
+rows, as if each were a row of METHODS.
 """
 
 from __future__ import annotations
