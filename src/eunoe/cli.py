@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run", allow_abbrev=False, help="carry out a recipe, or resume its run",
         epilog="Any key of the recipe can be given: --training.lr 5e-5 --domains.0.corpus.tokens 100000 "
-               "--domains.'*'.task.test_rows null --methods '[ncl, cpt]'",
+               "--domains.'*'.task.test_rows null --seeds '[0, 1, 2]'",
     )  # fmt: skip
     run.add_argument("recipe", help="a YAML file, or the name of a shipped recipe (eunoe list recipes)")
     run.add_argument("--out", type=Path, help="run folder (default runs/NAME)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import html
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from eunoe.lookup import lookup
 from eunoe.optim.advice import Point
 from eunoe.optim.table import OPTIMIZERS
 from eunoe.progress import console
-from eunoe.recipe import Study, recipe_of
+from eunoe.recipe import Recipe, Study, recipe_of
 from eunoe.report.lines import together
 from eunoe.study import load_study_task, resolve_study
+from eunoe.transfer import TRANSFERS
 
 Overrides = list[tuple[str, str]]
 
@@ -31,7 +33,7 @@ Overrides = list[tuple[str, str]]
 def finetune_study(args: argparse.Namespace, overrides: Overrides) -> Study:
     """The study of ``eunoe finetune``: one task from files or GLUE, one system an optimizer."""
     if (args.glue is None) == (args.train is None):
-        raise EunoeError("eunoe finetune needs the labelled rows: --train FILE (and --test FILE or --test-share 0.2), or "
+        raise EunoeError(f"eunoe {args.command} needs the labelled rows: --train FILE (and --test FILE or --test-share 0.2), or "
                          "--glue rte --data FOLDER; give one of the two.")  # fmt: skip
     own = ("train", "test", "test_share", "text", "pair", "label", "kind")
     given = {key: value for key in own if (value := getattr(args, key)) is not None}
@@ -63,9 +65,9 @@ def glue_study(args: argparse.Namespace, overrides: Overrides) -> Study:
 
 
 def _study(args: argparse.Namespace, tasks: list[dict[str, Any]], overrides: Overrides, **more: Any) -> Study:
-    options = {
-        key: value for key in ("batch", "epochs", "lr", "max_length") if (value := getattr(args, key)) is not None
-    }
+    transfer = TRANSFERS[Recipe.transfer]
+    given = {field.name: getattr(args, field.name, None) for field in fields(transfer.settings)}
+    options = {key: value for key, value in given.items() if value is not None}
     for key, _ in overrides:
         system = key.removeprefix("systems.").split(".")[0]
         if key.startswith("systems.") and system not in (*args.optimizer, "*"):
@@ -74,7 +76,7 @@ def _study(args: argparse.Namespace, tasks: list[dict[str, Any]], overrides: Ove
     systems = {}
     for name in args.optimizer:
         lookup(OPTIMIZERS, name, "optimizer")
-        systems[name] = {"name": "finetune", "optimizer": {"name": name}, "evaluate_every": 0.1, **options}
+        systems[name] = {"name": Recipe.transfer, **transfer.composed, **options, "optimizer": {"name": name}}
     data = {
         "name": args.command, "model": {"name": args.model}, "tasks": tasks, "systems": systems, "seeds": args.seeds,
         "retention": {"general": {"source": args.general}} if args.general else {}, **more,

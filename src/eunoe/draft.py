@@ -24,6 +24,7 @@ from eunoe.data.groups import Group, groups_of, is_general, listed, role, source
 from eunoe.data.tasks import Task, load_task
 from eunoe.errors import EunoeError
 from eunoe.foreign import visible
+from eunoe.methods import METHODS
 from eunoe.plan import resolve as resolve_recipe
 from eunoe.recipe import (
     CorpusSettings,
@@ -35,6 +36,7 @@ from eunoe.recipe import (
     recipe_of,
     refuse_inside,
 )
+from eunoe.transfer import TRANSFERS
 
 LEAST = 1000
 """Characters of a domain at least: some blocks to learn, and one that is held out."""
@@ -304,15 +306,13 @@ def _text(
     why = f"a size for the domain with the least text, {least}; {'several passes' if few else 'one pass'} over it"
     lines += [
         "methods:",
-        "  - ncl   # trains all weights and protects nothing: how much is forgotten",
-        "  - {name: cpt, training: {lr: 1.0e-3}}   # plug-ins that forget nothing; fresh ones need a higher learning rate",
+        *(f"  - {row.drafted}" for row in METHODS.values() if row.drafted and not row.package),
         f"training: {{block: {block}, batch: {BATCH}, {steps}}}   # {why}",
     ]
     if any(domain.task for domain in domains):
         epochs = 20 if rows <= 500 else 5 if rows <= 5000 else 3
-        lines.append(
-            f"transfer: {{name: finetune, epochs: {epochs}, max_length: {BLOCK}}}   # how the end tasks are learnt"
-        )
+        options = TRANSFERS[Recipe.transfer].drafted(epochs, BLOCK)
+        lines.append(f"transfer: {_flow({'name': Recipe.transfer, **options})}   # how the end tasks are learnt")
     lines += [f"evaluation: {evaluation}", "seeds: [0]   # [0, 1, 2] gives intervals, and takes three times as long"]
     if left_out:
         lines += ["", "# Left out:"]

@@ -72,10 +72,12 @@ _OWN: dict[str, Entry] = {
     "ncl": Entry(
         Ncl, NclSettings, "train all weights on each domain in turn and protect nothing; forgets",
         keeps="nothing", arithmetic=1.0, memory="weights, gradients, two moments: 4 models",
+        drafted="ncl   # trains all weights and protects nothing: how much is forgotten",
     ),
     "cpt": Entry(
         Cpt, CptSettings, "plug-ins with hard masks per domain on a frozen model; forgets nothing (EMNLP 2022)",
         paper="Ke et al. 2022, arXiv 2210.05549", keeps="a mask and plug-ins of each domain", memory="- 3 models + plug-ins",
+        drafted="{name: cpt, training: {lr: 1.0e-3}}   # plug-ins that forget nothing; fresh ones need a higher learning rate",
     ),
     "lora": Entry(
         Lora, LoraSettings, "LoRA beside frozen linear layers: one for all domains, or merged after each; forgets less",

@@ -45,6 +45,8 @@ class Entry:
     """A training step's arithmetic against ncl's, at its default settings and in its dearest stage."""
     memory: str = ""
     """Memory that it needs in training beyond ncl's, or below it, in models' weights: ``+ 1 model (teacher)``, ``- 3 models``."""
+    drafted: str = ""
+    """How a recipe of ``eunoe new`` names it, as YAML with a comment; empty: such recipes do not propose it."""
     package: str = ""
     """The installed package and version that brought the row, as ``near 1.0``: the table sets it; empty for eunoe's own."""
 

@@ -9,6 +9,7 @@ TRANSFERS: dict[str, Entry] = {
     "finetune": Entry(
         transfer=finetune.finetune, settings=finetune.FinetuneSettings, check=finetune.check, resolve=finetune.resolve,
         course=finetune.course, no_best=finetune.no_best, scorings=finetune.scorings,
+        composed={"evaluate_every": 0.1}, drafted=lambda epochs, tokens: {"epochs": epochs, "max_length": tokens},
         summary="fresh classifier, everything trains; optimizer adamw or recadam",
     ),
 }  # fmt: skip

@@ -110,6 +110,10 @@ class Entry:
     """(settings, training rows) -> what the optimizer's annealing will do; None where there is none."""
     scorings: Callable[[Any, int], int] = lambda settings, steps: 1
     """(settings, steps) -> how often it scores the test rows."""
+    composed: Mapping[str, Any] = field(default_factory=dict)
+    """Options that ``eunoe finetune`` and ``eunoe glue`` set where the user sets none."""
+    drafted: Callable[[int, int], dict[str, Any]] = lambda epochs, tokens: {}
+    """(passes over the rows, tokens of a row) -> the options that stand in a recipe of ``eunoe new``."""
     no_best: Callable[[Any], str | None] = lambda settings: "this transfer scores once: choose another one"
     """settings -> why ``Tuned.best`` will be empty, and what to set; None where there are several evaluations."""
 
