@@ -8,6 +8,7 @@ import inspect
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -167,6 +168,40 @@ def test_the_python_of_the_readme_runs(
     assert "True" in capsys.readouterr().out
     assert Path("short.html").is_file()
     assert isinstance(names["optimizer"], RecAdam)
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="needs the extra docs")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--fail-on-warning",
+        "--keep-going",
+        "--quiet",
+        str(ROOT / "docs"),
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    api = re.sub(r"<[^>]+>", "", (tmp_path / "site" / "api.html").read_text(encoding="utf-8"))
+    assert [name for name in eunoe.__all__ if name not in api and name != "__version__"] == []
+    assert "Carry out recipe in the folder out" in api, "docstrings are read"
+
+
+def test_the_api_page_names_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
+    assert {name for name in eunoe.__all__ if name != "__version__"} == set(
+        re.findall(r":: eunoe\.(\w+)$", page, re.MULTILINE)
+    )
+    for module in re.findall(r"automodule:: (\S+)", page):
+        assert import_module(module).__doc__, module
+
+
+def test_the_package_on_the_page_is_the_example() -> None:
+    page, folder = ROOT / "docs" / "own_method.md", ROOT / "examples" / "own_method"
+    assert [f.text for f in fences(page, "python")] == [(folder / "eunoe_near.py").read_text(encoding="utf-8")]
+    assert [f.text for f in fences(page, "toml")] == [(folder / "pyproject.toml").read_text(encoding="utf-8")]
 
 
 # -- settings -----------------------------------------------------------------------------------------------------

@@ -9,14 +9,17 @@ import pytest
 
 from eunoe.errors import EunoeError
 from eunoe.methods import METHODS
-from eunoe.methods.facts import MARKS, in_page, rows, table
+from eunoe.methods.facts import MARKS, choices, in_page, rows, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+CHOOSE = PAGE.with_name("choose.md")
 
 
 def test_the_pages_table_is_made_from_the_rows() -> None:
+    for file in (PAGE, CHOOSE):
+        page = file.read_text(encoding="utf-8")
+        assert page == in_page(page), "write it anew: python -m eunoe.methods docs/methods.md docs/choose.md"
     page = PAGE.read_text(encoding="utf-8")
-    assert page == in_page(page), "write it anew: python -m eunoe.methods docs/methods.md"
     for name in METHODS:
         assert f"\n## {name}\n" in page, "each method has a paragraph under its name"
 
@@ -35,6 +38,37 @@ def test_a_fact_that_changes_changes_the_table_and_the_list(monkeypatch: pytest.
     assert "| 4321.5 |" in in_page(page)
     assert "a \\| b" in table(), "a bar in a cell would open another column"
     assert [row[4] for row in rows() if row[0] == "cpt"] == ["4321.5"]
+
+
+def test_the_choices_follow_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fits(what: str) -> list[str]:
+        (line,) = [line for line in choices().splitlines() if what in line]
+        return line.split("|")[2].replace("`", "").replace(" ", "").split(",")
+
+    class Keeps(METHODS["ncl"].method):  # type: ignore[misc,name-defined]
+        forgets = False
+
+    new = dataclasses.replace(
+        METHODS["ncl"], method=Keeps, reads=frozenset({"earlier"}), memory="- 1 model", arithmetic=9.0
+    )
+    before = choices()
+    monkeypatch.setitem(METHODS, "new", new)
+    for what, named in (
+        ("nobody names", True),
+        ("is known at use", False),
+        ("earlier domains is", True),
+        ("less memory", True),
+        ("1.2", False),
+    ):
+        assert ("new" in fits(what)) == named, what
+    assert "cpt" in fits("is known at use")
+    assert "ncl" not in fits("is known at use")
+    monkeypatch.setitem(METHODS, "new", dataclasses.replace(new, package="other 1.0"))
+    assert choices() == before, "the page is the same wherever it is made"
+
+
+def test_every_method_stands_among_the_choices() -> None:
+    assert [name for name in METHODS if f"`{name}`" not in choices()] == []
 
 
 def test_a_page_without_marks_is_refused() -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from eunoe.engine import run
 from eunoe.errors import EunoeError
-from eunoe.methods import METHODS, choose_method
+from eunoe.methods import METHODS
 from eunoe.methods.facts import rows, table
 from eunoe.methods.table import Table
+from eunoe.plan import resolve
 from eunoe.recipe import load_recipe
 from tests.methods.installed import EXAMPLE, install, install_example
 from tests.tiny_run import tiny_recipe
@@ -60,7 +62,16 @@ def test_a_method_of_a_package_is_listed_with_it_and_stays_out_of_our_page() -> 
     (line,) = [line for line in rows() if line[0] == "near"]
     assert line[-1].endswith("[eunoe-near 1.0]")
     assert "`near`" not in table()
-    assert choose_method({"name": ["ncl", "near"], "near": {"strength": 2.0}}, "x").settings[1].strength == 2.0
+
+
+@pytest.mark.usefixtures("near")
+def test_the_recipe_on_the_page_takes_it(tmp_path: Path) -> None:
+    page = (EXAMPLE.parents[1] / "docs" / "own_method.md").read_text(encoding="utf-8")
+    (methods,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    ways = resolve(load_recipe(tiny_recipe(tmp_path, seeds=[0], **yaml.safe_load(methods)))).sequences
+    assert [(way.label, way.method.settings[-1].strength) for way in ways if way.method and "near" in way.method.names] == [
+        ("near", 1.0), ("both", 1.0),
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("near")

@@ -1,4 +1,4 @@
-"""``python -m eunoe.methods [PAGE]``: the table of methods, printed, or written into a page between its marks."""
+"""``python -m eunoe.methods [PAGE ...]``: the table of methods, printed, or what pages make of METHODS, written between their marks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from eunoe.atomic import write_text
 from eunoe.methods.facts import in_page, table
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        page = Path(sys.argv[1])
+    for page in map(Path, sys.argv[1:]):
         write_text(page, in_page(page.read_text(encoding="utf-8")))
-    else:
+    if not sys.argv[1:]:
         print(table(), end="")

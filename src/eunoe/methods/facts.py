@@ -1,6 +1,8 @@
-"""METHODS for people: the columns of ``eunoe list methods``, and the table of docs/methods.md."""
+"""METHODS for people: the columns of ``eunoe list methods``, the table of docs/methods.md, the choices of docs/choose.md."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from eunoe.errors import EunoeError
 from eunoe.methods import METHODS, Entry
@@ -10,6 +12,8 @@ MARKS = (
     "<!-- end of what is made from METHODS -->\n",
 )
 """Lines of a page between which the table stands."""
+CHOICES = ("<!-- made from METHODS: python -m eunoe.methods docs/choose.md -->\n", MARKS[1])
+"""Lines of a page between which the choices stand."""
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -43,15 +47,42 @@ def table() -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
+def choices() -> str:
+    """What somebody has and wants, and eunoe's own methods that fit, as Markdown."""
+    own = {name: entry for name, entry in METHODS.items() if not entry.package}
+    stages = {name: len(entry.method.stages(("a", "b"), entry.settings())) for name, entry in own.items()}
+
+    def those(fits: Callable[[Entry], bool]) -> list[str]:
+        """Methods that learn one domain after another, and fit."""
+        return [name for name, entry in own.items() if stages[name] == 2 and fits(entry)]
+
+    lines = (
+        ("nothing may be forgotten, and the domain is known at use", those(lambda e: not e.method.forgets and e.method.needs_domain)),
+        ("nothing may be forgotten, and nobody names the domain", those(lambda e: not e.method.forgets and not e.method.needs_domain)),
+        ("one model for all domains, without old text; some forgetting is accepted", those(lambda e: e.method.forgets and not e.reads)),
+        ("text of earlier domains is still there", those(lambda e: "earlier" in e.reads)),
+        ("general text is there and may be learnt from", those(lambda e: "general" in e.reads)),
+        ("less memory in training than all weights take", those(lambda e: e.memory.startswith("-"))),
+        ("many domains that may be learnt side by side", those(lambda e: e.method.starts_from == "base")),
+        ("a step's arithmetic stays within 1.2 times that of ncl", those(lambda e: e.arithmetic <= 1.2)),
+        ("all domains are there at once", [name for name in own if stages[name] == 1]),
+        ("no text to learn from, only labels: lines to compare with", [name for name in own if not stages[name]]),
+    )  # fmt: skip
+    return "| you have, or want | methods |\n| --- | --- |\n" + "".join(
+        f"| {what} | {', '.join(f'`{name}`' for name in names) or 'none yet'} |\n" for what, names in lines
+    )
+
+
 def in_page(page: str) -> str:
-    """``page`` with the table as it is now between its marks; raises ``EunoeError`` where the marks are not there."""
-    before, start, rest = page.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not start or not end:
-        raise EunoeError(
-            f"the page does not say where the table of methods stands: put the lines {MARKS[0]!r} and {MARKS[1]!r} into it."
-        )
-    return before + start + table() + end + after
+    """``page`` with the table, or the choices, as they are now between their marks; raises ``EunoeError`` where no marks are."""
+    for (begin, finish), made in ((MARKS, table), (CHOICES, choices)):
+        before, start, rest = page.partition(begin)
+        _, end, after = rest.partition(finish)
+        if start and end:
+            return before + start + made() + end + after
+    raise EunoeError(
+        f"the page does not say where the table of methods stands: put the lines {MARKS[0]!r} and {MARKS[1]!r} into it."
+    )
 
 
 def _summary(entry: Entry) -> str:
@@ -70,4 +101,4 @@ def _chooses(entry: Entry) -> tuple[str, str, str, str]:
     )
 
 
-__all__ = ["MARKS", "in_page", "rows", "table"]
+__all__ = ["CHOICES", "MARKS", "choices", "in_page", "rows", "table"]
