@@ -41,7 +41,7 @@ from eunoe.data.collate import LMBatches, RowBatches, Rows, pad_rows
 from eunoe.data.tasks import Task
 from eunoe.engine import run
 from eunoe.methods.base import Method
-from eunoe.methods.cpt import END_TASK_LR
+from eunoe.methods.masked import END_TASK_LR
 from eunoe.models.heads import Classifier
 from eunoe.plan import Measure, RunPlan, resolve
 from eunoe.recipe import Recipe, load_recipe

@@ -17,7 +17,8 @@ from eunoe import checkpoint
 from eunoe.errors import EunoeError
 from eunoe.methods import METHODS
 from eunoe.methods.base import trainable
-from eunoe.methods.cpt import END_TASK_LR, Cpt, CptSettings
+from eunoe.methods.cpt import Cpt, CptSettings
+from eunoe.methods.masked import END_TASK_LR
 from eunoe.optim import RecAdam, anchored_groups
 from eunoe.optim.protect import Protected
 from eunoe.plugins.capacity import capacity

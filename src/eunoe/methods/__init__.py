@@ -21,6 +21,7 @@ from eunoe.methods.base import Method
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.methods.das import Das, DasSettings
 from eunoe.methods.demix import Demix, DemixSettings
+from eunoe.methods.hat import Hat, HatSettings
 from eunoe.methods.joint import Joint, JointSettings
 from eunoe.methods.lora import Lora, LoraSettings
 from eunoe.methods.ncl import Ncl, NclSettings
@@ -92,9 +93,14 @@ _OWN: dict[str, Entry] = {
         Peft, PeftSettings, "any tuner of the PEFT library that trains like LoRA (loha, lokr, ia3, oft, ...)",
         keeps="nothing", memory="- 3 models + the tuner's weights",
     ),
+    "hat": Entry(
+        Hat, HatSettings, "adapters with soft masks per domain on a frozen model, few units each; forgets a little (ICML 2018)",
+        paper="Serra et al. 2018, arXiv 1801.01423", keeps="a soft mask and adapters of each domain", memory="- 3 models + adapters",
+    ),
     "das": Entry(
         Das, DasSettings, "all weights; gradients damped where units matter to earlier knowledge, and a contrast (ICLR 2023)",
         paper="Ke et al. 2023, arXiv 2302.03241", keeps="the importance of their units", arithmetic=2.8,
+        memory="+ the activations of two more passes",
     ),
 }  # fmt: skip
 METHODS = Table(_OWN)

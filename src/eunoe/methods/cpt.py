@@ -20,28 +20,22 @@ What we do differently, and why:
 - No sparsity regulariser by default, as released: about half of the free units go to each new domain, so
   ``plugins/capacity.py`` counts what is left. ``sparsity`` is HAT's; ``grow`` adds units.
 - A sequence may start from the plug-ins of a finished one (``plugins``), and they may be given more inner units then.
-
-The embeddings' compensated gradients are up to 100 times the plain ones: with global clipping they set the scale of the
-whole step. The release clips each tensor by itself.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from eunoe.errors import EunoeError
-from eunoe.lookup import lookup, unknown
-from eunoe.methods.base import Method, Stage, freeze
+from eunoe.lookup import lookup
+from eunoe.methods.masked import Masked, plugin_size, refuse_mask_settings
 from eunoe.models.anatomy import anatomy
-from eunoe.plugins.adapter import ACTIVATIONS, INITS, Adapter
+from eunoe.plugins.adapter import INITS, Adapter
 from eunoe.plugins.capacity import capacity, capacity_report
 from eunoe.plugins.files import load_plugins, save_plugins, saved_files
 from eunoe.plugins.inject import (
@@ -57,21 +51,8 @@ from eunoe.plugins.inject import (
 )
 from eunoe.plugins.task_mask import (
     Active,
-    TaskMask,
-    anneal,
-    clamp,
-    compensate,
-    gate,
-    refuse_s_max,
-    sparsity,
-    within_epoch,
 )
-from eunoe.recipe import check_names, expand
-
-ROUND = 10
-"""Steps that the annealing needs at least in one epoch: with fewer to an epoch, several epochs make one round."""
-END_TASK_LR = 3e-5 / 5e-5
-"""The paper's learning rate of plug-in weights over that of all other weights in end-task fine-tuning."""
+from eunoe.recipe import expand
 
 
 @dataclass(kw_only=True)
@@ -107,33 +88,17 @@ class CptSettings:
 
     def __post_init__(self) -> None:
         lookup(PLACEMENTS, self.placement, "placement")
-        lookup(ACTIVATIONS, self.activation, "activation")
         lookup(INITS, self.init, "init")
-        lookup({"epoch": None, "all": None}, self.anneal_over, "anneal_over")
         if self.skip not in ("auto", True, False):
             raise EunoeError(f"cpt: skip is {self.skip!r}; give auto, true or false.")
-        if not 0 <= self.sparsity < math.inf:
-            raise EunoeError(f"cpt: sparsity is {self.sparsity}; give 0 or more (HAT: 0.75).")
-        for name in ("attention_size", "ffn_size"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):  # true and false are integers to Python
-                raise EunoeError(
-                    f"cpt: {name} is {value!r}; give a whole number of 1 or more, or leave it out for the published ratio."
-                )
-        refuse_s_max(self.s_max, "cpt: s_max")
-        if not 0 < self.cosh_clip <= 80:  # float32's cosh overflows at 89
-            raise EunoeError(f"cpt: cosh_clip is {self.cosh_clip}; give a number above 0, at most 80 (published: 50).")
-        if not 0 < self.embedding_clip < math.inf:
-            raise EunoeError(f"cpt: embedding_clip is {self.embedding_clip}; give a finite number above 0.")
+        refuse_mask_settings("cpt", self)
 
     def size(self, part: str, width: int) -> int:
         """Inner units of the plug-in of ``part`` in a model of ``width``."""
-        given = {"attention": self.attention_size, "feed_forward": self.ffn_size}[part]
-        published = {"attention": 512, "feed_forward": 768}[part]
-        return given if given is not None else max(1, round(width * published / 768))
+        return plugin_size({"attention": self.attention_size, "feed_forward": self.ffn_size}[part], part, width)
 
 
-class Cpt(Method):
+class Cpt(Masked):
     """Only plug-ins train; the base model, its LayerNorms and its head keep their bits. ``forgets`` nothing.
 
     With ``settings.plugins`` the domains come after those of that folder, and ``self.domains`` names them all.
@@ -145,120 +110,22 @@ class Cpt(Method):
     """
 
     forgets = False
-    needs_domain = True
 
-    def __init__(self, model: nn.Module, settings: CptSettings, domains: Sequence[str]) -> None:
-        super().__init__(model, settings, domains)
-        check_names(domains, "domain")  # load_plugins will hold their names to the same rule
-        parts = anatomy(model)
-        freeze(model)
-        if settings.plugins is None:
-            skip = None if settings.skip == "auto" else settings.skip
-            self.active = Active(domains=tuple(domains), s=settings.s_max, s_max=settings.s_max)
-            self.adapters = inject(model, parts, self._make, placement=settings.placement, skip=skip)
-        else:
-            self.adapters = _go_on(model, settings, domains)
-            self.active = active(model)
-            self.domains = list(self.active.domains)
-            self.earlier = tuple(self.domains[i] for i in self.active.finished)
-        self.seed = int(torch.randint(1 << 62, ()))
-        self._closed: list[tuple[nn.Parameter, Tensor]] = []
+    def attach(self) -> tuple[Active, dict[str, Adapter]]:
+        if self.settings.plugins is None:
+            return self._fresh()
+        found = _go_on(self.model, self.settings, self.domains)
+        shared = active(self.model)
+        self.domains = list(shared.domains)
+        self.earlier = tuple(self.domains[i] for i in shared.finished)
+        return shared, found
 
     @staticmethod
     def sources(settings: CptSettings) -> list[Path]:
         """The files of ``settings.plugins``."""
         return [] if settings.plugins is None else saved_files(expand(settings.plugins))
 
-    # -- hooks -------------------------------------------------------------------------------------------------
-    def begin(self, stage: Stage) -> None:
-        domain, steps = stage.name, len(stage.batches)
-        index = self._index(domain)
-        if index in self.active.finished:
-            raise EunoeError(
-                f"cpt: domain {domain!r} is learnt and its weights are closed. Learn more text of it under a new name."
-            )
-        self.active.running = self.active.domain = index
-        self.active.s = anneal(0.0, self.active.s_max)
-        self.epochs = min(stage.epochs, max(1.0, steps / ROUND))
-        drawn = torch.Generator().manual_seed(_seed(self.seed, domain))
-        for mask in self._masks():
-            mask.begin(drawn)
-        self._closed = list(self._free().items())
-
-    def before_step(self, step: int, steps: int) -> None:
-        # the domain too: an evaluation between two steps may have activated another
-        self.active.domain = self.active.running
-        progress = step / steps
-        if self.settings.anneal_over == "epoch":
-            progress = within_epoch(progress, self.epochs)
-        self.active.s = anneal(progress, self.active.s_max)
-
-    def penalty(self) -> Tensor | None:
-        if not self.settings.sparsity:
-            return None
-        masks = list(self._masks())
-        cost = sparsity([gate(mask.embedding, self.active.s) for mask in masks], [mask.taken for mask in masks])
-        weighted: Tensor = self.settings.sparsity * cost
-        return weighted
-
-    def on_gradients(self) -> None:
-        if self.active.running is None:
-            raise RuntimeError("on_gradients before begin")
-        for weight, factor in self._closed:
-            if weight.grad is not None:
-                weight.grad.mul_(factor)  # a third of the time that filling masked entries takes
-        s, s_max, clip = self.active.s, self.active.s_max, self.settings.cosh_clip
-        for mask in self._masks():
-            if mask.embedding.grad is not None:
-                mask.embedding.grad.copy_(compensate(mask.embedding.grad, mask.embedding.detach(), s, s_max, clip))
-
-    def after_step(self) -> None:
-        if self.active.running is None:
-            raise RuntimeError("after_step before begin")
-        with torch.no_grad():
-            for mask in self._masks():
-                mask.embedding.copy_(clamp(mask.embedding, self.settings.embedding_clip))
-
-    def end(self, stage: Stage) -> None:
-        index = self._index(stage.name)
-        if index != self.active.running:
-            raise RuntimeError(f"end of {stage.name!r}, which is not the domain that runs")
-        if not all(p.isfinite().all() for adapter in self.adapters.values() for p in adapter.parameters()):
-            raise EunoeError(
-                f"cpt: learning {stage.name!r} left plug-in weights that are not finite. It is not closed: earlier domains "
-                "would read them through their masks, as 0 * nan is nan. Lower the learning rate and run again."
-            )
-        for mask in self._masks():
-            mask.keep(index)
-        self.active.finished.append(index)
-        self.active.running = None
-        self.activate(stage.name)
-
     # -- facts -------------------------------------------------------------------------------------------------
-    def protected(self) -> dict[nn.Parameter, Tensor]:
-        """The weights between units that finished domains use: where the factor on the gradient is <= 0.5."""
-        return {weight: (factor <= 0.5).expand_as(weight) for weight, factor in self._free().items()}
-
-    def activate(self, domain: str | None) -> None:
-        """The domain's hard masks; None, or a domain never trained, turns the plug-ins off (the base model)."""
-        self._use(self.active, domain)
-
-    def for_end_task(self, model: nn.Module, domain: str | None, freeze: str | None = None) -> dict[str, float]:
-        """Plug-ins, backbone and head train under the domain's hard masks; only the mask embeddings stay.
-
-        With ``freeze="backbone"`` plug-ins and head train. Plug-in weights get the paper's 3e-5 against 5e-5.
-        """
-        super().for_end_task(model, domain, freeze)
-        slower = set()
-        for adapter in adapters(model).values():
-            self._use(adapter.active, domain)
-            for p in adapter.parameters():
-                p.requires_grad_(True)
-            for mask in adapter.masks().values():
-                mask.embedding.requires_grad_(False)
-            slower |= {p for p in adapter.parameters() if p.requires_grad}
-        return {name: END_TASK_LR for name, p in model.named_parameters() if p in slower}
-
     def reads(self, domain: str) -> dict[str, Tensor | None]:
         """Which entries of the model's weights a domain's output depends on: name -> bool tensor of its shape, None for all.
 
@@ -270,9 +137,6 @@ class Cpt(Method):
             weights = dict(adapter.named_parameters())
             plugins.update({weights[name]: entries for name, entries in adapter.reads(index).items()})
         return {name: plugins.get(p) for name, p in self.model.named_parameters()}
-
-    def notes(self) -> dict[str, Any]:
-        return {"general": "general text is read with the plug-ins off"}
 
     def facts(self) -> tuple[dict[str, Any], list[str]]:
         """``capacity.json``: how many units are free (the rows of ``plugins.capacity.capacity``), and a warning when they run out."""
@@ -292,79 +156,17 @@ class Cpt(Method):
         """
         grow(self.model, attention_size=attention_size, ffn_size=ffn_size)
 
-    def clashes(self, other: Method) -> str | None:
-        return None if other.forgets else "each wants to attach weights of its own to the frozen model"
-
-    def state_dict(self) -> dict[str, Any]:
-        """``finished`` and ``running`` domains, ``s``, ``seed``, and ``masks``: uint8 (finished, bytes), side by side.
-
-        Finished domains stand in the order they were learnt, as do the rows of ``masks``; each row belongs to the name at
-        its place, so states that older versions wrote in the order of ``domains`` are read alike.
-        A finished domain adds its row of ``masks`` and its name, and nothing anywhere else.
-        """
-        finished = self.active.finished
-        bits = [mask.bits[finished] for mask in self._masks()]
-        return {
-            "finished": [self.domains[i] for i in finished],
-            "running": None if self.active.running is None else self.domains[self.active.running],
-            "s": self.active.s,
-            "seed": self.seed,
-            "masks": torch.cat(bits, dim=1).cpu(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if lacking := {"finished", "running", "s", "seed", "masks"} - set(state):
-            raise EunoeError(f"cpt: the saved state lacks {', '.join(sorted(lacking))}; it belongs to another method.")
-        finished = [self._index(name) for name in state["finished"]]
-        widths = [mask.bits.shape[1] for mask in self._masks()]
-        masks: Tensor = state["masks"]
-        if tuple(masks.shape) != (len(finished), sum(widths)) or masks.dtype != torch.uint8:
-            raise EunoeError(
-                f"cpt: the saved masks are {masks.dtype} of shape {tuple(masks.shape)}, this model needs torch.uint8 of shape "
-                f"{(len(finished), sum(widths))}: they belong to other sizes or another model. "
-                "Use the settings the run was begun with."
-            )
-        for mask, bits in zip(self._masks(), torch.split(masks, widths, dim=1), strict=True):
-            mask.clear()
-            for index, row in zip(finished, bits, strict=True):
-                mask.restore(index, row.to(mask.bits.device))
-        self.active.finished = finished
-        self.active.running = None if state["running"] is None else self._index(state["running"])
-        self.active.domain = self.active.running
-        self.active.s = float(state["s"])
-        self.seed = int(state["seed"])
-
     # -- parts -------------------------------------------------------------------------------------------------
-    def _make(self, site: Site) -> Adapter:
-        size = self.settings.size(site.part, site.width)
-        how = {"activation": self.settings.activation, "init": self.settings.init}
-        return Adapter(site.width, size, self.active, out=site.out, skip=site.skip, **how)
+    def _fresh(self) -> tuple[Active, dict[str, Adapter]]:
+        own = self.settings
+        shared = Active(domains=tuple(self.domains), s=own.s_max, s_max=own.s_max)
 
-    def _masks(self) -> Iterator[TaskMask]:
-        for adapter in self.adapters.values():
-            yield from adapter.masks().values()
+        def make(site: Site) -> Adapter:
+            how = {"activation": own.activation, "init": own.init}
+            return Adapter(site.width, own.size(site.part, site.width), shared, out=site.out, skip=site.skip, **how)
 
-    def _free(self) -> dict[nn.Parameter, Tensor]:
-        """The factor on the gradient of each weight that finished domains may use, 0 or 1; it broadcasts over the weight."""
-        if not self.active.finished:
-            return {}
-        return {
-            adapter.get_parameter(name): factor
-            for adapter in self.adapters.values()
-            for name, factor in adapter.free().items()
-        }
-
-    def _index(self, domain: str) -> int:
-        if domain not in self.domains:
-            raise unknown(domain, self.domains, "domain")
-        return self.domains.index(domain)
-
-    def _use(self, active: Active, domain: str | None) -> None:
-        """Hard masks of ``domain`` for the model that reads ``active``: the learnt one, or a copy for an end task."""
-        index = None if domain is None else self._index(domain)
-        begun = index in self.active.finished or (index is not None and index == self.active.running)
-        active.domain = index if begun else None
-        active.s = active.s_max
+        skip = None if own.skip == "auto" else own.skip
+        return shared, inject(self.model, anatomy(self.model), make, placement=own.placement, skip=skip)
 
 
 def _go_on(model: nn.Module, settings: CptSettings, domains: Sequence[str]) -> dict[str, Adapter]:
@@ -425,9 +227,4 @@ def _larger(model: nn.Module, settings: CptSettings, domains: Sequence[str], fol
     return larger
 
 
-def _seed(seed: int, domain: str) -> int:
-    """The seed of a domain's mask embeddings: a function of the method's and the domain's name alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{domain}".encode()).digest()[:8], "big")
-
-
-__all__ = ["END_TASK_LR", "Cpt", "CptSettings"]
+__all__ = ["Cpt", "CptSettings"]

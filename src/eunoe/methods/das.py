@@ -192,7 +192,7 @@ class Das(Method):
         self.importance = {name: value.clone() for name, value in state.items()}
 
     def clashes(self, other: Method) -> str | None:
-        return None if other.forgets else "das trains weights that the other keeps still"
+        return None if other.forgets and not other.needs_domain else "das trains weights that the other keeps still"
 
 
 def _total(stage: Stage, batch: Batch) -> Tensor:

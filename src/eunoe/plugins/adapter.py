@@ -76,7 +76,7 @@ class Adapter(nn.Module):
 
     x: (..., width); W1: ``fc1`` (size, width); W2: ``fc2`` (out, size); m1, m2: the masks of ``active.domain``;
     f: a name of ``ACTIVATIONS``. W1 and W2 start as ``INITS`` says of ``init``. The arithmetic is in the weights' dtype and
-    the result comes back in x's, so plug-ins can stay in float32 on a bfloat16 model.
+    the result comes back in x's, so plug-ins can stay in float32 on a bfloat16 model. ``mask`` is CPT's hard one or HAT's ``SoftMask``.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Adapter(nn.Module):
         skip: bool = True,
         activation: str = "relu",
         init: str = "library",
+        mask: type[TaskMask] = TaskMask,
     ) -> None:
         super().__init__()
         out = width if out is None else out
@@ -101,22 +102,25 @@ class Adapter(nn.Module):
         self._activate = lookup(ACTIVATIONS, activation, "activation")
         self.fc1 = Affine(width, size)
         self.fc2 = Affine(size, out)
-        self.mask1 = TaskMask(size, active)
-        self.mask2 = TaskMask(out, active)
+        self.mask1 = mask(size, active)
+        self.mask2 = mask(out, active)
         self.grown = nn.ModuleList()
         _start(self, lookup(INITS, init, "init"))
 
     def forward(self, x: Tensor) -> Tensor:
-        inside = x.to(self.fc1.weight.dtype)
+        h2: Tensor = self.change(x.to(self.fc1.weight.dtype)).to(x.dtype)
+        return x + h2 if self.skip else h2
+
+    def change(self, inside: Tensor) -> Tensor:
+        """h2 (..., out), from what enters (..., width) in the weights' dtype."""
         h1 = self._activate(self.fc1(inside))
         total = self.fc2(self.mask1().to(h1.dtype) * h1)
         for block in self.blocks():
             if block.mask1.used():
                 total = total + block(inside)
         h2 = self._activate(total)
-        h2 = (self.mask2().to(h2.dtype) * h2).to(x.dtype)
-        result: Tensor = x + h2 if self.skip else h2
-        return result
+        masked: Tensor = self.mask2().to(h2.dtype) * h2
+        return masked
 
     def grow(self, units: int) -> None:
         """``units`` fresh inner units beside the old ones, which are not touched. Raises ``EunoeError`` below 1.

@@ -41,7 +41,7 @@ from eunoe.plugins.inject import (
     placement_of,
     refuse_skip,
 )
-from eunoe.plugins.task_mask import Active, packed_bytes
+from eunoe.plugins.task_mask import Active, TaskMask, packed_bytes
 from eunoe.recipe import check_names
 
 KIND = "CL_PLUGIN"
@@ -59,8 +59,9 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
     """Write the plug-ins and the learnt domains, and nothing of the base model, to ``folder`` (made where missing).
 
     Each file appears whole or not at all, the config last. Raises ``EunoeError`` without plug-ins or a learnt domain, for a
-    domain's name that is not allowed, for weights that are not finite or not in memory, and for a folder that holds a model
-    or an adapter of PEFT: transformers would take our config for PEFT's and fail to load the model.
+    domain's name that is not allowed, for plug-ins with soft masks or capsules (hat, bcl, classic), for weights that are not
+    finite or not in memory, and for a folder that holds a model or an adapter of PEFT: transformers would take our config for
+    PEFT's and fail to load the model.
     """
     shared, placement = active(model), placement_of(model)
     learnt = shared.finished
@@ -70,6 +71,11 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
             "learnt yet. Learn one to its end first; a run writes them by itself."
         )
     check_names([shared.domains[i] for i in learnt], "domain")
+    if any(type(adapter) is not Adapter or type(adapter.mask1) is not TaskMask for adapter in adapters(model).values()):
+        raise EunoeError(
+            f"nothing is written to {folder}: the format holds CPT's plug-ins with their hard masks, and these have soft masks "
+            "or capsules. Read their domains through the run that learnt them."
+        )
     _refuse_others(Path(folder))
     tensors = {}
     for name, adapter in adapters(model).items():

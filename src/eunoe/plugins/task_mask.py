@@ -170,6 +170,11 @@ class TaskMask(nn.Module):
         self.users: set[int] = set()
         """Finished domains with a unit here. A Python set, so that asking costs no wait for the device."""
 
+    @property
+    def rows(self) -> Tensor:
+        """What is kept of each domain, a row each."""
+        return self.bits
+
     def forward(self) -> Tensor:
         """The mask (n,) of the active domain in the embedding's dtype: soft below s_max, exactly 0 or 1 at s_max.
 
@@ -205,10 +210,10 @@ class TaskMask(nn.Module):
         """Keep the hard mask of the running domain, which ends now and is ``domain``."""
         self.restore(domain, pack(hard(self.embedding.detach())))
 
-    def restore(self, domain: int, bits: Tensor) -> None:
+    def restore(self, domain: int, row: Tensor) -> None:
         """Take back what ``keep`` had kept: the packed mask (B,) of a finished domain."""
-        self.bits[domain] = bits
-        if bits.any():
+        self.bits[domain] = row
+        if row.any():
             self.users.add(domain)
         self.taken = accumulate(self.taken, unpack(self.bits[domain], self.n).to(self.taken.dtype))
 
@@ -219,8 +224,51 @@ class TaskMask(nn.Module):
         self.users.clear()
 
 
+class SoftMask(TaskMask):
+    """HAT's: the masks of finished domains stay soft, ``sigmoid(s_max * e)``, and so does ``taken``, their maximum.
+
+    A unit with e near 0 is then used in part and blocked in part. ``kept`` (T, n) holds the masks themselves.
+    """
+
+    kept: Tensor
+
+    def __init__(self, n: int, active: Active) -> None:
+        super().__init__(n, active)
+        del self._buffers["bits"]
+        self.register_buffer("kept", torch.zeros(len(active.domains), n), persistent=False)
+
+    @property
+    def rows(self) -> Tensor:
+        return self.kept
+
+    def forward(self) -> Tensor:
+        """The mask (n,) of the active domain in the embedding's dtype, never thresholded."""
+        active = self.active
+        if active.domain is None:
+            raise RuntimeError("no domain is active: the plug-in is off and its masks mean nothing")
+        if active.domain in active.finished:
+            return self.kept[active.domain].to(self.embedding.dtype)
+        if active.domain != active.running:
+            raise RuntimeError(
+                f"domain {active.domains[active.domain]!r} is neither finished nor running: it has no mask"
+            )
+        return gate(self.embedding, active.s)
+
+    def keep(self, domain: int) -> None:
+        self.restore(domain, gate(self.embedding.detach(), self.active.s_max))
+
+    def restore(self, domain: int, row: Tensor) -> None:
+        self.kept[domain] = row
+        self.taken = accumulate(self.taken, self.kept[domain].to(self.taken.dtype))
+
+    def clear(self) -> None:
+        self.kept.zero_()
+        self.taken.zero_()
+
+
 __all__ = [
     "Active",
+    "SoftMask",
     "TaskMask",
     "accumulate",
     "anneal",
