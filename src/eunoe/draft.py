@@ -244,10 +244,10 @@ def _add_task(domain: _Domain, tables: Sequence[Look]) -> None:
         task["shots"], domain.train_rows = "cpt", 0
         said.append("shots: cpt draws few of them, as CPT's paper does (32, or 8 a class from 5 classes on); all: every row, which "
                     "takes longer")  # fmt: skip
-    domain.task, domain.task_said = task, [_told(loaded), *said]
+    domain.task, domain.task_said = task, [_described(loaded), *said]
 
 
-def _told(task: Task) -> str:
+def _described(task: Task) -> str:
     counts = Counter(str(example.label) for example in task.train)
     classes = ", ".join(f"{visible(label, 30)} ({counts[label]:,})" for label in task.labels[:10]) + ", ..." * (
         len(task.labels) > 10

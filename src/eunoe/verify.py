@@ -164,15 +164,15 @@ def _own(walk: Walk, i: int) -> list[_Before]:
         walk.after(i - 1)
     walk.take(state, i)
     probes = walk.probes(state, i)
-    found = []
+    recorded = []
     for domain, probe in probes.items():
         ids, states, reads = probe["input_ids"], probe["states"], probe["reads"]
         if not isinstance(states, Tensor):
             raise EunoeError(f"{state.folder}: the probe's states are not a tensor.")
         name = walk.sequence.name_in(domain, i)
         now, hashed = walk.read(name, ids), walk.reads_hash(name)
-        found.append(_Before(name, ids, now, hashed, (states, reads), other))
-    return found
+        recorded.append(_Before(name, ids, now, hashed, (states, reads), other))
+    return recorded
 
 
 def _compare(walk: Walk, name: str, was: _Before, same_machine: bool) -> Finding:

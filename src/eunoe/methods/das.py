@@ -25,7 +25,7 @@ What we do differently, and why:
   passes of unmasked text; this spares one of them.
 - The importance passes take the LM loss' batches (up to ``samples`` rows), and the KL is over the vocabulary at target
   positions; the release takes it over the last hidden states, along the axis of tokens.
-- A model without dropout has no two different passes; then the gates drop units, with the rate ``noise``.
+- A model without dropout has no two different passes; then the gates drop units, with the dropout rate ``noise``.
 - The release averages over processes what each normalised over its own part; here sums are joined first.
 """
 
@@ -164,18 +164,18 @@ class Das(Method):
                 if rows * world >= self.settings.samples:
                     break
                 stop.check(doing)
-                found = torch.autograd.grad(loss(batch), list(ones.values()))
-                sums = [total + gradient for total, gradient in zip(sums, found, strict=True)]
+                gradients = torch.autograd.grad(loss(batch), list(ones.values()))
+                sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)]
                 rows += len(batch["input_ids"])
         if world > 1:
             for total in sums:
                 dist.all_reduce(total)
         return {name: importance(total / (rows * world)) for name, total in zip(ones, sums, strict=True)}
 
-    def _add(self, found: Mapping[str, Tensor]) -> None:
+    def _add(self, measured: Mapping[str, Tensor]) -> None:
         self.importance = {
             name: torch.maximum(self.importance[name].to(value.device), value) if self.importance else value
-            for name, value in found.items()
+            for name, value in measured.items()
         }
 
     # -- state and facts ---------------------------------------------------------------------------------------

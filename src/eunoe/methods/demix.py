@@ -71,9 +71,9 @@ class Demix(Own):
     def start(self, stage: Stage) -> Tensors:
         if not self.learnt:
             return self.fresh
-        found = {domain: self._loss(stage, domain) for domain in self.learnt}
-        self.losses[stage.name] = found
-        return self.learnt[min(found, key=lambda domain: found[domain])]
+        losses = {domain: self._loss(stage, domain) for domain in self.learnt}
+        self.losses[stage.name] = losses
+        return self.learnt[min(losses, key=lambda domain: losses[domain])]
 
     @torch.no_grad()
     def _loss(self, stage: Stage, expert: str) -> float:
@@ -104,7 +104,10 @@ class Demix(Own):
     def state_dict(self) -> dict[str, Any]:
         """``experts``: of every learnt domain but that of ``weights``; ``losses``: what chose where each started."""
         experts = {domain: dict(own) for domain, own in self.learnt.items() if domain != self.newest_name}
-        return {"experts": experts, "losses": {d: dict(found) for d, found in self.losses.items() if d in self.learnt}}
+        return {
+            "experts": experts,
+            "losses": {d: dict(losses) for d, losses in self.losses.items() if d in self.learnt},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if set(state) != {"experts", "losses"}:
@@ -113,7 +116,7 @@ class Demix(Own):
         self.learnt = {
             domain: self.fitting(own, f"the saved expert of {domain}") for domain, own in state["experts"].items()
         }
-        self.losses = {domain: dict(found) for domain, found in state["losses"].items()}
+        self.losses = {domain: dict(losses) for domain, losses in state["losses"].items()}
 
     # -- use ---------------------------------------------------------------------------------------------------
     def log_probs(self, batch: Batch, domain: str | None) -> Tensor:

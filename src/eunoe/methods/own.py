@@ -82,23 +82,23 @@ class Own(Method):
         return dict(self.newest)
 
     def restore(self, stage: str, weights: Mapping[str, Tensor], state: Mapping[str, Any], where: str) -> None:
-        found = self.fitting(weights, where)
+        fitted = self.fitting(weights, where)
         self.load_state_dict(state)
-        self.learnt[stage] = self.newest = found
+        self.learnt[stage] = self.newest = fitted
         self.newest_name = stage
         self.activate(stage)
 
     def fitting(self, tensors: Tensors, where: str) -> Tensors:
         """A domain's weights as they were saved; raises ``EunoeError`` for those of something else."""
-        found = {name: torch.empty_like(tensor) for name, tensor in self.fresh.items()}
-        restore(found, tensors, where)
-        return found
+        fitted = {name: torch.empty_like(tensor) for name, tensor in self.fresh.items()}
+        restore(fitted, tensors, where)
+        return fitted
 
     # -- use ---------------------------------------------------------------------------------------------------
     def activate(self, domain: str | None) -> None:
         """Read with the weights of ``domain``; None, or a domain that is not learnt, is the pretrained model to the bit."""
         known = domain is not None and (domain == self.running or domain in self.learnt)
-        self._use(self._of(domain), on=known)
+        self._use(self._weights_of(domain), on=known)
 
     def for_end_task(self, model: nn.Module, domain: str | None, freeze: str | None = None) -> dict[str, float]:
         """The domain's own weights and the head train; a task of no learnt domain starts from fresh ones.
@@ -106,10 +106,10 @@ class Own(Method):
         Where they are plug-ins the pretrained weights stay frozen, unless the settings have ``backbone: trained``.
         """
         super().for_end_task(model, domain, freeze)
-        mine, copied = anatomy(self.model).base.named_parameters(), dict(anatomy(model).base.named_parameters())
-        names, own = {p: name for name, p in self.own.items()}, self._of(domain)
+        originals, copied = anatomy(self.model).base.named_parameters(), dict(anatomy(model).base.named_parameters())
+        names, own = {p: name for name, p in self.own.items()}, self._weights_of(domain)
         with torch.no_grad():
-            for name, p in mine:
+            for name, p in originals:
                 if p in names:
                     copied[name].copy_(own[names[p]])
         for part in model.modules():
@@ -126,7 +126,7 @@ class Own(Method):
         return "each domain has weights of its own here, which no other domain changes: there is nothing to add to it"
 
     # -- parts -------------------------------------------------------------------------------------------------
-    def _of(self, domain: str | None) -> Tensors:
+    def _weights_of(self, domain: str | None) -> Tensors:
         if domain is not None and domain == self.running:
             return self.newest
         return self.fresh if domain is None else self.learnt.get(domain, self.fresh)

@@ -26,7 +26,7 @@ ENDLESS = ("k", "t0")
 WHOLE = ("fused", "compiled")
 """Settings of the whole optimizer, which a group cannot have."""
 ROUNDING = 1e-15
-"""A rate so little below 0 is a scheduler's rounding of 0: torch's LinearLR ends at -5e-20, for example."""
+"""A learning rate so little below 0 is a scheduler's rounding of 0: torch's LinearLR ends at -5e-20, for example."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 

@@ -67,7 +67,7 @@ class Gate(nn.Module):
 class Gates:
     """The gates of all layers of a model, by ``LAYER.KIND``, as ``encoder.layer.0.heads``. They are attached as long as the model lives.
 
-    noise: the rate of the gates' own dropout, see ``Gate``.
+    noise: the dropout rate of the gates, see ``Gate``.
     """
 
     def __init__(self, parts: Anatomy, noise: float = 0.0) -> None:
