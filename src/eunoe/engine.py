@@ -41,7 +41,6 @@ from eunoe.models.load import clear_shelf
 from eunoe.plan import resolve
 from eunoe.progress import say
 from eunoe.recipe import Recipe, Study, as_path, load_recipe, recipe_of_run, refuse_inside
-from eunoe.report.page import write_report
 from eunoe.study import fill_constant, resolve_study
 
 _ROWS = "rows.jsonl"
@@ -234,6 +233,10 @@ def _gather(plan: Plan, board: Board) -> None:
 
 def _finish(plan: Plan, board: Board, fill: bool) -> Path:
     """The rows of all cells, what is made from them, and the report; one process at a time."""
+    from eunoe.report.page import (
+        write_report,  # matplotlib: half a second that jobs which leave the page to another are spared
+    )
+
     while True:
         with _locked(board.out, _ROWS) as locked:
             if locked and not _finished(plan, board.out):

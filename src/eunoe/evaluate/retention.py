@@ -18,7 +18,6 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from eunoe.data.collate import Batch
 from eunoe.errors import EunoeError
@@ -74,6 +73,8 @@ def reheaded(lm: nn.Module, trunk: nn.Module) -> nn.Module:
     Plug-ins that both have are weights like others; the copy reads through the masks that ``lm`` reads through. Raises
     ``EunoeError`` where the model has no LM head.
     """
+    from transformers import PreTrainedModel  # two seconds to load, and a list of methods needs no model
+
     model = deepcopy(lm)
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     if not isinstance(head, nn.Module):

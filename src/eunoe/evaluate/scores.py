@@ -13,9 +13,7 @@ from math import fsum, isfinite, sqrt
 from statistics import NormalDist
 from typing import TypedDict
 
-from scipy.special import stdtrit
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
+# scikit-learn and scipy.stats are loaded by what needs them: a second that no command need wait for at its start
 
 
 class ClassCounts(TypedDict):
@@ -57,6 +55,8 @@ def classification_scores(
     >>> scores["detail"]["b"]
     {'support': 2, 'predicted': 3, 'correct': 2}
     """
+    from sklearn.metrics import f1_score
+
     if not len(gold) or len(gold) != len(predicted):
         raise ValueError(f"need as many predictions as gold labels, and at least one: {len(predicted)} and {len(gold)}")
     names = [str(label) for label in labels]
@@ -93,6 +93,8 @@ def regression_scores(gold: Sequence[float], predicted: Sequence[float]) -> Regr
     >>> round(scores["pearson"], 4), round(scores["spearman"], 4)
     (0.8854, 1.0)
     """
+    from scipy.stats import pearsonr, spearmanr
+
     if len(gold) != len(predicted) or len(gold) < 2:
         raise ValueError(f"need two lists of one length, at least 2: {len(predicted)} predictions, {len(gold)} gold")
     for what, given in (("gold", gold), ("predicted", predicted)):
@@ -114,6 +116,8 @@ def matthews(gold: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
     >>> matthews(["a", "a", "b", "b"], ["a", "b", "b", "b"]).__round__(4)
     0.5774
     """
+    from sklearn.metrics import matthews_corrcoef
+
     return float(matthews_corrcoef([str(g) for g in gold], [str(p) for p in predicted]))
 
 
@@ -157,6 +161,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
     """
+    from scipy.special import stdtrit
+
     n = len(values)
     if not n or not all(isfinite(value) for value in values):
         raise ValueError(f"need at least one value, all finite, got {list(values)}")

@@ -28,12 +28,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from eunoe.errors import EunoeError
 from eunoe.lookup import unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +294,8 @@ def takes_token_types(model: nn.Module) -> bool:
 
 
 def _base(model: nn.Module) -> PreTrainedModel:
+    from transformers import PreTrainedModel  # two seconds to load, and a list of methods needs no model
+
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             return module.base_model

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import PretrainedConfig
 
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import anatomy
@@ -21,6 +20,8 @@ NAMES = ("dropout", "pdrop")
 
 def set_config_dropout(config: Any, rate: float) -> None:
     """Set every dropout rate of a configuration and of those inside it, before the model is built."""
+    from transformers import PretrainedConfig  # two seconds to load, and a list of methods needs no model
+
     for key, value in vars(config).items():
         if isinstance(value, PretrainedConfig):
             set_config_dropout(value, rate)

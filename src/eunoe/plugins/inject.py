@@ -30,11 +30,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from operator import eq
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup, unknown
@@ -42,6 +41,9 @@ from eunoe.models.anatomy import FAMILIES, Anatomy, anatomy
 from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.task_mask import Active
 from eunoe.recipe import check_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PARTS = ("attention", "feed_forward")
 
@@ -176,6 +178,8 @@ def inject(
                 layer.module.__dict__.setdefault("plugin_taps", []).append(tap)
                 tap.connect(layer.module)
                 layer.module.register_forward_pre_hook(tap.connect)
+        from transformers import PreTrainedModel  # two seconds to load, and a list of methods needs no model
+
         for module in model.modules():
             holds = isinstance(module, PreTrainedModel) and any(isinstance(part, Adapter) for part in module.modules())
             if holds and "save_pretrained" not in module.__dict__:
