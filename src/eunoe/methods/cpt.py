@@ -114,7 +114,7 @@ class Cpt(Masked):
     def attach(self) -> tuple[Active, dict[str, Adapter]]:
         if self.settings.plugins is None:
             return self._fresh()
-        found = _go_on(self.model, self.settings, self.domains)
+        attached = _go_on(self.model, self.settings, self.domains)
         shared = active(self.model)
         self.domains = list(shared.domains)
         self.earlier = tuple(self.domains[i] for i in shared.finished)
