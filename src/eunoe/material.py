@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eunoe.data.collate import Batch, refuse_larger
@@ -71,7 +71,8 @@ def read_material(
         refuse_larger(recipe.head.batch, recipe.head.block, "blocks")
         for corpus in recipe.head.corpora:
             load_blocks(corpus, named, recipe.head.block, "train")
-    refuse_unanswerable(lm, evaluation.prompts, evaluation.answer_tokens, "recipe.evaluation")
+    beside = replace(lm, taken=max(extra_tokens.values(), default=0))
+    refuse_unanswerable(beside, evaluation.prompts, evaluation.answer_tokens, "recipe.evaluation")
     train_blocks, valid = {}, {}
     tasks: dict[str, dict[int | None, Task]] = {}
     for domain in recipe.domains:
@@ -85,7 +86,7 @@ def read_material(
             tasks[domain.name] = {}
             for draw in draws(domain.task):
                 task = load_task(domain.name, draw, domain.corpus)
-                transfer.check(lm, task, settings, "recipe.transfer")
+                transfer.check(beside, task, settings, "recipe.transfer")
                 tasks[domain.name][task.shots_seed] = task
     if recipe.general is not None:
         part: Part = "valid" if recipe.general.valid is not None or mixes_general else "all"

@@ -74,6 +74,8 @@ class LanguageModel:
     name: str
     origin: Origin | None = field(default=None, repr=False)
     """The files it was loaded from; None for a model that was made in memory."""
+    taken: int = 0
+    """Positions that are not the text's, but a soft prompt's."""
 
     @property
     def mask_id(self) -> int:
@@ -81,7 +83,11 @@ class LanguageModel:
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that the model reads at once; None where nothing says so."""
+        """The most tokens of text that the model reads at once; None where nothing says so."""
+        limit = self._positions()
+        return None if limit is None else limit - self.taken
+
+    def _positions(self) -> int | None:
         table = anatomy(self.model).positions
         if table is not None:  # RoBERTa counts positions from its padding index on
             return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
@@ -429,8 +435,9 @@ def refuse_longer(lm: LanguageModel, tokens: int, where: str) -> None:
     """Raises ``EunoeError`` if ``tokens`` at once are more than the model has positions for."""
     limit = lm.positions
     if limit is not None and tokens > limit:
+        beside = f" beside a prompt of {lm.taken}" if lm.taken else ""
         raise EunoeError(
-            f"{where} is {tokens}, but {lm.name!r} reads at most {limit} tokens at once. Set it to {limit} or less."
+            f"{where} is {tokens}, but {lm.name!r} reads at most {limit} tokens at once{beside}. Set it to {limit} or less."
         )
 
 
