@@ -228,7 +228,7 @@ def test_nothing_is_written_over_and_an_empty_folder_is_refused(
     write_text(folder / "news.txt", seed=1)
     assert main(["new", "mine"]) == 0
     before = state(Path.cwd())
-    assert "mine.yaml exists, and is not written over" in refused(capsys, "mine")
+    assert "mine.yaml exists and is not overwritten" in refused(capsys, "mine")
     write_text(folder / "General_1.txt", seed=1)
     write_text(folder / "general-2.txt", seed=1)
     assert "several general texts: General_1, general_2" in refused(capsys, "mine", "--out", "other.yaml")

@@ -73,7 +73,7 @@ def new_recipe(folder: Path, out: Path | None = None, model: str = "minilm") -> 
     name = _name(folder.resolve().name, "own_data")
     out = Path(f"{name}.yaml") if out is None else as_path(out, "--out")
     if os.path.lexists(out):
-        raise EunoeError(f"{visible(out)} exists, and is not written over. Choose another --out, or delete it.")
+        raise EunoeError(f"{visible(out)} exists and is not overwritten. Choose another --out, or delete it.")
     left_out: list[str] = []
     groups = groups_of(folder, left_out)
     general = [group for group in groups if is_general(group)]
@@ -172,7 +172,7 @@ def _corpus(group: Group) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def _documents(plain: Sequence[Path], said: list[str]) -> dict[str, str]:
-    """What one document of plain text is: a file of many, a line where no blank line parts paragraphs."""
+    """What one document of plain text is: a file of many, a line where no blank line separates paragraphs."""
     if len(plain) > 5:
         said.append("each file is a document")
         return {"documents": "file"}
@@ -185,9 +185,9 @@ def _documents(plain: Sequence[Path], said: list[str]) -> dict[str, str]:
     except EunoeError:  # it is said where the text is read
         return {}
     if len(some) <= len(plain) and sum(text.count("\n") for text in some) > 5:
-        said.append("no blank lines part it: each line is a document")
+        said.append("no blank lines separate its parts: each line is a document")
         return {"documents": "lines"}
-    said.append("blank lines part documents")
+    said.append("blank lines separate documents")
     return {}
 
 

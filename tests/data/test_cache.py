@@ -90,7 +90,7 @@ def test_a_disk_that_returns_something_else_is_named(text: CorpusSettings, monke
         raise cache.DamagedError("as if")
 
     monkeypatch.setattr(cache, "_verify", broken)
-    with pytest.raises(EunoeError, match="reads back otherwise than it was written"):
+    with pytest.raises(EunoeError, match="does not read back as it was written"):
         load(text)
 
 

@@ -103,7 +103,7 @@ def test_mrpc_under_its_old_names_needs_the_development_rows_or_their_ids(own: P
     train, dev = read_glue("mrpc", str(own), "train"), (folder / "dev.tsv").read_bytes()
     old_mrpc(folder)
     (folder / "dev_ids.tsv").write_text("30 40\n", encoding="utf-8")
-    with pytest.raises(EunoeError, match=r"dev_ids.tsv, line 1: '30 40', expected #1 ID and #2 ID parted by a tab"):
+    with pytest.raises(EunoeError, match=r"dev_ids.tsv, line 1: '30 40', expected #1 ID and #2 ID separated by a tab"):
         read_glue("mrpc", str(own), "train")
     (folder / "dev_ids.tsv").write_text("\n", encoding="utf-8")
     with pytest.raises(EunoeError, match=r"dev_ids.tsv is empty"):

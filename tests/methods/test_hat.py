@@ -206,7 +206,7 @@ def test_soft_masks_cannot_be_written_as_cpts_plug_ins(tmp_path: Path) -> None:
 @pytest.mark.parametrize("turned", [False, True])
 def test_what_needs_the_model_for_itself_is_refused(other: str, turned: bool) -> None:
     names = [other, "hat"] if turned else ["hat", other]
-    with pytest.raises(EunoeError, match=r"plug-ins already|cannot go together: (each wants|(ncl|das|one) trains)"):
+    with pytest.raises(EunoeError, match=r"plug-ins already|cannot be combined: (each wants|(ncl|das|one) trains)"):
         choose_method({"name": names}, "test").build(tiny_bert(), ["food"])
 
 

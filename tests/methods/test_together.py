@@ -163,7 +163,7 @@ def test_each_extra_loss_is_a_mean_over_its_own_items_however_uneven(micro_batch
         assert [part.calls for part in parts] == [3, 1]
 
 
-# -- two that cannot go together -----------------------------------------------------------------------------------------
+# -- two that cannot be combined -----------------------------------------------------------------------------------------
 class Proud(Fisher):
     def clashes(self, other: Method) -> str | None:
         return "it wants the gradients for itself" if isinstance(other, Replay) else None
@@ -172,11 +172,11 @@ class Proud(Fisher):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["replay", "from-base"], "replay and frombase cannot go together: one starts each stage from the pretrained model"),
-        (["cpt", "prompts"], "cpt and prompts cannot go together: each wants to attach weights of its own"),
-        (["prompts", "cpt"], "prompts and cpt cannot go together: each wants to attach"),
-        (["replay", "proud"], "replay and proud cannot go together: it wants the gradients for itself. Leave one out"),
-        (["fisher", "twin"], "fisher and fisher cannot go together: it would be applied twice"),
+        (["replay", "from-base"], "replay and frombase cannot be combined: one starts each stage from the pretrained model"),
+        (["cpt", "prompts"], "cpt and prompts cannot be combined: each wants to attach weights of its own"),
+        (["prompts", "cpt"], "prompts and cpt cannot be combined: each wants to attach"),
+        (["replay", "proud"], "replay and proud cannot be combined: it wants the gradients for itself. Leave one out"),
+        (["fisher", "twin"], "fisher and fisher cannot be combined: it would be applied twice"),
     ],
 )  # fmt: skip
 def test_two_that_cannot_go_together_say_why(names: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_two_that_cannot_go_together_say_why(names: list[str], message: str, mon
 
 
 def test_methods_that_cut_the_domains_otherwise_cannot_go_together() -> None:
-    with pytest.raises(EunoeError, match="joint and fisher cannot go together: they cut the domains into other stages"):
+    with pytest.raises(EunoeError, match="joint and fisher cannot be combined: they cut the domains into other stages"):
         choose_method({"name": ["joint", "fisher"]}, "recipe.methods[0]").stages(["food", "law"])
 
 
@@ -257,7 +257,7 @@ class OtherWay(Replay):
 def test_two_that_each_read_text_in_a_way_of_their_own_clash_and_one_is_asked() -> None:
     model = tiny_bert()
     with pytest.raises(
-        EunoeError, match="ownway and otherway cannot go together: each has its own way to get probabilities"
+        EunoeError, match="ownway and otherway cannot be combined: each has its own way to get probabilities"
     ):
         Together([OwnWay(model, Settings(), ["a"]), OtherWay(model, Settings(), ["a"])])
     batch = Way("ncl").stage(0).batches[0][0]

@@ -1,7 +1,7 @@
 """Tokenised text on disk, written as checkpoints are: whole or not at all, synced, with a SHA-256 that is checked.
 
 ``blocks/DIGEST/ids.bin`` holds blocks of token ids, ``meta.json`` what they are and their hash, which is verified once in
-a process. What does not fit is made again, and that is said: a flipped bit would train another model without a word.
+a process. What does not fit is made again, and that is said: a flipped bit would train another model without notice.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def cached_blocks(
             say(f"the cached tokens of {what} are damaged ({fault}): tokenising it again")
         if tried < _TRIES - 1:
             _write(folder, block, kind, make(), enough)
-    raise EunoeError(f"{folder} reads back otherwise than it was written, {_TRIES} times. Is the disk in order? "
+    raise EunoeError(f"{folder} does not read back as it was written, {_TRIES} times. Is the disk damaged? "
                      "Set EUNOE_CACHE to a folder on another one.")  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _verify(file: BufferedReader, expected: str) -> None:
     if key in _verified:
         return
     if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-        raise DamagedError("the SHA-256 of ids.bin is another")
+        raise DamagedError("the SHA-256 of ids.bin differs")
     _verified.add(key)
 
 

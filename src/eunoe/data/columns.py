@@ -112,7 +112,7 @@ def _find_label(columns: Look, seen: Mapping[str, list[Any]]) -> None:
         columns.said.append(f"{_quoted([label])} holds numbers on a scale, not classes: regression")
     elif kinds > MOST_CLASSES and kinds > len(values) / 4:
         columns.said.append(
-            f"{_quoted([label])} has {kinds:,} different values in {len(values):,} rows, which are no classes"
+            f"{_quoted([label])} has {kinds:,} different values in {len(values):,} rows, too many to be classes"
         )
     else:
         columns.label = label

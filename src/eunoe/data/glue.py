@@ -223,7 +223,7 @@ def _dev_ids(spec: GlueTask, file: Path, split: str) -> set[tuple[str, ...]]:
             continue
         if len(cells) != len(spec.ids):
             raise EunoeError(
-                f"{ids}, line {number}: {shown_value(line)}, expected {' and '.join(spec.ids)} parted by a tab. Fetch it again."
+                f"{ids}, line {number}: {shown_value(line)}, expected {' and '.join(spec.ids)} separated by a tab. Fetch it again."
             )
         keys.add(cells)
     if not keys:
@@ -263,8 +263,8 @@ def _read(
                 left_out += 1
                 continue
             more = " (a stray tab shifts the text)" if len(cells) > columns else ""
-            raise EunoeError(f"{where}: {len(cells)} columns, expected {columns} parted by tabs{more}. Correct the line or fetch the file "
-                             "again.")  # fmt: skip
+            raise EunoeError(f"{where}: {len(cells)} columns, expected {columns} separated by tabs{more}. Correct the line or fetch the "
+                             "file again.")  # fmt: skip
         if not labelled and "index" in positions and cells[positions["index"]].strip() != str(place):
             raise EunoeError(
                 f"{where}: index {shown_value(cells[positions['index']])}, expected {place}: GLUE's server wants the rows in order."

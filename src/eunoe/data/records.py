@@ -26,7 +26,7 @@ from eunoe.lookup import unknown
 Record = dict[str, Any]
 Placed = Iterator[tuple[str, Record]]
 """Rows, each with its place in the file: ``line 3`` (its first) or ``row 3``."""
-_SHORTER = "Part documents by blank lines, set documents: lines"
+_SHORTER = "Separate documents by blank lines, set documents: lines"
 _LOOK = 256
 """Rows between two looks at whether a signal came."""
 _BATCH = 64
@@ -62,7 +62,7 @@ def read_rows(
     """Rows of a file, folder, package path or hub dataset, each with where it stands (``FILE, line 3``) for error messages.
 
     A row is a dict; a document of a plain-text file is ``{"text": ...}``. ``documents`` says what one document of such a file
-    is: ``paragraphs`` (blank lines part them), ``lines`` or ``file``. ``encoding``: that of every file without a byte-order mark
+    is: ``paragraphs`` (blank lines separate them), ``lines`` or ``file``. ``encoding``: that of every file without a byte-order mark
     (default UTF-8); ``fallback_encoding``: that of a file that is not UTF-8, the whole of it. ``line_limit``: bytes that a line, row
     or document may have. ``files`` and ``labelled`` are for folders, see ``resolve``; ``config``, ``split`` and
     ``revision`` for hub datasets.
@@ -233,7 +233,9 @@ def _read_separated(path: Path, how: _How, separator: str) -> Placed:
         if named:  # Excel's way to name the separator
             separator, start = named.group(1), ""
         if separator in '"\r\n ':
-            raise EunoeError(f"{visible(path)}, line 1: {separator!r} cannot part columns. Write the file with commas.")
+            raise EunoeError(
+                f"{visible(path)}, line 1: {separator!r} cannot separate columns. Write the file with commas."
+            )
         rows = csv.reader(
             _then(start, source),
             delimiter=separator,
@@ -275,8 +277,8 @@ def _check_header(header: list[str], separator: str, where: str) -> None:
     other = next((mark for mark in ";\t|," if mark != separator and mark in header[0]), None)
     if len(header) == 1 and other is not None:
         remedy = "name the file .tsv" if other == "\t" else f"put the line sep={other} before it"
-        raise EunoeError(f"{where}: one column named {visible(repr(header[0]), 80)}, because columns are parted by {separator!r} here. If "
-                         f"{other!r} parts them, {remedy}; else rename the column.")  # fmt: skip
+        raise EunoeError(f"{where}: one column named {visible(repr(header[0]), 80)}, because columns are separated by {separator!r} here. "
+                         f"If {other!r} separates them, {remedy}; else rename the column.")  # fmt: skip
 
 
 def _read_parquet(path: Path, how: _How) -> Placed:

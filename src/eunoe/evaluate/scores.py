@@ -100,7 +100,7 @@ def regression_scores(gold: Sequence[float], predicted: Sequence[float]) -> Regr
     for what, given in (("gold", gold), ("predicted", predicted)):
         strange = next((value for value in given if not isfinite(value)), None)
         if strange is not None:
-            raise ValueError(f"{what} holds {strange}, which is no finite number")
+            raise ValueError(f"{what} holds {strange}, which is not a finite number")
     if min(gold) == max(gold) or min(predicted) == max(predicted):
         return RegressionScores(pearson=0.0, spearman=0.0, n=len(gold))
     return RegressionScores(

@@ -6,7 +6,7 @@ is no optimizer class it calls as ``cls()(model, **kwargs)``: so here ``cls`` is
 model.
 
 Different from anchoring there and then: the anchors are taken when ``recadam`` is called. The Trainer makes its optimizer
-after ``resume_from_checkpoint`` has put trained weights into the model, and those are no anchor. The learning rate and all else
+after ``resume_from_checkpoint`` has put trained weights into the model, and those cannot be the anchor. The learning rate and all else
 that ``TrainingArguments`` has a field for is read from it, when the optimizer is made: a hyperparameter search changes it
 on the way.
 """
@@ -102,7 +102,7 @@ def recadam(
     anchors, unanchored = _split(anchored_groups(model, anchor=anchor, free=free))
     if any(value.is_meta for value in anchors.values()):
         raise EunoeError(
-            "the model's weights are not loaded in this process (they are on the meta device), so they are no anchor. "
+            "the model's weights are not loaded in this process (they are on the meta device), so they cannot be the anchor. "
             "Name the checkpoint that the model comes from: recadam(model, args, anchor=FOLDER)."
         )
     kwargs = {"args": args, "anchor": anchors, "free": unanchored, "rows": rows, "settings": settings}

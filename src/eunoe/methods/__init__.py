@@ -149,7 +149,7 @@ class Chosen:
         ]
         if any(stages != proposed[0] for stages in proposed):
             raise EunoeError(
-                f"the methods {' and '.join(self.names)} cannot go together: they cut the domains into other stages."
+                f"the methods {' and '.join(self.names)} cannot be combined: they cut the domains into other stages."
             )
         return proposed[0]
 

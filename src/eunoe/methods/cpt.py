@@ -118,7 +118,7 @@ class Cpt(Masked):
         shared = active(self.model)
         self.domains = list(shared.domains)
         self.earlier = tuple(self.domains[i] for i in shared.finished)
-        return shared, found
+        return shared, attached
 
     @staticmethod
     def sources(settings: CptSettings) -> list[Path]:
@@ -195,7 +195,7 @@ def _go_on(model: nn.Module, settings: CptSettings, domains: Sequence[str]) -> d
 
 
 def _larger(model: nn.Module, settings: CptSettings, domains: Sequence[str], folder: str) -> dict[str, int]:
-    """The sizes to grow to, as ``grow`` takes them; raises where plug-ins and settings cannot go together."""
+    """The sizes to grow to, as ``grow`` takes them; raises where plug-ins and settings cannot be combined."""
     larger: dict[str, int] = {}
     saved: dict[str, set[Any]] = {"placement": {placement_of(model)}, "activation": set(), "skip": set()}
     for name, adapter in adapters(model).items():

@@ -1,7 +1,7 @@
 """Several methods at once: ``name: [replay, ewc]`` in a recipe.
 
 Batches are chained (each method adds rows to what the one before it gave), penalties and extra losses add up (each extra loss is
-a mean over its own items: ``terms``), weights, masks and states stand side by side. Two methods that cannot go together say
+a mean over its own items: ``terms``), weights, masks and states stand side by side. Two methods that cannot be combined say
 why (``Method.clashes``).
 """
 
@@ -42,7 +42,7 @@ class Together(Method):
                     why = "one starts each stage from the pretrained model and the other from the stage before"
                 if why:
                     raise EunoeError(
-                        f"the methods {_name(one)} and {_name(other)} cannot go together: {why}. Leave one out."
+                        f"the methods {_name(one)} and {_name(other)} cannot be combined: {why}. Leave one out."
                     )
         self.forgets = all(part.forgets for part in parts)
         self.needs_domain = any(part.needs_domain for part in parts)

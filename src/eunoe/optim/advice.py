@@ -104,7 +104,7 @@ def foreseen(
         lines.append(
             f"nothing is ever pulled: after all {steps:,} steps {left:.2%} of a distance to the pretrained weights would be "
             f"left (the strongest pull, at step {strongest.step:,}, takes away {strongest.pull:.2g} of it), so this is Adam. "
-            f"For a pull that is felt raise t0 or gamma.{hint}"
+            f"For a noticeable pull raise t0 or gamma.{hint}"
         )
     k, t0 = settings.in_steps(steps)
     total = lr * sum(shares)

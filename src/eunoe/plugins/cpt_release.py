@@ -178,7 +178,7 @@ def _refuse_infinite(names: Iterable[str]) -> None:
     broken = list(names)
     if broken:
         raise EunoeError(f"{_some(broken)} hold numbers that are not finite. Every domain would read them through its masks, as 0 * nan "
-                         "is nan: the file is damaged or its training failed. Give a sound one.")  # fmt: skip
+                         "is nan: the file is damaged or its training failed. Give an undamaged one.")  # fmt: skip
 
 
 def _fill(attached: Mapping[str, Adapter], plugins: Mapping[str, Tensor], domains: int) -> None:

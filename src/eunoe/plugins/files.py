@@ -218,7 +218,7 @@ def _fill(attached: dict[str, Adapter], tensors: dict[str, Tensor], shared: Acti
                 tensor.copy_(tensors[f"{_PREFIX}{name}.{key}"])
                 if not tensor.isfinite().all():
                     raise EunoeError(f"the plug-ins of {path} hold numbers that are not finite in {tensor.dtype}, first in "
-                                     f"{name}.{key}: every domain would read them, as 0 * nan is nan. Save sound ones.")  # fmt: skip
+                                     f"{name}.{key}: every domain would read them, as 0 * nan is nan. Save undamaged ones.")  # fmt: skip
             for key, mask in adapter.masks().items():
                 for domain, bits in enumerate(tensors[f"{_PREFIX}{name}.{key}.bits"]):
                     mask.restore(domain, bits.to(mask.bits.device))

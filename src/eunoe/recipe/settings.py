@@ -27,7 +27,7 @@ class CorpusSettings:
     column: str | None = None
     """Column that holds the text (default ``text``); plain text has none."""
     documents: Literal["paragraphs", "lines", "file"] | None = None
-    """What one document of plain text is (default ``paragraphs``: blank lines part them)."""
+    """What one document of plain text is (default ``paragraphs``: blank lines separate them)."""
     encoding: str | None = None
     """Encoding of the files, as in ``gb18030`` (default UTF-8); a byte-order mark in a file goes before it."""
     fallback_encoding: str | None = None
