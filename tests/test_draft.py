@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from eunoe.cli import main
+from eunoe.plan import resolve
+from eunoe.recipe import load_recipe
 from eunoe.report.schema import read_rows
 from tests.tiny import sentences, tiny_folder
 from tests.tiny_run import state, write_task, write_text
@@ -218,6 +220,61 @@ def test_what_cannot_be_read_is_left_out_with_its_reason(folder: Path) -> None:
     assert "photo.jpg: not a text by its ending (.jpg)" in text
     assert "broken.csv, line 2" in text
     assert "bare.csv: its first line does not hold names of columns" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "inside"),
+    [("a.docx", b"PK\x03\x04", True), ("a.pdf", b"%PDF-1.7\n", True), ("a.rtf", b"{\\rtf1 good}", True),
+     ("a.doc", b"\xd0\xcf\x11\xe0\0\0", True),
+     ("a.story", b"a good match", False), ("a", b"a good match", False)],
+)  # fmt: skip
+def test_documents_of_other_programs_are_to_be_saved_as_text_and_text_to_be_renamed(
+    name: str, data: bytes, inside: bool, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Renamed to .txt, a .docx would be learnt as the bytes of a zip archive, or refused for its encoding."""
+    write_text(folder / "news.txt", seed=1)
+    (folder / name).write_bytes(data)
+    _, text = written(folder)
+    said = text[text.index(f"{name}: not a text by its ending") :]
+    assert ("save it as .txt, a table as .csv" in said) == inside
+    assert ("Rename it to .txt if it is plain text" in said) != inside
+    Path("r.yaml").write_text(Path("new.yaml").read_text().replace("mine/news.txt", f"mine/{name}"))
+    capsys.readouterr()
+    assert main(["plan", "r.yaml"]) == 2
+    assert ("save it as .txt" in capsys.readouterr().err) == inside
+
+
+def test_what_a_subfolder_holds_beside_its_text_is_said(folder: Path) -> None:
+    for i in range(6):
+        write_text(folder / "sport" / f"{i}.txt", seed=i, n=10)
+    (folder / "sport" / "scan.pdf").write_bytes(b"%PDF-1.7")
+    (folder / "sport" / "deep").mkdir()
+    (folder / "sport" / "deep" / "old.docx").write_bytes(b"PK")
+    (folder / "sport" / ".hidden").write_text("x")
+    _, text = written(folder)
+    assert "not read there: 1 .docx, 1 .pdf, 1 hidden" in text
+
+
+def test_a_subfolder_of_which_nothing_can_be_taken_says_why_once(folder: Path) -> None:
+    write_text(folder / "news.txt", seed=1)
+    labelled(folder / "claims" / "test.csv")
+    for name in ("train", "test"):
+        rows(folder / "sport" / f"{name}.csv", ["text;label"], [["good match;good"]] * 9)
+    _, text = written(folder)
+    assert text.count("columns are parted by ','") == 2
+    assert "sport: nothing in it could be taken, for the reasons above." in text
+    assert "claims: none of its files could be the training rows: test.csv." in text
+
+
+def test_a_folder_where_a_recipe_is_wanted_is_told_what_writes_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("plan", "run"):
+        assert main([command, str(folder)]) == 2
+        assert "mine is a folder, and a recipe is a YAML file." in (err := capsys.readouterr().err)
+        assert err.endswith("eunoe new mine\n")
+    Path("demo").mkdir()
+    assert resolve(load_recipe("demo")).sequences, "a folder of that name is not meant"
 
 
 def test_nothing_is_written_over_and_an_empty_folder_is_refused(

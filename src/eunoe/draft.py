@@ -19,7 +19,7 @@ import yaml
 from eunoe.atomic import write_text
 from eunoe.data.columns import Look
 from eunoe.data.corpus import texts
-from eunoe.data.files import ending, resolve
+from eunoe.data.files import ending, not_read, resolve
 from eunoe.data.groups import Group, groups_of, is_general, listed, role, source
 from eunoe.data.tasks import Task, load_task
 from eunoe.errors import EunoeError
@@ -133,10 +133,14 @@ def _corpus(group: Group) -> tuple[dict[str, Any] | None, list[str]]:
     said: list[str] = []
     if group.plain and unlabelled:
         said.append("not read beside the plain text: " + listed(table.path for table in unlabelled))
+    if not files and not group.tables:
+        return None, ["nothing in it could be taken, for the reasons above"]
     if not files:  # labelled rows alone
         train = [table for table in group.labelled if role(table.path) in (None, "train")]
         if len(train) != 1:
-            return None, [f"{len(train)} files could be the training rows: {listed(t.path for t in group.tables)}"]
+            return None, [
+                f"{len(train) or 'none'} of its files could be the training rows: {listed(t.path for t in group.tables)}"
+            ]
         said.append("there is no text beside the labelled rows: the texts of the training rows are what is learnt from")
         return {"source": source(train[0].path), **_column(train[0])}, said
     columns = {table.path: table.text for table in unlabelled}
@@ -155,6 +159,8 @@ def _corpus(group: Group) -> tuple[dict[str, Any] | None, list[str]]:
         return None, [f"several files have this name: {listed(files)}. Put them into a subfolder, or rename them"]
     else:
         corpus = {"source": source(group.folder), **column}
+        if unread := not_read(source(group.folder)):
+            said.append(f"not read there: {unread}")
         every = resolve(source(group.folder))
         if len(every) > len(files):
             (kind, count), *others = Counter(_whole_ending(file) for file in files).most_common()

@@ -195,7 +195,7 @@ def test_a_file_that_is_no_recipe_says_so(tmp_path: Path, content: bytes, word: 
 
 
 def test_a_missing_recipe_lists_the_shipped_ones(tmp_path: Path) -> None:
-    for name in ("dmeo", tmp_path / "absent.yaml", tmp_path, "x" * 200):
+    for name in ("dmeo", tmp_path / "absent.yaml", "x" * 200):
         with pytest.raises(EunoeError, match=r"unknown recipe .*Allowed: .*demo.*path of a YAML file"):
             load_recipe(name)
 

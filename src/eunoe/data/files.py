@@ -62,8 +62,22 @@ def resolve(source: str, files: str | None = None, labelled: bool = False) -> li
     _refuse_unreadable(path)
     if ending(path) not in TABLES and ending(path) not in PLAIN:
         raise EunoeError(f"{visible(path)} ends in {visible(repr(ending(path)))}; allowed endings: {_ALLOWED}. "
-                         "If it is plain text, rename it.")  # fmt: skip
+                         f"{what_to_do(path)}")  # fmt: skip
     return [path]
+
+
+def what_to_do(path: Path) -> str:
+    """What helps with a file whose ending is not that of a text: another name, or plain text made from it."""
+    with reading(path), open(path, "rb") as file:
+        start = file.read(4096)
+    if b"\0" in start or start.startswith((b"PK", b"%PDF", b"{\\rtf")):
+        return "It is no plain text inside: open it in its own program and save it as .txt, a table as .csv."
+    return "Rename it to .txt if it is plain text."
+
+
+def not_read(source: str) -> str:
+    """The files of a folder that a corpus does not read, counted by their endings: ``1 .pdf, 1 hidden``; empty if there are none."""
+    return _counted(_below(_path_of(source), None, False)[1])
 
 
 def refuse_missing(sources: Iterable[tuple[str, str | None, bool]]) -> None:
@@ -241,4 +255,15 @@ def _counted(what: Counter[str], most: int = 8) -> str:
     return ", ".join(shown + ([f"{rest:,} others"] if rest else []))
 
 
-__all__ = ["PLAIN", "TABLES", "content_hash", "ending", "is_folder", "kind", "refuse_missing", "resolve"]
+__all__ = [
+    "PLAIN",
+    "TABLES",
+    "content_hash",
+    "ending",
+    "is_folder",
+    "kind",
+    "not_read",
+    "refuse_missing",
+    "resolve",
+    "what_to_do",
+]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eunoe.data.columns import Look, look
-from eunoe.data.files import TABLES, ending, resolve
+from eunoe.data.files import TABLES, ending, resolve, what_to_do
 from eunoe.errors import EunoeError
 from eunoe.foreign import visible
 
@@ -82,10 +82,15 @@ def groups_of(folder: Path, left_out: list[str]) -> list[Group]:
             group = groups.setdefault(name.lower(), Group(name))
             _add(group, path, left_out)
         else:
-            left_out.append(
-                f"{shown}: not a text by its ending ({ending(path) or 'none'}). Rename it to .txt if it is one."
-            )
+            left_out.append(f"{shown}: not a text by its ending ({ending(path) or 'none'}). {_advice(path)}")
     return _match(list(groups.values()), left_out)
+
+
+def _advice(path: Path) -> str:
+    try:
+        return what_to_do(path)
+    except EunoeError as error:
+        return str(error)
 
 
 def _add_folder(groups: dict[str, Group], path: Path, left_out: list[str]) -> None:

@@ -7,10 +7,12 @@ scale, refuses unknown keys with their close matches and wrong types with the va
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from eunoe.errors import EunoeError
+from eunoe.foreign import visible
 from eunoe.lookup import lookup, unknown
 from eunoe.recipe.build import build
 from eunoe.recipe.check import check_recipe, check_study
@@ -41,6 +43,9 @@ def load_recipe(path: str | os.PathLike[str], overrides: Overrides = (), scale: 
     if not os.path.isfile(file):  # not Path.is_file, which raises on a name that is too long
         known = shipped_recipes()
         if str(path) not in known:
+            if os.path.isdir(file):
+                raise EunoeError(f"{visible(path)} is a folder, and a recipe is a YAML file. For a folder of your texts, have one written: "
+                                 f"eunoe new {shlex.quote(visible(path))}")  # fmt: skip
             missing = unknown(str(path), known, "recipe")
             raise EunoeError(f"{missing} Or give the path of a YAML file.")
         file = known[str(path)]
