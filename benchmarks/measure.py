@@ -78,7 +78,8 @@ def taking_turns(
 def side_by_side(jobs: list[Job]) -> list[list[float]]:
     """Seconds of processor time of each step of several trainings, which take turns; the first of each is not counted.
 
-    Each training has a thread, of which one runs at a time: a training cannot be left in the middle and taken up again.
+    Each training has a thread, of which one runs at a time: a training cannot be left in the middle and resumed. It passes the turn
+    on after each step but its last, and then when it has ended: what ``train`` does after the last step is also its own.
     torch is given one thread meanwhile, so that the time is all of that thread's own: what else the machine does, which moves
     a clock on the wall by more than the differences looked for, is hardly in it.
     """
@@ -87,19 +88,29 @@ def side_by_side(jobs: list[Job]) -> list[list[float]]:
     columns: list[list[float]] = [[] for _ in jobs]
     batons = [threading.Semaphore(0) for _ in jobs]
 
+    going = list(range(len(jobs)))
+
+    def pass_on(i: int) -> None:
+        if going:
+            batons[next((k for k in going if k > i), going[0])].release()
+
     def run(i: int) -> None:
         clock = _Clock(jobs[i], time.thread_time)
 
         def turn(step: int) -> dict[str, float]:
             columns[i].append(clock.read())
-            batons[(i + 1) % len(jobs)].release()
             if step < len(jobs[i].batches):
+                pass_on(i)
                 batons[i].acquire()
             clock.start()
             return {}
 
         batons[i].acquire()
-        train(replace(jobs[i], batches=clock, observe=turn))
+        try:
+            train(replace(jobs[i], batches=clock, observe=turn))
+        finally:
+            going.remove(i)
+            pass_on(i)
 
     with ThreadPoolExecutor(len(jobs)) as pool:
         running = [pool.submit(run, i) for i in range(len(jobs))]

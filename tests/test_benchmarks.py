@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,14 +119,23 @@ def test_turns_are_taken_after_so_many_steps_and_the_first_of_each_are_not_count
         taking_turns(job(4), each=3, settle=1)
 
 
-def test_trainings_side_by_side_end_as_they_do_alone() -> None:
-    alone, first, second = job(3), job(3), job(3)
+def test_trainings_side_by_side_end_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+
+    def end(*_: object) -> None:
+        """A method that draws after its last step, while another training, if it were let, would draw too."""
+        time.sleep(0.05)
+        drawn.append(torch.rand(4))
+
+    monkeypatch.setattr(Cpt, "end", end)
+    alone, first, second, longer = job(3), job(3), job(3), job(4)
     train(alone)
-    columns = side_by_side([first, second])
-    assert [len(column) for column in columns] == [2, 2]
+    columns = side_by_side([first, longer, second])
+    assert [len(column) for column in columns] == [2, 3, 2]
     for name, value in alone.model.state_dict().items():
         assert torch.equal(value, first.model.state_dict()[name])
         assert torch.equal(value, second.model.state_dict()[name])
+    assert sum(torch.equal(drawn[0], other) for other in drawn[1:]) == 2
 
 
 def test_the_speed_of_the_step_is_told_beside_the_released_way_and_the_peak(
