@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.context import ForkServerContext
@@ -26,27 +25,29 @@ from eunoe.train import train
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch with gloo")
 
 
-def gradients_of(name: str, rank: int = 0, world: int = 1, micro_batch: int | None = 3) -> dict[str, Tensor]:
-    """Of each step of the last stage, in float64, after all stages before it were learnt likewise."""
+def before_the_last(name: str, rank: int = 0, world: int = 1) -> Way:
+    """In float64 and without dropout, the way up to its last stage."""
     way = Way(name, double=True, rank=rank, world=world, **CALM)
-    way.walked(way.last, micro_batch=micro_batch)
-    steps = gradients(way, way.last, micro_batch)
+    return way.walked(way.last, steps=3, micro_batch=3)
+
+
+def gradients_of(way: Way) -> dict[str, Tensor]:
+    """Of each step of the last stage."""
+    steps = gradients(way, way.last, 3)
     return {f"{i}/{weight}": grad for i, step in enumerate(steps) for weight, grad in step.items()}
 
 
-def resumed(name: str, rank: int, folder: Path) -> tuple[str, str]:
+def resumed(way: Way, folder: Path) -> tuple[str, str]:
     """Digests of a method never stopped, and of one stopped in its last stage by a signal to one process alone."""
-    way = Way(name, rank=rank, world=2)
-    way.walked(way.last)
-    whole, killed = way.before(way.last), way.job(way.before(way.last), way.last, folder)
-    train(way.job(whole, way.last))
-    killed.observe = stopping(3) if rank else None
+    whole, killed = way.before(way.last), way.job(way.before(way.last), way.last, folder, steps=4)
+    train(way.job(whole, way.last, steps=4))
+    killed.observe = stopping(2) if way.rank else None
     try:
         train(killed)
     except Interrupted:
         ranks.wait()  # the first one writes, and both are started again only when both have ended
         again = way.before(way.last)
-        train(way.job(again, way.last, folder))
+        train(way.job(again, way.last, folder, steps=4))
         return digest(whole), digest(again)
     return "never", "stopped"
 
@@ -64,13 +65,19 @@ def one_of_two(rank: int, port: int, folder: str, table: dict[str, Entry]) -> No
 
     torch.set_num_threads(1)
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
     )
     METHODS.update(table)  # this process is its own
     with open(os.devnull, "w") as silent, redirect_stdout(silent), redirect_stderr(silent):
         for name in table:
-            save_file(gradients_of(name, rank, 2), f"{folder}/{name}.{rank}.safetensors")
-            whole, again = resumed(name, rank, Path(folder) / f"{name}.steps")
+            way = before_the_last(name, rank, 2)
+            save_file(gradients_of(way), f"{folder}/{name}.{rank}.safetensors")
+            whole, again = resumed(way, Path(folder) / f"{name}.steps")
             if whole != again:
                 Path(folder, f"{name}.{rank}.differs").write_text(f"{whole} {again}")
     sys.exit(0)
@@ -80,13 +87,12 @@ def test_two_processes_have_the_gradient_of_one_and_resume_to_the_same_bits(
     forks: ForkServerContext, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     table = learning(request.module)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pair = [forks.Process(target=one_of_two, args=(rank, port, str(tmp_path), table)) for rank in (0, 1)]
+    # they meet at a store of this process, as at torchrun's: a port that was looked for and let go could be another's by then
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    pair = [forks.Process(target=one_of_two, args=(rank, store.port, str(tmp_path), table)) for rank in (0, 1)]
     for process in pair:
         process.start()
-    alone = {name: gradients_of(name) for name in table}
+    alone = {name: gradients_of(before_the_last(name)) for name in table}
     for process in pair:
         process.join(240)
     assert [process.exitcode for process in pair] == [0, 0]
