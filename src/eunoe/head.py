@@ -17,6 +17,7 @@ import torch
 from eunoe.atomic import write_text
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import joined, load_blocks
+from eunoe.models.files import PATCH
 from eunoe.models.heads import lm_loss
 from eunoe.models.load import LanguageModel, prepare_head, pretrained, save_patch
 from eunoe.optim.groups import param_groups
@@ -32,7 +33,7 @@ def train_head(
 
     Raises ``EunoeError`` for text that cannot be read. Interrupted, it resumes from its last checkpoint.
     """
-    if (folder / "patch.safetensors").is_file():
+    if (folder / PATCH).is_file():
         shutil.rmtree(folder / "steps", ignore_errors=True)
         return None
     lm, job = head_job(model, head, folder, seed, identity)

@@ -30,6 +30,7 @@ from eunoe.head import train_head
 from eunoe.lookup import lookup
 from eunoe.material import Material, read_material, sha256
 from eunoe.methods import choose_method
+from eunoe.models.files import PATCH
 from eunoe.models.load import pretrained
 from eunoe.optim.schedules import SCHEDULES
 from eunoe.progress import say
@@ -321,14 +322,14 @@ class RunPlan:
         recipe, folder = self.recipe, self.out / "head"
         assert recipe.head is not None  # check_recipe
         assert self.material is not None
-        patch = folder / "patch.safetensors"
-        if recorded(self.out, "head").get("head/patch.safetensors", file_hash(patch)) != file_hash(patch):
+        patch = folder / PATCH
+        if recorded(self.out, "head").get(f"head/{PATCH}", file_hash(patch)) != file_hash(patch):
             say(f"{patch} is not what was trained: it is trained again")
             patch.unlink(missing_ok=True)
         done = train_head(recipe.model, recipe.head, folder, recipe.seeds[0], {"run": board.run or "", "cell": "head"})
         if done is not None:
             note_time(self.out, "head", done.seconds, done.tokens)
-        files, rows = ["head/patch.safetensors", "head/curve.csv", "head/rows.jsonl"], []
+        files, rows = [f"head/{PATCH}", "head/curve.csv", "head/rows.jsonl"], []
         trained = model_settings(recipe, self.out)
         for label, lm in (
             (("head-start", self.lm), ("head-trained", pretrained(trained))) if "general" in self.material.valid else ()

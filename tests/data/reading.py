@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eunoe.data.records import read_records
+from eunoe.data.records import Record, read_rows
 from eunoe.errors import EunoeError
+
+
+def read_records(source: str, **how: Any) -> Iterator[Record]:
+    """The rows without their places."""
+    return (record for _, record in read_rows(source, **how))
 
 
 def texts(path: Path, **more: Any) -> list[Any]:

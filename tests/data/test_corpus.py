@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,15 @@ def test_the_cache_key_follows_content_settings_block_and_tokenizer(text: Corpus
         file.write("\none more line")
     digests.add(load_blocks(text, TOKENIZER, 32).digest)
     assert len(digests) == 9
+
+
+def test_a_limit_on_lines_is_held_also_where_the_text_is_cached(text: CorpusSettings) -> None:
+    first = load_blocks(text, TOKENIZER, 32)
+    with pytest.raises(EunoeError, match="line_limit"):
+        load_blocks(replace(text, line_limit=2), TOKENIZER, 32)
+    again = load_blocks(replace(text, line_limit=2**20), TOKENIZER, 32)
+    assert again.digest == first.digest, "a run that was begun without the limit goes on with it"
+    assert np.array_equal(again.ids, first.ids)
 
 
 def test_a_moved_file_keeps_its_cache(text: CorpusSettings, tmp_path: Path) -> None:

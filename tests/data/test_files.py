@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from eunoe.data.files import content_hash, kind, resolve
-from eunoe.data.records import read_records, read_rows
+from eunoe.data.records import read_rows
 from eunoe.errors import EunoeError
-from tests.data.reading import refusal, texts
+from tests.data.reading import read_records, refusal, texts
 
 
 def test_a_folder_of_mixed_kinds_is_read_in_sorted_order(tmp_path: Path) -> None:

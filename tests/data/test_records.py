@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eunoe import stop
-from eunoe.data.records import cell, read_records, read_rows, shown_value, text_cell
+from eunoe.data.records import cell, read_rows, shown_value, text_cell
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.lookup import SHOWN
 from tests.conftest import shared
-from tests.data.reading import refusal, texts
+from tests.data.reading import read_records, refusal, texts
 
 
 def test_the_documents_of_a_text_file(tmp_path: Path) -> None:

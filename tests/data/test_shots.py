@@ -13,11 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eunoe.data.shots import cpt_rule, draw, evenly, per_class, random_split, resplit
+from eunoe.data.shots import draw, evenly, random_split, resplit
 from eunoe.data.tasks import load_task
 from eunoe.errors import EunoeError
 from eunoe.recipe import Recipe, load_recipe
 from tests.conftest import shared
+
+
+def cpt(labels: list[str], seed: int = 2022) -> list[int]:
+    """The rows that CPT's rule draws."""
+    return draw(labels, "cpt", seed)[0]
+
 
 LABELS = st.lists(st.sampled_from("abcde"), max_size=60)
 
@@ -78,7 +84,7 @@ def test_cpt_rule_draws_8_a_class_from_real_end_tasks() -> None:
     for name, r, rows in (("acl_arc", 0.9, 48), ("scierc", 0.7, 56)):
         parts = [labels_of(name, split) for split in ("train", "dev", "test")]
         kept = [parts[0][i] for i in resplit(*parts, r)[0]]
-        drawn = cpt_rule(kept)
+        drawn = cpt(kept)
         assert len(drawn) == len(set(drawn)) == rows
         assert set(Counter(kept[i] for i in drawn).values()) == {8}
 
@@ -87,21 +93,21 @@ def test_draws_and_splits_equal_those_of_hugging_face_datasets() -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"row": list(range(101)), "label": ["x", "y", "z"] * 33 + ["x", "y"]})
     shuffled = rows.shuffle(seed=2022)
-    assert cpt_rule(rows["label"]) == shuffled["row"][:32]
+    assert cpt(rows["label"]) == shuffled["row"][:32]
     split = rows.train_test_split(test_size=0.1, seed=2021)
     assert random_split(101, 0.1, 2021) == (split["train"]["row"], split["test"]["row"])
 
 
 def test_cpt_rule_below_five_classes_is_not_stratified() -> None:
     labels = ["common"] * 200 + ["rare"]
-    drawn = cpt_rule(labels, seed=2022)
+    drawn = cpt(labels, seed=2022)
     assert len(drawn) == 32
     assert Counter(labels[i] for i in drawn)["common"] >= 31
 
 
 def test_cpt_rule_counts_classes_not_rows() -> None:
-    assert len(cpt_rule(["a", "b", "c", "d"] * 10)) == 32
-    assert len(cpt_rule(["a", "b", "c", "d", "e"] * 10)) == 40
+    assert len(cpt(["a", "b", "c", "d"] * 10)) == 32
+    assert len(cpt(["a", "b", "c", "d", "e"] * 10)) == 40
 
 
 @given(LABELS, st.sampled_from(["cpt", 1, 2, 5]), st.integers(0, 2**31))
@@ -122,7 +128,7 @@ def test_a_rare_class_of_13_gives_the_rows_it_has() -> None:
     labels = [f"topic {i}" for i in range(12) for _ in range(40)] + ["rare"] * 4
     drawn, short = draw(labels, "cpt", 2022)
     assert (len(drawn), short) == (12 * 8 + 4, {"rare": 4})
-    assert drawn == cpt_rule(labels)
+    assert drawn == cpt(labels)
     with pytest.raises(EunoeError, match="8 rows of each class, but 'rare' has 4, and shots_strict is set"):
         draw(labels, "cpt", 2022, strict=True)
     with pytest.raises(EunoeError, match="32 rows in all, but there are only 31"):
@@ -135,8 +141,8 @@ def test_a_class_without_any_row_is_counted_too() -> None:
 
 def test_another_seed_draws_other_rows() -> None:
     labels = ["a", "b"] * 100
-    assert per_class(labels, 8, 1) != per_class(labels, 8, 2)
-    assert cpt_rule(labels, 1) != cpt_rule(labels, 2)
+    assert draw(labels, 8, 1)[0] != draw(labels, 8, 2)[0]
+    assert cpt(labels, 1) != cpt(labels, 2)
 
 
 def test_resplit_counts_exactly_where_floats_fall_short() -> None:

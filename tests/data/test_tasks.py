@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from eunoe.data import records, tasks
 from eunoe.data.corpus import part_of
-from eunoe.data.shots import cpt_rule
+from eunoe.data.shots import draw
 from eunoe.data.tasks import Example, headline_pairs, load_task, split_headline
 from eunoe.errors import EunoeError
 from eunoe.recipe import CorpusSettings, TaskSettings
@@ -128,7 +128,7 @@ def test_cpts_acl_end_task_has_the_sizes_of_the_release() -> None:
 def test_shots_are_drawn_from_the_training_rows_only(two: dict[str, str]) -> None:
     every = load_task("news", TaskSettings(**two), UNREAD)
     cpt = load_task("news", TaskSettings(**two, shots="cpt", shots_seed=7), UNREAD)
-    assert cpt.train == tuple(every.train[i] for i in cpt_rule([str(e.label) for e in every.train], 7))
+    assert cpt.train == tuple(every.train[i] for i in draw([str(e.label) for e in every.train], "cpt", 7)[0])
     four = load_task("news", TaskSettings(**two, shots=4), UNREAD)
     assert Counter(e.label for e in four.train) == {"a": 4, "b": 4}
     assert cpt.test == four.test == every.test
@@ -435,6 +435,20 @@ def test_the_advice_fits_the_label(tmp_path: Path, label: Any, advice: str) -> N
     message = refused(TaskSettings(train=source, test=source), f"{source}, line 2")
     assert advice.lower() in message.lower()
     assert ("regression" in message) == (label == 0.5)
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", " NAN", "<NA>"])
+def test_text_that_stands_for_a_missing_label_is_no_class(tmp_path: Path, label: str) -> None:
+    train = rows_of(tmp_path / "train.jsonl", ["good", "bad"])
+    source = rows_of(tmp_path / "a.jsonl", ["bad", label])
+    for settings in (TaskSettings(train=source, test=train), TaskSettings(train=train, test=source)):
+        assert "how programs write that a label is missing" in refused(settings, f"{source}, line 2")
+
+
+@pytest.mark.parametrize("label", ["none", "null", "n/a", "Nana", "unknown"])
+def test_words_that_can_be_a_class_are_one(tmp_path: Path, label: str) -> None:
+    source = rows_of(tmp_path / "a.jsonl", ["bad", label])
+    assert set(load_task("news", TaskSettings(train=source, test=source), UNREAD).labels) == {"bad", label}
 
 
 # -- what else labelled files hold -------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ class _Reader:
         source = settings.valid if part == "valid" and settings.valid is not None else settings.source
         digest = self._digest(part, source)
         ids, tokens = cached_blocks(
-            digest, self.block, self.named.largest, source,
+            self._cache_key(digest), self.block, self.named.largest, source,
             lambda: encode(part_of(settings, part), self.named.tokenizer, f"tokenising {source}"),
             settings.tokens if source.startswith("hub:") and part == "train" else None,
         )  # fmt: skip
@@ -233,6 +233,11 @@ class _Reader:
             del settings[key]  # named by what it leads to, moves no token, or is applied after the cache
         facts = [FORMAT, self.named.identity, self._contents[source], self.block, part, settings]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _cache_key(self, digest: str) -> str:
+        """Where the blocks are kept: a limit on lines moves no token, but what was read under a larger one may not pass it."""
+        limit = self.settings.line_limit
+        return digest if limit is None else hashlib.sha256(f"{digest} {limit}".encode()).hexdigest()[:32]
 
 
 def joined(parts: list[Blocks]) -> Blocks:

@@ -35,7 +35,6 @@ _PLAIN = """
 PLAIN = frozenset(_PLAIN.split())
 """Endings of plain text, which is read as .txt is."""
 _ALLOWED = f"{', '.join(TABLES)}, .txt and other plain text (.md, .html, .py, ...), plain or .gz"
-_HASHED = 2**20
 
 
 def resolve(source: str, files: str | None = None, labelled: bool = False) -> list[Path]:
@@ -103,13 +102,9 @@ def content_hash(source: str, files: str | None = None) -> str:
     """SHA-256 over the names and bytes of the source's files: the key under which tokenised text is cached."""
     total = hashlib.sha256()
     for path in resolve(source, files):
-        own = hashlib.sha256()
         with reading(path), open(path, "rb") as file:
-            while chunk := file.read(_HASHED):
-                stop.check(f"reading {visible(path)}")
-                own.update(chunk)
-        total.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
-        total.update(own.digest())
+            own = stop.digest(file, f"reading {visible(path)}")
+        total.update(path.name.encode("utf-8", "surrogateescape") + b"\0" + bytes.fromhex(own))
     return total.hexdigest()
 
 

@@ -9,7 +9,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from eunoe.foreign import reading
+from eunoe import stop
+from eunoe.foreign import reading, visible
 
 
 @cache
@@ -47,5 +48,6 @@ def _folder_hash(folder: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
         with reading(path), open(path, "rb") as file:
-            total.update(os.fsencode(path.relative_to(folder)) + b"\0" + hashlib.file_digest(file, "sha256").digest())
+            own = stop.digest(file, f"reading {visible(path)}")
+        total.update(os.fsencode(path.relative_to(folder)) + b"\0" + bytes.fromhex(own))
     return total.hexdigest()

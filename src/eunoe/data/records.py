@@ -100,11 +100,6 @@ def read_rows(
         )
 
 
-def read_records(source: str, **how: Any) -> Iterator[Record]:
-    """The rows of ``read_rows``, which takes the same settings, without their places."""
-    return (record for _, record in read_rows(source, **how))
-
-
 def cell(record: Record, column: str, where: str) -> Any:
     """What a row holds in a column; raises ``EunoeError`` naming the place and close matches if it has none or null."""
     if column not in record:
@@ -315,4 +310,4 @@ def read_hub(name: str, config: str | None, split: str, revision: str | None = N
         yield from load_dataset(name, config, split=split, streaming=True, revision=own)
 
 
-__all__ = ["Record", "cell", "read_hub", "read_records", "read_rows", "shown_value", "text_cell"]
+__all__ = ["Record", "cell", "read_hub", "read_rows", "shown_value", "text_cell"]

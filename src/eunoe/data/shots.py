@@ -68,27 +68,6 @@ def describe(short: Mapping[str, int], shots: Literal["cpt"] | int) -> str:
     return f"the draw takes {CPT_PER_CLASS if shots == 'cpt' else shots} rows of each class, but {listed}{more}"
 
 
-def cpt_rule(labels: Sequence[str], seed: int = 2022) -> list[int]:
-    """CPT's few-shot draw: shuffle; with fewer than 5 classes the first 32 rows in all, otherwise the first 8 of each class.
-
-    Returns row numbers in shuffled order, fewer where there are fewer (``draw`` counts them). The draw of 32 is not
-    stratified, as in the release.
-
-    >>> len(cpt_rule(["good", "bad"] * 40))
-    32
-    """
-    return draw(labels, "cpt", seed)[0]
-
-
-def per_class(labels: Sequence[str], k: int, seed: int) -> list[int]:
-    """A balanced draw: after a seeded shuffle the first ``k`` rows of each class, or all it has, in shuffled order.
-
-    >>> sorted(per_class(["a", "b", "a", "b"], 2, seed=0))
-    [0, 1, 2, 3]
-    """
-    return draw(labels, k, seed)[0]
-
-
 def _first(order: Sequence[int], labels: Sequence[str], k: int) -> list[int]:
     """The first ``k`` rows of each class, in the order given."""
     taken: Counter[str] = Counter()

@@ -211,6 +211,10 @@ def _number(value: Any, column: str, where: str) -> float:
     return number
 
 
+MISSING = ("nan", "<na>")
+"""What pandas writes as text for a missing value."""
+
+
 def _class(value: Any, column: str, where: str) -> str:
     """A class's name: text as it stands, whole numbers (1 and 1.0 alike) and truth values written out."""
     if isinstance(value, bool):
@@ -229,6 +233,9 @@ def _class(value: Any, column: str, where: str) -> str:
         )
     if not value.strip():
         raise EunoeError(f"{where}: column {column!r} is empty. Fill in the label or leave the row out.")
+    if value.strip().casefold() in MISSING:
+        raise EunoeError(f"{where}: column {column!r} holds {shown_value(value)}, which is how programs write that a label is missing. "
+                         "Fill it in, or leave the row out; a class of that name needs another one.")  # fmt: skip
     return text_cell({column: value}, column, where)
 
 

@@ -27,6 +27,8 @@ from eunoe.foreign import reading, visible
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What transformers looks for, in this order; each may be cut in parts that NAME.index.json lists."""
+PATCH = "patch.safetensors"
+"""Of a folder that a trained LM head lies in: the head, and the low-rank change of the model below it."""
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model", "chat_template.jinja",
@@ -244,35 +246,43 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
             f"{visible(file)} holds {type(loaded).__name__}, not tensors by name. Give the file of a state dict."
         )
     for name, value in loaded.items():
-        if value.layout != torch.strided or value.is_meta:
+        if why := odd(value) or ("empty" if 0 in value.shape else None):
             raise EunoeError(
-                f"{visible(file)}: {visible(name, 100)} is not a plain tensor ({value.layout}, {value.device})."
-            )
-        if 0 in value.shape or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise EunoeError(
-                f"{visible(file)}: {visible(name, 100)} has shape {tuple(value.shape)} but the file holds "
-                f"{value.untyped_storage().nbytes()} bytes of it. Save it again, whole: value.contiguous()."
+                f"{visible(file)}: {visible(name, 100)} is {why}. Save it again, whole and in memory: value.contiguous()."
             )
     return {str(name): value for name, value in loaded.items()}
 
 
+def odd(tensor: torch.Tensor) -> str | None:
+    """What keeps a tensor from being plain numbers in memory, if anything: torch's files hold more kinds than weights need."""
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "sparse or nested"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.device.type == "meta":
+        return "without its numbers (device meta)"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"of shape {tuple(tensor.shape)}, but the file holds fewer numbers than that (a stride of 0)"
+    return None
+
+
 def write_patch(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write ``folder/patch.safetensors``, whole or not at all."""
+    """Write the patch file of ``folder``, whole or not at all."""
     whole = {name: value.contiguous() for name, value in tensors.items()}
-    write_bytes(folder / "patch.safetensors", safetensors.torch.save(whole))
+    write_bytes(folder / PATCH, safetensors.torch.save(whole))
 
 
 def patch_file(folder: Path) -> Path:
     """The file of a patch folder; raises ``EunoeError`` if there is none."""
-    file = folder / "patch.safetensors"
+    file = folder / PATCH
     if not file.is_file():
         raise EunoeError(
-            f"{visible(file)} does not exist. Make it: a recipe with model.head: train writes RUN/head/patch.safetensors."
+            f"{visible(file)} does not exist. Make it: a recipe with model.head: train writes RUN/head/{PATCH}."
         )
     return file
 
 
 __all__ = [
-    "TOKENIZER", "WEIGHTS", "Origin", "Tensors", "check_config", "headers", "model_files", "patch_file", "read_weights",
+    "PATCH", "TOKENIZER", "WEIGHTS", "Origin", "Tensors", "check_config", "headers", "model_files", "odd", "patch_file", "read_weights",
     "weight_files", "write_patch",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from eunoe.errors import EunoeError
 from eunoe.foreign import visible
 from eunoe.models.anatomy import Anatomy, anatomy
+from eunoe.models.files import odd
 from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.inject import PARTS, PLACEMENTS, Site, detach, inject
 from eunoe.plugins.task_mask import Active, hard, pack, refuse_s_max
@@ -111,8 +112,8 @@ def _plugins(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str
     prefixes: set[str] = set()
     attention: set[str] = set()
     for name, tensor in tensors.items():
-        if odd := _odd(tensor):
-            raise EunoeError(f"{visible(name, 200)} is {odd}; numbers that lie whole in the file are needed. Give the file as the "
+        if why := odd(tensor):
+            raise EunoeError(f"{visible(name, 200)} is {why}; numbers that lie whole in the file are needed. Give the file as the "
                              "authors' code wrote it.")  # fmt: skip
         match = _PLUGIN.fullmatch(name)
         if not match:
@@ -133,19 +134,6 @@ def _plugins(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str
         raise EunoeError(f"the file holds plug-ins of more than one model or placement (below {_some(prefixes)}; attention plug-ins in "
                          f"{_some(attention)}). Give a checkpoint of one.")  # fmt: skip
     return plugins, "parallel" if attention == {"attention.self"} else "sequential", prefixes.pop()
-
-
-def _odd(tensor: Tensor) -> str | None:
-    """What keeps a tensor from being plain numbers in memory, if anything: torch's files hold more kinds than weights need."""
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        return "sparse or nested"
-    if tensor.is_quantized:
-        return "quantised"
-    if tensor.device.type == "meta":
-        return "without its numbers (device meta)"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"of shape {tuple(tensor.shape)}, but the file holds fewer numbers than that (a stride of 0)"
-    return None
 
 
 def _wanted(parts: Anatomy, placement: str, sizes: Mapping[str, int], rows: int) -> dict[str, tuple[int, ...]]:
