@@ -75,9 +75,11 @@ def save(folder: Path, groups: Mapping[str, Any], identity: Mapping[str, str] | 
         said = {"identity": dict(identity)} if identity is not None else {}
         manifest = json.dumps({"format": _FORMAT, "sha256": hashes, **said}, indent=1, sort_keys=True)
         write_synced(partial / "manifest.json", manifest.encode("utf-8"))
+        # contents before names: after a power cut no folder in place may hold empty files
         sync_folder(partial)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+            # a folder that is not empty cannot be replaced by one rename
             folder.rename(old)
         partial.rename(folder)
         sync_folder(folder.parent)
@@ -106,6 +108,7 @@ def load(folder: Path, identity: Mapping[str, str] | None = None) -> Checkpoint:
     """
     hashes, said, digest = _manifest(folder)
     _refuse_other(folder, said, identity)
+    # hashed and parsed from the same bytes: what changes on the disk meanwhile is not trusted
     contents: dict[str, bytes] = {}
     for name, expected in hashes.items():
         try:
@@ -265,6 +268,7 @@ def _split(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, Tensor):
         while path in tensors:  # {1: ..} and {"1": ..}, or a name with a slash
             path += "'"
+        # a copy: views and tied tensors are not saved as they lie, and training changes them
         tensors[path] = tree.detach().to("cpu").contiguous().clone()
         return {_TENSOR: path}
     if isinstance(tree, Mapping):
@@ -272,6 +276,7 @@ def _split(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         if odd is not None:
             raise TypeError(f"{path}: a checkpoint's keys are plain values, not {type(odd).__name__}")
         pairs = [[key, _split(value, f"{path}/{key}", tensors)] for key, value in tree.items()]
+        # JSON has keys of text alone; all others are kept as pairs
         if all(isinstance(key, str) for key in tree) and not {_TENSOR, _PAIRS, _TUPLE} & set(tree):
             return dict(pairs)
         return {_PAIRS: pairs}

@@ -86,6 +86,7 @@ def run(
         plan = plan_of(recipe)
         plan.recipe = _with_threads_of(plan.recipe, out)
         refuse_other(plan.recipe, out, _resolved)
+        # before model and text are loaded: a finished run is known without them
         if not relearn and _finished(plan, out):
             added = fill_constant(out) if fill else []
             say(
@@ -170,6 +171,7 @@ def work(plan: Plan, board: Board) -> None:
             ranks.wait()
             continue
         ready = [cell for cell in owed if board.ready(cell)]
+        # the lock decides, not the list: between looking and taking another process may have been quicker
         taken = next((cell for cell in _in_turn(ready, group) if _take(plan, board, cell)), None)
         if taken is None:
             time.sleep(0.1)  # others are at all that is ready
@@ -233,9 +235,8 @@ def _gather(plan: Plan, board: Board) -> None:
 
 def _finish(plan: Plan, board: Board, fill: bool) -> Path:
     """The rows of all cells, what is made from them, and the report; one process at a time."""
-    from eunoe.report.page import (
-        write_report,  # matplotlib: half a second that jobs which leave the page to another are spared
-    )
+    # matplotlib: half a second that jobs which leave the page to another are spared
+    from eunoe.report.page import write_report
 
     while True:
         with _locked(board.out, _ROWS) as locked:

@@ -71,6 +71,7 @@ def claimed(
     except OSError as error:
         raise EunoeError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from None
     with lock:
+        # whoever is alone writes the folder's own files; those that share it find them there
         alone = try_lock(lock)
         if not alone and (not shared or not _wait_for_share(lock)):
             raise EunoeError(f"another process is running in {out}. Wait for it, or choose another --out.")
@@ -215,6 +216,7 @@ def read_mark(out: Path, run: str | None, key: str) -> tuple[str, dict[str, str]
     if cell != key or own != (run or own):
         raise EunoeError(f"{out / key} belongs to another run or place (run {visible(own)}, cell {visible(cell)}; here it is run {run}, "
                          f"cell {key}). Put back what was there, or delete the folder: the same command makes it again.")  # fmt: skip
+    # looked at every time: a file may be lost or edited after its mark was written
     for name, expected in hashes.items():
         if file_hash(out / name) != expected:
             say_once(f"{out / name} is missing or was changed: that piece of work counts as not done.")

@@ -71,11 +71,13 @@ def read_material(
         refuse_larger(recipe.head.batch, recipe.head.block, "blocks")
         for corpus in recipe.head.corpora:
             load_blocks(corpus, named, recipe.head.block, "train")
+    # a prompt before the text takes places that a row then cannot use
     beside = replace(lm, taken=max(extra_tokens.values(), default=0))
     refuse_unanswerable(beside, evaluation.prompts, evaluation.answer_tokens, "recipe.evaluation")
     train_blocks, valid = {}, {}
     tasks: dict[str, dict[int | None, Task]] = {}
     for domain in recipe.domains:
+        # no order learns it, and what nothing uses is not read
         if domain.name not in used:
             continue
         train_blocks[domain.name] = load_blocks(domain.corpus, named, recipe.training.block, "train")
@@ -89,6 +91,7 @@ def read_material(
                 transfer.check(beside, task, settings, "recipe.transfer")
                 tasks[domain.name][task.shots_seed] = task
     if recipe.general is not None:
+        # text that is mixed into batches must not be scored as unseen
         part: Part = "valid" if recipe.general.valid is not None or mixes_general else "all"
         scored = load_blocks(recipe.general, named, recipe.training.block, part).take(evaluation.blocks)
         valid["general"] = eval_batches(lm, scored, evaluation.batch, rate)

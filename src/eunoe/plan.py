@@ -161,6 +161,7 @@ class RunPlan:
         for way in {way.label: way for way in self.sequences if way.method is not None}.values():
             assert way.method is not None
             extra[way.label] = Walk(way, recipe.model, out).method.extra_tokens  # options may not fit the model
+            # plug-ins that a method starts from decide what it learns, as its text does
             if files := way.method.sources():
                 reads[f"{way.label} (plug-ins)"] = sha256(file.read_bytes().hex() for file in files)
         mixes = any("general" in way.method.reads for way in self.sequences if way.method)
@@ -359,6 +360,7 @@ class RunPlan:
             for row in read_rows(aside):
                 key = (row.method, row.order, row.seed, row.learnt, row.task, row.transfer is not None, row.shots_seed)
                 self._before.setdefault(key, []).append(row)
+            # an end task leaves several rows; with one missing all of them are scored again
             size = 2 + 3 * self.recipe.evaluation.retention
             self._before = {key: rows for key, rows in self._before.items() if not key[5] or len(rows) >= size}
         return self._before
@@ -404,8 +406,10 @@ def resolve(recipe: Recipe) -> RunPlan:
             if len(set(order)) < len(order) and not method.returns:
                 raise EunoeError(f"recipe.orders.{name} names a domain again, which {label} cannot learn twice. Leave the order or the "
                                  "method out.")  # fmt: skip
+            # asked now, so that methods that cannot go through an order are refused before anything runs
             method.stages(order)
     check_names([label for label, *_ in chosen[1:]], "method label")
+    # two names for one order would count the same sequence twice in every average
     first: dict[tuple[str, ...], str] = {}
     for order_name, order in orders.items():
         first.setdefault(order, order_name)

@@ -115,6 +115,7 @@ class Walk:
 
     def _build(self) -> None:
         sequence, self.lm = self.sequence, pretrained(self.settings)
+        # what is drawn here depends on the sequence's seed alone, not on what ran before in this process
         torch.manual_seed(sequence.seed)
         try:
             self.method = (Method(self.lm.model, None, sequence.order) if sequence.method is None
@@ -223,6 +224,7 @@ class Walk:
         needs = self.sequence.needs(i)
         said = (checkpoint.identity_of(final) or {}).get("start")
         now = checkpoint.manifest_digest(self.out / needs[0] / "final") if needs else "pretrained"
+        # a final of before 0.2 does not say what it started from, and is believed
         if said in (None, now):
             return True
         say(f"{final} was learnt from a state that is no longer there: that stage is learnt again.")
@@ -302,6 +304,7 @@ class Walk:
             names.append(f"{self.sequence.folder}/notes.json")
             write_text(self.out / names[0], json.dumps(notes, ensure_ascii=False) + "\n")
         plugins = self.out / self.sequence.folder / "plugins"
+        # whole or not at all: somebody may copy the folder while it is written
         partial = plugins.with_name("plugins.partial")
         shutil.rmtree(partial, ignore_errors=True)
         self.method.publish(partial)
@@ -327,6 +330,7 @@ class Walk:
             weight = named[name].detach().cpu()
             read = weight.flatten() if entries is None else weight[entries.cpu()]
             total.update(name.encode())
+            # bytes, not values: -0.0 equals 0.0, and nan equals nothing
             total.update(read.contiguous().view(torch.uint8).numpy().data)
         return total.hexdigest()
 

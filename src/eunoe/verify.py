@@ -63,6 +63,7 @@ def verify(out: Path | str) -> list[Finding]:
         was = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     now = environment("", plan.recipe)
     same_machine = all(was.get(key) == value for key, value in now.items() if key not in ("command", "threads"))
+    # sums that are cut for another number of threads end in other bits
     if isinstance(plan.recipe.threads, int):
         torch.set_num_threads(plan.recipe.threads)
     findings: list[Finding] = []
@@ -97,6 +98,7 @@ class _Before:
 def _sequence(plan: RunPlan, way: Sequence, out: Path, same_machine: bool) -> list[Finding]:
     name, stages = _name(way), range(len(way.stages))
     done = [i for i in stages if checkpoint.whole(out / way.stage_key(i) / "final")]
+    # later stages may not be learnt yet; one before a stage that is there may not be missing
     reached = len(stages) if was_finished(out) else max(done, default=-1) + 1
     gone = [Finding(name, way.names[i], True, False, f"its checkpoint {out / way.stage_key(i) / 'final'} is missing, or not whole")
             for i in range(reached) if i not in done]  # fmt: skip
@@ -235,6 +237,7 @@ def _published(walk: Walk, way: Sequence, out: Path) -> list[Finding]:
     if not folder.is_dir() and not was_finished(out):
         return []  # the run writes them when it is resumed
     with TemporaryDirectory() as made:
+        # written anew and compared: reading the published files back would prove nothing
         walk.method.publish(Path(made))
         files = sorted(file for file in Path(made).rglob("*") if file.is_file())
         there = [folder / file.relative_to(made) for file in files]
@@ -256,6 +259,7 @@ def _content(file: Path) -> Any:
     except ValueError:
         return None
     if isinstance(content, dict):
+        # where the model lay belongs to the machine, not to the state
         content.pop("base_model_name_or_path", None)
     return content
 

@@ -59,6 +59,7 @@ def cached_blocks(
     """
     folder = cache_folder() / "blocks" / digest
     kind = "uint16" if largest < 2**16 else "uint32"
+    # written, then read back: what is trained on is what lies on the disk, checked by its hash
     for tried in range(_TRIES):
         try:
             if os.path.lexists(folder):

@@ -89,6 +89,7 @@ def check(settings: CorpusSettings) -> None:
     hub = [s for s in sources if s.startswith("hub:")]
     folders = [s for s in sources if s not in hub and is_folder(s)]
     kinds = {kind(path) for s in sources if s not in hub for path in resolve(s, settings.files)}
+    # a key that nothing reads would look as if it had an effect
     unread = {
         "config": None if hub else "for hub: sources",
         "revision": None if settings.source in hub else "for a hub: source",
@@ -136,6 +137,7 @@ def part_of(settings: CorpusSettings, part: Part | Literal["both"]) -> Iterator[
             raise EunoeError(f"corpus {settings.source!r}: reserve = {settings.reserve}, but there are only {len(places)} "
                              "different documents. Reserve fewer.")  # fmt: skip
         edge = places[settings.reserve]
+    # a share of what is not reserved: setting documents aside leaves the share as it is
     cut = edge + valid_share(settings) * (1 - edge)
     low, high = {"reserved": (0.0, edge), "valid": (edge, cut), "train": (cut, 1.0), "both": (edge, 1.0)}[part]
     yield from (text for text in texts(settings) if low <= place(text) < high)
@@ -154,6 +156,7 @@ def load_blocks(settings: CorpusSettings, tokenizer: Any, block: int, part: Part
     blocks, tokens = reader.read(part)
     share = valid_share(settings)
     if part in ("train", "valid") and 0 < share < 1 and not settings.source.startswith("hub:"):
+        # of few documents the hash may put all on one side
         other, _ = reader.read("valid" if part == "train" else "train")
         if not (len(blocks) and len(other)):
             both, tokens = reader.read("both")

@@ -87,6 +87,7 @@ def read_rows(
             yield where, _bounded(record, where, limit)
         return
     paths = resolve(source, files, labelled)
+    # over all files: a folder may hold an empty one
     empty = True
     for path in paths:
         shown = visible(path)
@@ -163,6 +164,7 @@ def _read_text(path: Path, how: _How) -> Placed:
             if line.strip():
                 yield f"line {number}", {"text": line}
         return
+    # one document at a time is held, however large the file is
     lines: list[str] = []
     first, size, blank = 1, 0, True
     for number, line in how.lines(path):
@@ -203,9 +205,8 @@ def _read_jsonl(path: Path, how: _How) -> Placed:
 
 
 def _read_separated(path: Path, how: _How, separator: str) -> Placed:
-    csv.field_size_limit(
-        2**31 - 1
-    )  # ours is below; the library's 128 KiB is less than a long document, its type a C long
+    # ours is below; the library's 128 KiB is less than a long document, its type a C long
+    csv.field_size_limit(2**31 - 1)
     first = number = size = 0
 
     def lines() -> Iterator[str]:

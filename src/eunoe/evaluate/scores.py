@@ -101,6 +101,7 @@ def regression_scores(gold: Sequence[float], predicted: Sequence[float]) -> Regr
         strange = next((value for value in given if not isfinite(value)), None)
         if strange is not None:
             raise ValueError(f"{what} holds {strange}, which is not a finite number")
+    # without spread there is no correlation; nan would spoil every average it enters
     if min(gold) == max(gold) or min(predicted) == max(predicted):
         return RegressionScores(pearson=0.0, spearman=0.0, n=len(gold))
     return RegressionScores(

@@ -123,6 +123,7 @@ class RecAdam(Optimizer):
             "k": k, "t0": t0, "weight": weight, "correct_bias": correct_bias, "form": form,
             "anchor": anchor if self.anchor_said else None,
         }  # fmt: skip
+        # torch's constructor adds the groups one by one; the warning waits until all are there
         self._made = False
         super().__init__(params, defaults)
         self._made = True
@@ -215,6 +216,7 @@ class RecAdam(Optimizer):
             self._start(group["params"][i])
         counters = [self.state[group["params"][i]]["step"] for i in indices]
         if counters:
+            # one call for all: a step of many small tensors consists of calls
             torch._foreach_add_(counters, 1)
         anchors = anchors_of(group)
         pieces: dict[Bucket, list[Piece]] = {}
@@ -283,6 +285,7 @@ class RecAdam(Optimizer):
         """As torch's; raises ``EunoeError``, before anything changes, for a state of other anchors, models or optimizers."""
         groups, weights = self.param_groups, [p for group in self.param_groups for p in group["params"]]
         anchors = [anchors_of(group) for group in groups]
+        # before torch loads anything, so that a refused state has changed nothing
         for i, (group, saved) in enumerate(zip(groups, state_dict["param_groups"], strict=False)):
             refuse.refuse_other_settings(saved, group, i)
             _refuse_other_anchors(anchors[i], saved, i)
@@ -291,6 +294,7 @@ class RecAdam(Optimizer):
             refuse.refuse_other_state(state_dict["state"].get(i, {}), p, i)
         super().load_state_dict(state_dict)
         for group, own in zip(self.param_groups, anchors, strict=True):
+            # the state holds a fingerprint; the anchors are those that this optimizer was built with
             group["anchor"] = own
             group.pop("anchor_fingerprint", None)
         for i, p in zip(ids, weights, strict=True):

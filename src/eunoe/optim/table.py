@@ -108,6 +108,7 @@ class RecAdamSettings:
             raise EunoeError(
                 f"rise is {self.rise:g}, a share of the run, but the length of the run is not known here. Give k."
             )
+        # lambda rises from 5 % to 95 % over that share: sigmoid(x) is 0.95 at x = log 19
         return 2 * log(19) / (self.rise * steps), steps_of(self.t0, steps)
 
 

@@ -89,6 +89,7 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
             tensors[f"{_PREFIX}{name}.{key}"] = tensor.detach().contiguous()
     parts = anatomy(model)
     first = {part: adapters(model)[f"{parts.layers[0].name}.{part}_plugin"] for part in PARTS}
+    # packed in memory first, because the config beside it names its hash
     packed = pack_tensors(tensors, metadata={"format": "pt"})
     config = {
         "peft_type": KIND,
@@ -156,6 +157,7 @@ def load_plugins(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
             made.grow(units)
         return made
 
+    # fresh plug-ins are drawn and then overwritten: the caller's random numbers stay as they were
     with torch.random.fork_rng(devices=[]):
         attached = inject(model, parts, make, placement=config["placement"])
     try:
@@ -318,6 +320,7 @@ def _weights(path: Path, sha256: str | None, wanted: dict[str, tuple[int, ...]])
     file = saved_files(path)[1]
     with reading(file, "Save the plug-ins again."):
         with safe_open(file, framework="pt") as opened:
+            # the header first: a file of other shapes is refused before its numbers take memory
             header = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
             stored = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in header.items()}
         wrong = sorted(wanted.keys() ^ stored.keys())

@@ -168,6 +168,7 @@ def inject(
     try:
         for layer in parts.layers:
             device = _device(layer.module, layer.name)
+            # float32 beside half weights too: small updates would be lost to rounding
             dtype = torch.promote_types(next(layer.module.parameters()).dtype, torch.float32)
             for part in PARTS:
                 place = places[part]
@@ -177,6 +178,7 @@ def inject(
                 tap = Tap(adapter, placement, _joints(parts.model_type, place))
                 layer.module.__dict__.setdefault("plugin_taps", []).append(tap)
                 tap.connect(layer.module)
+                # looked at again before each pass: PEFT and quantisation swap modules after this
                 layer.module.register_forward_pre_hook(tap.connect)
         from transformers import PreTrainedModel  # two seconds to load, and a list of methods needs no model
 
@@ -268,6 +270,7 @@ def add_domains(model: nn.Module, names: Iterable[str]) -> None:
     for adapter in adapters(model).values():
         for mask in adapter.masks().values():
             known, width = mask.bits.shape
+            # rows of the learnt domains stay where they are, so their numbers do too
             mask.bits = torch.cat([mask.bits, mask.bits.new_zeros(len(shared.domains) - known, width)])
 
 

@@ -123,9 +123,7 @@ def summarize(rows: Sequence[Row]) -> Summary:
         run, method, transfer, order, name = scores.key
         if method != BASE:
             grouped.setdefault((run, name, transfer, method), []).append(scores)
-        if (
-            scores.before
-        ):  # the pretrained model's own line, for comparison: once an order, as all methods start from it
+        if scores.before:  # the pretrained model's own line: once an order, as all methods start from it
             base.setdefault((run, name, transfer), {}).setdefault(order, scores)
     lines = [
         _base_line(names[(run, BASE)], metric_of(name), transfer, [*by_order.values()])
