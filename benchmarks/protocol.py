@@ -106,7 +106,7 @@ def owed(plan: RunPlan) -> list[Measure]:
 
 def theirs(plan: RunPlan) -> tuple[Stages, dict[tuple[str, ...], float]]:
     """The protocol of a prepared plan the released way; also the accuracy on each (domains learnt..., task)."""
-    stages, found = Stages(), {}
+    stages, released_scores = Stages(), {}
     sequence, material = plan.sequences[-1], plan.material
     assert material is not None
     walk = Walk(sequence, plan.recipe.model, plan.out)
@@ -129,8 +129,8 @@ def theirs(plan: RunPlan) -> tuple[Stages, dict[tuple[str, ...], float]]:
             if work.i == i:
                 task = material.tasks[work.task][work.shots_seed]
                 rows = encode_task(lm, task, plan.transfer_settings)
-                found[(*work.learnt, work.task)] = end_task(plan, lm.model, method, task, rows, stages)
-    return stages, found
+                released_scores[(*work.learnt, work.task)] = end_task(plan, lm.model, method, task, rows, stages)
+    return stages, released_scores
 
 
 def end_task(
@@ -198,15 +198,15 @@ def protocol_recipe(rows: int | None) -> Recipe:
     return small
 
 
-def table(mine: Stages, released_way: Stages) -> Iterator[str]:
+def table(own_way: Stages, released_way: Stages) -> Iterator[str]:
     for stage in [*STAGES, REST]:
         against = (
-            f"{released_way[stage]:8,.0f} s   {released_way[stage] / mine[stage]:.1f} x"
+            f"{released_way[stage]:8,.0f} s   {released_way[stage] / own_way[stage]:.1f} x"
             if released_way[stage]
             else "       -"
         )
-        yield f"  {stage:48} {mine[stage]:8,.0f} s {against}"
-    yield f"  {'all':48} {mine.total:8,.0f} s {released_way.total:8,.0f} s   {released_way.total / mine.total:.1f} x"
+        yield f"  {stage:48} {own_way[stage]:8,.0f} s {against}"
+    yield f"  {'all':48} {own_way.total:8,.0f} s {released_way.total:8,.0f} s   {released_way.total / own_way.total:.1f} x"
 
 
 def main() -> None:
@@ -221,7 +221,7 @@ def main() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        mine = ours(recipe, Path(folder) / "run")
+        own_way = ours(recipe, Path(folder) / "run")
         scores = {
             (*row.learnt, row.task): row.value
             for row in read_rows(Path(folder) / "run" / "rows.jsonl")
@@ -232,17 +232,18 @@ def main() -> None:
         plan.prepare(Path(folder))  # reads; nothing is written
     assert plan.material is not None
     rows = [len(task.test) for samples in plan.material.tasks.values() for task in samples.values()]
-    split = ", ".join(f"{stage} {mine[stage]:,.0f} s" for stage in [*STAGES, REST])
+    split = ", ".join(f"{stage} {own_way[stage]:,.0f} s" for stage in [*STAGES, REST])
     print(
-        f"test sets of {', '.join(f'{n:,}' for n in rows)} rows; ours took {mine.total:,.0f} s ({split}); now the released way",
+        f"test sets of {', '.join(f'{n:,}' for n in rows)} rows; ours took {own_way.total:,.0f} s ({split}); now the released way",
         flush=True,
     )
-    released_way, found = theirs(plan)
+    released_way, released_scores = theirs(plan)
     print(
-        f"processor time, one thread; {len(found)} end tasks, {plan.transfer_settings.epochs:g} epochs each; ours and the released way"
+        f"processor time, one thread; {len(released_scores)} end tasks, {plan.transfer_settings.epochs:g} epochs each; "
+        "ours and the released way"
     )
-    print("\n".join(table(mine, released_way)))
-    both = [(scores[key], found[key]) for key in found]
+    print("\n".join(table(own_way, released_way)))
+    both = [(scores[key], released_scores[key]) for key in released_scores]
     means = [100 * sum(column) / len(both) for column in zip(*both, strict=True)]
     print(
         f"  accuracy, mean of the {len(both)} end tasks: ours {means[0]:.1f}, the released way {means[1]:.1f} points",

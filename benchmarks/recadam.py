@@ -109,8 +109,10 @@ def _child(what: str, file: str) -> None:
         groups = [{"params": list(model.parameters()), "anchor": None}]
     optimizer = RecAdam(groups, lr=2e-5)
     optimizer.step()
-    held = psutil.Process().memory_full_info().uss
-    print(f"anchor {what}: unique set size {held / 1e6:,.0f} MB = {held / size:.2f} x the model's {size / 1e6:,.0f} MB")
+    bytes_held = psutil.Process().memory_full_info().uss
+    print(
+        f"anchor {what}: unique set size {bytes_held / 1e6:,.0f} MB = {bytes_held / size:.2f} x the model's {size / 1e6:,.0f} MB"
+    )
     if what == "mapped":
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(Path(folder) / "state", {"optimizer": optimizer.state_dict()})

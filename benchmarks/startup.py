@@ -24,7 +24,7 @@ def main() -> None:
         "eunoe --help": ("-m", "eunoe.cli", "--help"),
         "import transformers": ("-c", "import transformers"),
     }
-    found = {name: median(_seconds(*words) for _ in range(9)) for name, words in cases.items()}
-    bare = found["bare interpreter"]
-    for name, value in found.items():
+    seconds = {name: median(_seconds(*words) for _ in range(9)) for name, words in cases.items()}
+    bare = seconds["bare interpreter"]
+    for name, value in seconds.items():
         print(f"{name}: {value * 1000:.0f} ms, {1000 * (value - bare):.0f} ms above a bare interpreter")

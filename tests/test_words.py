@@ -1,7 +1,7 @@
 """Plain English, one word for one thing: whoever reads "resume" on a page must not meet "go on" in a message.
 
-Looked through are the READMEs, the docs, recipes and examples whole, and of the package every string, docstring and comment, and
-the names that its code gives to variables.
+Looked through are the READMEs, the docs, recipes and examples whole, and of the package and the benchmarks every string,
+docstring and comment, and the names that their code gives to variables.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "eunoe"
-PAGES = [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *PACKAGE.rglob("*.md")]
+PAGES = [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/*.rst"), *PACKAGE.rglob("*.md")]
 RECIPES = [*ROOT.glob("recipes/*.*"), *ROOT.glob("examples/**/*.py"), *ROOT.glob("examples/**/*.toml")]
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [*sorted(PACKAGE.rglob("*.py")), *ROOT.glob("benchmarks/*.py")]
 
 INSTEAD = {
     r"(go|goes|going|went|gone) on": "resume; continue",
