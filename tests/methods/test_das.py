@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from eunoe.contract.way import Way
 from eunoe.errors import EunoeError
-from eunoe.methods.das import Das, DasSettings, importance, info_nce, mean_pool
+from eunoe.methods.das import Das, DasSettings, importance, info_nce
 from eunoe.models.anatomy import FAMILIES, anatomy
-from eunoe.models.heads import lm_loss
+from eunoe.models.heads import lm_loss, mean_pool
 from eunoe.plugins.gates import Gates, spread
 from eunoe.train import train
 from tests.models.families import tiny, tokens

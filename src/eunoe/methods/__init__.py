@@ -18,6 +18,8 @@ from eunoe.methods.adapter import AdapterOnly
 from eunoe.methods.adapter_ncl import AdapterNcl
 from eunoe.methods.adapter_one import AdapterOne
 from eunoe.methods.base import Method
+from eunoe.methods.bcl import Bcl, BclSettings
+from eunoe.methods.classic import Classic, ClassicSettings
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.methods.das import Das, DasSettings
 from eunoe.methods.demix import Demix, DemixSettings
@@ -96,6 +98,15 @@ _OWN: dict[str, Entry] = {
     "hat": Entry(
         Hat, HatSettings, "adapters with soft masks per domain on a frozen model, few units each; forgets a little (ICML 2018)",
         paper="Serra et al. 2018, arXiv 1801.01423", keeps="a soft mask and adapters of each domain", memory="- 3 models + adapters",
+    ),
+    "bcl": Entry(
+        Bcl, BclSettings, "hat with capsules of all domains so far, which vote on each token; forgets (NAACL 2021)",
+        paper="Ke et al. 2021, NAACL 2021", keeps="a soft mask, adapters and capsules of each domain", arithmetic=1.3,
+        memory="- 3 models + adapters + a capsule of each domain",
+    ),
+    "classic": Entry(
+        Classic, ClassicSettings, "hat with a contrast between a text's state and all domains' views of it; forgets a little (EMNLP 2021)",
+        paper="Ke et al. 2021, EMNLP 2021", keeps="a soft mask and adapters of each domain", arithmetic=2.0, memory="- 3 models + adapters",
     ),
     "das": Entry(
         Das, DasSettings, "all weights; gradients damped where units matter to earlier knowledge, and a contrast (ICLR 2023)",

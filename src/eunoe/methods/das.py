@@ -47,7 +47,7 @@ from eunoe.errors import EunoeError
 from eunoe.methods.base import Method, Outputs, Stage
 from eunoe.models.anatomy import anatomy
 from eunoe.models.dropout import CheapDropout
-from eunoe.models.heads import at_least_float32
+from eunoe.models.heads import at_least_float32, mean_pool
 from eunoe.plugins.gates import KINDS, Gates, spread
 
 
@@ -87,12 +87,6 @@ def info_nce(z1: Tensor, z2: Tensor, z3: Tensor, temperature: float) -> Tensor:
     others = F.normalize(torch.cat([z2, z3]), dim=-1)
     scores = F.normalize(z1, dim=-1) @ others.T / temperature  # (B, 2 B)
     return F.cross_entropy(scores, torch.arange(len(z1), device=z1.device), reduction="sum")
-
-
-def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, width) and (B, T) -> the mean of each row's real positions (B, width), float32 or more."""
-    real = mask[..., None].to(hidden.device)
-    return (at_least_float32(hidden) * real).sum(1) / real.sum(1)
 
 
 class Das(Method):
@@ -208,4 +202,4 @@ def _two_passes(stage: Stage) -> Callable[[Batch], Tensor]:
     return loss
 
 
-__all__ = ["Das", "DasSettings", "importance", "info_nce", "mean_pool"]
+__all__ = ["Das", "DasSettings", "importance", "info_nce"]

@@ -111,7 +111,7 @@ class Masked(Method):
         self.active.running = self.active.domain = index
         self.active.s = anneal(0.0, self.active.s_max)
         self.epochs = min(stage.epochs, max(1.0, steps / ROUND))
-        drawn = torch.Generator().manual_seed(_seed(self.seed, domain))
+        drawn = torch.Generator().manual_seed(seed_of(self.seed, domain))
         for mask in self._masks():
             mask.begin(drawn)
         self._closed = list(self._free().items())
@@ -165,7 +165,16 @@ class Masked(Method):
         self.active.running = None
         self.activate(stage.name)
 
+    def own(self) -> set[nn.Parameter]:
+        """The weights that it brings, whichever of them train in this stage."""
+        return {p for adapter in self.adapters.values() for p in adapter.parameters()}
+
     # -- state -------------------------------------------------------------------------------------------------
+    def weights(self) -> dict[str, Tensor]:
+        """All that it brings: a domain may read weights that no longer train."""
+        own = self.own()
+        return super().weights() | {name: p.detach() for name, p in self.model.named_parameters() if p in own}
+
     def state_dict(self) -> dict[str, Any]:
         """``finished`` and ``running`` domains, ``s``, ``seed``, and ``masks``: (finished, what one keeps), side by side.
 
@@ -239,8 +248,8 @@ class Masked(Method):
     def clashes(self, other: Method) -> str | None:
         if isinstance(other, Masked) or not other.forgets:
             return "each wants to attach weights of its own to the frozen model"
-        inside = {p for adapter in self.adapters.values() for p in adapter.parameters()}
-        if any(p not in inside for _, p in trainable(self.model)):
+        own = self.own()
+        if any(p not in own for _, p in trainable(self.model)):
             return f"one trains weights that {self.label} keeps still"
         return None
 
@@ -272,9 +281,9 @@ class Masked(Method):
         active.s = active.s_max
 
 
-def _seed(seed: int, domain: str) -> int:
-    """The seed of a domain's mask embeddings: a function of the method's and the domain's name alone."""
+def seed_of(seed: int, domain: str) -> int:
+    """The seed of what is drawn for a domain: a function of the method's and the domain's name alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{domain}".encode()).digest()[:8], "big")
 
 
-__all__ = ["END_TASK_LR", "ROUND", "Masked", "plugin_size", "refuse_mask_settings"]
+__all__ = ["END_TASK_LR", "ROUND", "Masked", "plugin_size", "refuse_mask_settings", "seed_of"]

@@ -81,6 +81,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, width) and (B, T) -> the mean of each row's real positions (B, width), float32 or more."""
+    real = mask[..., None].to(hidden.device)
+    return (at_least_float32(hidden) * real).sum(1) / real.sum(1)
+
+
 class LMLoss:
     """The LM loss of a batch: summed cross-entropy (nats) over its target positions. ``lm_loss`` is the one instance."""
 
