@@ -261,7 +261,7 @@ def test_a_subfolder_of_which_nothing_can_be_taken_says_why_once(folder: Path) -
     for name in ("train", "test"):
         rows(folder / "sport" / f"{name}.csv", ["text;label"], [["good match;good"]] * 9)
     _, text = written(folder)
-    assert text.count("columns are parted by ','") == 2
+    assert text.count(", line 1: one column named") == 2
     assert "sport: nothing in it could be taken, for the reasons above." in text
     assert "claims: none of its files could be the training rows: test.csv." in text
 
@@ -333,6 +333,16 @@ def test_the_page_shows_what_is_written_for_its_folder(folder: Path) -> None:
     shown = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
     sizes = ("training", "about")  # they follow the length of the texts
     assert {k: v for k, v in recipe.items() if k not in sizes} == {k: v for k, v in shown.items() if k not in sizes}
+
+
+def test_the_pages_script_prints_the_first_documents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "own_data.md").read_text(encoding="utf-8")
+    for i in range(4):
+        write_text(folder / "contracts" / f"{i}.txt", seed=i)
+    capsys.readouterr()
+    exec(compile(page.split("```python\n")[1].split("```")[0], "own_data.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [repr((folder / "contracts" / f"{i}.txt").read_text()[:60]) for i in range(3)]
 
 
 def test_many_rows_are_few_shots_and_many_domains_are_scored_at_the_ends(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from eunoe.errors import EunoeError
 from eunoe.methods import METHODS
-from eunoe.methods.facts import MARKS, choices, in_page, rows, table
+from eunoe.methods.facts import CHOICES, MARKS, choices, in_page, rows, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 CHOOSE = PAGE.with_name("choose.md")
@@ -18,7 +18,7 @@ CHOOSE = PAGE.with_name("choose.md")
 def test_the_pages_table_is_made_from_the_rows() -> None:
     for file in (PAGE, CHOOSE):
         page = file.read_text(encoding="utf-8")
-        assert page == in_page(page), "write it anew: python -m eunoe.methods docs/methods.md docs/choose.md"
+        assert page == in_page(page), "write it anew: python -m eunoe.methods docs/methods.md"
     page = PAGE.read_text(encoding="utf-8")
     for name in METHODS:
         assert f"\n## {name}\n" in page, "each method has a paragraph under its name"
@@ -77,8 +77,12 @@ def test_a_page_without_marks_is_refused() -> None:
             in_page(page)
 
 
-def test_the_command_writes_the_page(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
+def test_the_command_writes_the_page_and_those_beside_it(tmp_path: Path) -> None:
+    page, beside, other = (tmp_path / f"{name}.md" for name in ("page", "beside", "other"))
     page.write_text(f"above\n{MARKS[0]}old{MARKS[1]}below\n", encoding="utf-8")
+    beside.write_text(f"{CHOICES[0]}old{CHOICES[1]}", encoding="utf-8")
+    other.write_text("no marks\n", encoding="utf-8")
     subprocess.run([sys.executable, "-m", "eunoe.methods", str(page)], check=True)
     assert page.read_text(encoding="utf-8") == f"above\n{MARKS[0]}{table()}{MARKS[1]}below\n"
+    assert beside.read_text(encoding="utf-8") == CHOICES[0] + choices() + CHOICES[1]
+    assert other.read_text(encoding="utf-8") == "no marks\n"

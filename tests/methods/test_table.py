@@ -105,7 +105,7 @@ BROKEN = {
     "ends_the_program": ("import sys\nsys.exit()\n", "ends the program"),
     "brings_a_class": ("from eunoe.methods.ncl import Ncl as ROW\n", "not an eunoe.methods.Entry"),
     "swaps_its_parts": (GOOD + "ROW = Entry(NclSettings, Ncl, 'swapped')\n", "method: a class on eunoe.methods.base.Method; settings:"),
-    "says_nothing": (GOOD + "ROW = Entry(Ncl, NclSettings, None, arithmetic='two')\n", "memory: text; arithmetic: a number"),
+    "says_nothing": (GOOD + "ROW = Entry(Ncl, NclSettings, None, arithmetic='two')\n", "text; arithmetic: a number"),
     "reads_what_is_not": (GOOD + "ROW = Entry(Ncl, NclSettings, 'x', reads=frozenset({'all'}))\n", "reads: a set"),
 }  # fmt: skip
 

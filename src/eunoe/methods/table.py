@@ -154,8 +154,8 @@ def _checked(entry: Any) -> Entry:
             ),
             ("settings: a dataclass", isinstance(entry.settings, type) and is_dataclass(entry.settings)),
             (
-                "summary, paper, keeps, memory: text",
-                all(isinstance(t, str) for t in (entry.summary, entry.paper, entry.keeps, entry.memory)),
+                "summary, paper, keeps, memory, drafted: text",
+                all(isinstance(t, str) for t in (entry.summary, entry.paper, entry.keeps, entry.memory, entry.drafted)),
             ),
             ("arithmetic: a number", isinstance(entry.arithmetic, int | float)),
             (
