@@ -39,6 +39,10 @@ def test_the_text_is_read_behind_it_and_its_own_states_are_left_out(make: Any) -
     torch.testing.assert_close(model(IDS).logits, whole[:, 3:], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model(input_ids=IDS).logits, whole[:, 3:], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(whole[:, 3:], plain(IDS).logits, atol=1e-3)
+    layers = model(IDS, output_hidden_states=True).hidden_states
+    expected = plain(inputs_embeds=torch.cat([vectors.expand(2, -1, -1), words], 1), output_hidden_states=True)
+    for states, own in zip(layers, expected.hidden_states, strict=True):
+        torch.testing.assert_close(states, own[:, 3:], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [tiny_bert, tiny_gpt2, tiny_llama])

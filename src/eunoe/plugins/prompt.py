@@ -56,9 +56,11 @@ class Prompt(nn.Module):
         return (), given
 
     def strip(self, _base: nn.Module, _args: Any, output: Any) -> Any:
-        """A forward hook of the base model: the states of the text alone."""
+        """A forward hook of the base model: the states of the text alone, those of all layers too where they were asked for."""
         if self.ahead:
             output.last_hidden_state = output.last_hidden_state[:, self.ahead :]
+            if output.hidden_states is not None:
+                output.hidden_states = tuple(states[:, self.ahead :] for states in output.hidden_states)
         return output
 
 
