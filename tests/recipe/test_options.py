@@ -440,6 +440,8 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
         "s_max": (400.0, 10.0),
         "cosh_clip": (50.0, 0.1),
         "embedding_clip": (6.0, 0.01),
+        "masks": (True, False),
+        "backbone": ("trained", "frozen", TASK),
         "plugins": (None, "plug-ins"),
     }, {"methods": [{"name": "cpt"}]}),
     METHODS["ncl"].settings: {},

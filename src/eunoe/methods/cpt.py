@@ -19,6 +19,8 @@ What we do differently, and why:
   number of domains but for one bit a unit.
 - No sparsity regulariser by default, as released: about half of the free units go to each new domain, so
   ``plugins/capacity.py`` counts what is left. ``sparsity`` is HAT's; ``grow`` adds units.
+- Ablations are options: ``masks: false`` (the plug-ins learn all domains in turn, unmasked, and forget), ``backbone: frozen`` (plug-ins and
+  classifier alone train in an end task). Without plug-ins there is nothing to mask and the whole model learns: that one is ``ncl``.
 - A sequence may start from the plug-ins of a finished one (``plugins``), and they may be given more inner units then.
 """
 
@@ -49,9 +51,7 @@ from eunoe.plugins.inject import (
     inject,
     placement_of,
 )
-from eunoe.plugins.task_mask import (
-    Active,
-)
+from eunoe.plugins.task_mask import Active, OpenMask, TaskMask
 from eunoe.recipe import expand
 
 
@@ -82,6 +82,10 @@ class CptSettings:
     """Limit on s * e in the compensation of the mask embeddings' gradients."""
     embedding_clip: float = 6.0
     """Limit on the mask embeddings after each step."""
+    masks: bool = True
+    """False, an ablation: every domain learns all units, and nothing is closed to later ones; it forgets."""
+    backbone: Literal["frozen", "trained"] = "trained"
+    """The pretrained weights in an end task: trained with the plug-ins (as released), or frozen, an ablation."""
     plugins: str | None = None
     """Start from the plug-ins in this folder, which a finished run or ``save_plugins`` wrote: their domains stay learnt.
     Sizes left out are theirs, larger ones grow them."""
@@ -92,6 +96,15 @@ class CptSettings:
         if self.skip not in ("auto", True, False):
             raise EunoeError(f"cpt: skip is {self.skip!r}; give auto, true or false.")
         refuse_mask_settings("cpt", self)
+        if not self.masks and (self.sparsity or self.plugins is not None):
+            key, why = (
+                ("sparsity", "there are none to make sparse")
+                if self.sparsity
+                else ("plugins", "those of the folder have masks")
+            )
+            raise EunoeError(
+                f"cpt: masks is false, but {key} is {getattr(self, key)!r}: {why}. Leave one of the two out."
+            )
 
     def size(self, part: str, width: int) -> int:
         """Inner units of the plug-in of ``part`` in a model of ``width``."""
@@ -110,6 +123,11 @@ class Cpt(Masked):
     """
 
     forgets = False
+
+    def __init__(self, model: nn.Module, settings: CptSettings, domains: Sequence[str]) -> None:
+        super().__init__(model, settings, domains)
+        self.forgets = not settings.masks
+        self.freezes_backbone = settings.backbone == "frozen"
 
     def attach(self) -> tuple[Active, dict[str, Adapter]]:
         if self.settings.plugins is None:
@@ -139,7 +157,12 @@ class Cpt(Masked):
         return {name: plugins.get(p) for name, p in self.model.named_parameters()}
 
     def facts(self) -> tuple[dict[str, Any], list[str]]:
-        """``capacity.json``: how many units are free (the rows of ``plugins.capacity.capacity``), and a warning when they run out."""
+        """``capacity.json``: how many units are free (the rows of ``plugins.capacity.capacity``), and a warning when they run out.
+
+        Nothing without masks, as no unit is taken then.
+        """
+        if not self.settings.masks:
+            return {}, []
         rows = capacity(self.model)
         warning = capacity_report(rows)["warning"]
         return {"capacity.json": rows}, [warning] if warning else []
@@ -162,8 +185,9 @@ class Cpt(Masked):
         shared = Active(domains=tuple(self.domains), s=own.s_max, s_max=own.s_max)
 
         def make(site: Site) -> Adapter:
+            size, mask = own.size(site.part, site.width), TaskMask if own.masks else OpenMask
             how = {"activation": own.activation, "init": own.init}
-            return Adapter(site.width, own.size(site.part, site.width), shared, out=site.out, skip=site.skip, **how)
+            return Adapter(site.width, size, shared, out=site.out, skip=site.skip, mask=mask, **how)
 
         skip = None if own.skip == "auto" else own.skip
         return shared, inject(self.model, anatomy(self.model), make, placement=own.placement, skip=skip)

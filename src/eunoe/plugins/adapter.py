@@ -58,12 +58,14 @@ class Block(nn.Module):
     Its output is added before the plug-in's own output activation and mask, so it has no bias b2.
     """
 
-    def __init__(self, width: int, size: int, active: Active, out: int, activation: str) -> None:
+    def __init__(
+        self, width: int, size: int, active: Active, out: int, activation: str, mask: type[TaskMask] = TaskMask
+    ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.fc1 = Affine(width, size)
         self.fc2 = Affine(size, out, bias=False)
-        self.mask1 = TaskMask(size, active)
+        self.mask1 = mask(size, active)
 
     def forward(self, x: Tensor) -> Tensor:
         h1 = self.activation(self.fc1(x))
@@ -76,7 +78,8 @@ class Adapter(nn.Module):
 
     x: (..., width); W1: ``fc1`` (size, width); W2: ``fc2`` (out, size); m1, m2: the masks of ``active.domain``;
     f: a name of ``ACTIVATIONS``. W1 and W2 start as ``INITS`` says of ``init``. The arithmetic is in the weights' dtype and
-    the result comes back in x's, so plug-ins can stay in float32 on a bfloat16 model. ``mask`` is CPT's hard one or HAT's ``SoftMask``.
+    the result comes back in x's, so plug-ins can stay in float32 on a bfloat16 model. ``mask`` is CPT's hard one, HAT's
+    ``SoftMask`` or ``OpenMask``.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class Adapter(nn.Module):
         """
         if units < 1:
             raise EunoeError(f"a plug-in of {self.size} inner units cannot grow by {units}; it only grows.")
-        block = Block(self.fc1.weight.shape[1], units, self.active, self.mask2.n, self.activation)
+        block = Block(self.fc1.weight.shape[1], units, self.active, self.mask2.n, self.activation, type(self.mask1))
         _start(block, INITS[self.init])
         self.grown.append(block.to(self.fc1.weight.device, self.fc1.weight.dtype).train(self.training))
 

@@ -41,7 +41,7 @@ from eunoe.plugins.inject import (
     placement_of,
     refuse_skip,
 )
-from eunoe.plugins.task_mask import Active, TaskMask, packed_bytes
+from eunoe.plugins.task_mask import Active, OpenMask, TaskMask, packed_bytes
 from eunoe.recipe import check_names
 
 KIND = "CL_PLUGIN"
@@ -71,7 +71,10 @@ def save_plugins(model: nn.Module, folder: str | Path) -> None:
             "learnt yet. Learn one to its end first; a run writes them by itself."
         )
     check_names([shared.domains[i] for i in learnt], "domain")
-    if any(type(adapter) is not Adapter or type(adapter.mask1) is not TaskMask for adapter in adapters(model).values()):
+    if any(
+        type(adapter) is not Adapter or type(adapter.mask1) not in (TaskMask, OpenMask)
+        for adapter in adapters(model).values()
+    ):
         raise EunoeError(
             f"nothing is written to {folder}: the format holds CPT's plug-ins with their hard masks, and these have soft masks "
             "or capsules. Read their domains through the run that learnt them."

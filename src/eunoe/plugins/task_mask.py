@@ -266,8 +266,30 @@ class SoftMask(TaskMask):
         self.taken.zero_()
 
 
+class OpenMask(TaskMask):
+    """No mask (an ablation): every domain uses every unit, and none is taken, so that nothing is closed to later domains."""
+
+    def __init__(self, n: int, active: Active) -> None:
+        super().__init__(n, active)
+        self.embedding.requires_grad_(False)
+        self.begin()
+
+    def forward(self) -> Tensor:
+        """Ones (n,)."""
+        return torch.ones_like(self.embedding)
+
+    def begin(self, generator: torch.Generator | None = None) -> None:
+        with torch.no_grad():
+            self.embedding.fill_(1.0)
+
+    def restore(self, domain: int, row: Tensor) -> None:
+        super().restore(domain, row)
+        self.taken.zero_()
+
+
 __all__ = [
     "Active",
+    "OpenMask",
     "SoftMask",
     "TaskMask",
     "accumulate",
