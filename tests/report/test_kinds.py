@@ -178,6 +178,17 @@ def test_a_run_of_references_alone_is_reported_and_verified(tmp_path: Path, caps
         verify(out)
 
 
+def test_what_each_kind_will_take_is_told_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(recipe(tmp_path, methods=[*KINDS])), "--jobs", "1"]) == 0
+    told = capsys.readouterr().out
+    steps = {name: re.search(rf"learn: {name} +(\d+) cells?, (\d+) optimizer steps", told) for name in KINDS}
+    assert steps["as-it-is"] is None
+    for name, cells in (("at-once", "1"), ("alone", "2")):
+        found = steps[name]
+        assert found is not None
+        assert found.groups() == (cells, "4"), "two steps for each of two domains"
+
+
 # -- worked by hand ------------------------------------------------------------------------------------------------------
 HAND = [
     *(loss("base", (), task, value) for task, value in (("a", 4.0), ("b", 5.0), ("c", 6.0))),

@@ -72,6 +72,14 @@ def test_the_answer_of_many_methods_names_the_ends() -> None:
     assert "m04 0.040 nats, 22 more in between, m27 0.270 nats." in said
 
 
+def test_methods_that_forgot_exactly_nothing_are_named_together() -> None:
+    rows = SMALL[:3]
+    for name, end in (("one", 2.0), ("cpt", 2.0), ("ncl", 2.5), ("own", 2.0)):
+        rows += [loss(name, learnt, task, value) for learnt, task, value in
+                 ((("a",), "a", 2.0), (("a", "b"), "a", end), (("a", "b"), "b", 3.0))]  # fmt: skip
+    assert answer(rows).startswith("one, cpt and own forgot exactly 0 nats of their domains' language, ncl 0.500 nats.")
+
+
 def test_a_matrix_has_a_row_for_each_learnt_domain_and_none_where_nothing_was_measured() -> None:
     (scores,) = matrices(SMALL)
     assert scores.domains == ("a", "b")

@@ -17,7 +17,6 @@ import hashlib
 import importlib.util
 import io
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -54,6 +53,7 @@ from eunoe.models.files import (
 from eunoe.models.fit import check_fit
 from eunoe.models.heads import add_low_rank, apply_patch, patch_tensors, start_at_identity
 from eunoe.models.rate import set_config_dropout, set_dropout
+from eunoe.optim.names import is_constant
 from eunoe.recipe import ModelSettings, expand
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
@@ -365,7 +365,7 @@ def _refuse_other_trunk(model: nn.Module, info: Any, settings: ModelSettings) ->
         )
     prefix, parts = f"{getattr(model, 'base_model_prefix', '')}.", {name for name, _ in base.named_children()}
     extra = sorted(name for name in info["unexpected_keys"]
-                   if name.removeprefix(prefix).split(".")[0] in parts and not _BUFFERS.search(name))  # fmt: skip
+                   if name.removeprefix(prefix).split(".")[0] in parts and not is_constant(name))  # fmt: skip
     if extra:
         raise EunoeError(
             f"the weights of {settings.name!r} hold "
@@ -373,10 +373,6 @@ def _refuse_other_trunk(model: nn.Module, info: Any, settings: ModelSettings) ->
             "place: a part of the pretrained model would be lost. Is it the config.json of these weights (number "
             "of layers)?"
         )
-
-
-_BUFFERS = re.compile(r"(masked_bias|position_ids|inv_freq)$")
-"""Constants that older versions of transformers saved with the weights."""
 
 
 @contextmanager

@@ -19,12 +19,9 @@ from torch.optim import Optimizer
 
 from eunoe.errors import EunoeError
 from eunoe.foreign import reading
-from eunoe.optim.names import plain_name
+from eunoe.optim.names import is_constant, plain_name
 
 Anchor = Mapping[str, Tensor] | str | Path | None
-DROPPED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"attn\.masked_bias$")
-"""Buffers that older versions of transformers saved and that it drops when it loads a checkpoint, as do its models' own
-``_keys_to_ignore_on_load_unexpected``."""
 
 
 def anchored_groups(
@@ -138,7 +135,7 @@ class _Trunk:
         self.outside = _names(model) if inner is not model else set()
         self._tops = {name.split(".")[0] for name in self.inside}
         known = [getattr(m, "_keys_to_ignore_on_load_unexpected", None) or () for m in (model, inner)]
-        self._dropped = [re.compile(pattern) for patterns in (*known, DROPPED) for pattern in patterns]
+        self._dropped = [re.compile(pattern) for patterns in known for pattern in patterns]
 
     def names_of(self, name: str) -> tuple[str, str]:
         """A name without and with the prefix: a base model saves its weights without, a model with a head with it."""
@@ -157,7 +154,12 @@ class _Trunk:
         """Whether a checkpoint's name is in the trunk and no weight or buffer has it."""
         short, whole = self.names_of(name)
         known = {short, whole, _modern(short)} & self.inside
-        return self.holds(name) and not known and not any(pattern.search(whole) for pattern in self._dropped)
+        return (
+            self.holds(name)
+            and not known
+            and not is_constant(whole)
+            and not any(pattern.search(whole) for pattern in self._dropped)
+        )
 
     def parts(self, free: Collection[str], names: Iterable[str]) -> list[str]:
         """``free`` as plain names; refuses what neither the model nor the anchor has, because it is a slip."""

@@ -22,6 +22,18 @@ _KEPT = re.compile(r"\.modules_to_save\.[^.]+\.")
 _LOW_RANK = re.compile(r"\.base\.(weight|bias)$")
 """The linear layer inside a ``LowRank``."""
 
+_CONSTANT = re.compile(r"(^|\.)(masked_bias|position_ids|inv_freq)$")
+"""Buffers that older versions of transformers saved with the weights, and that it drops when it loads a checkpoint."""
+
+
+def is_constant(name: str) -> bool:
+    """Does a checkpoint hold under ``name`` what its configuration says anyway, and no knowledge?
+
+    >>> [is_constant(name) for name in ("bert.embeddings.position_ids", "h.0.attn.masked_bias", "bert.embeddings.word_embeddings.weight")]
+    [True, True, False]
+    """
+    return _CONSTANT.search(name) is not None
+
 
 def plain_name(name: str) -> str:
     """``name`` without the parts that wrappers put into it, in whatever order they stand.
@@ -58,4 +70,4 @@ def plain_names(model: nn.Module) -> dict[str, nn.Parameter]:
     return weights
 
 
-__all__ = ["plain_name", "plain_names"]
+__all__ = ["is_constant", "plain_name", "plain_names"]

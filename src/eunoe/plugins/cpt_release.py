@@ -23,6 +23,7 @@ from eunoe.errors import EunoeError
 from eunoe.foreign import visible
 from eunoe.models.anatomy import Anatomy, anatomy
 from eunoe.models.files import odd
+from eunoe.optim.names import is_constant
 from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.inject import PARTS, PLACEMENTS, Site, detach, inject
 from eunoe.plugins.task_mask import Active, hard, pack, refuse_s_max
@@ -191,7 +192,7 @@ def _others(
     """
     differs, unknown = [], []
     for name, tensor in tensors.items():
-        if _PLUGIN.fullmatch(name) or name.endswith("position_ids"):  # a buffer that transformers no longer saves
+        if _PLUGIN.fullmatch(name) or is_constant(name):
             continue
         if name.startswith(theirs):
             own = ours + name.removeprefix(theirs)

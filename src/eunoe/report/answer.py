@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from eunoe.report.matrices import BASE
 from eunoe.report.metrics import LM_LOSS, Estimate, Metric, shown
@@ -40,24 +40,50 @@ def answer(summary: Summary) -> str:
         return _nothing_compared(summary) + tail
     forgot.sort(key=lambda one: (_rank(one[1]), _rank(one[2])))
     score = _score(first[0]) if first else ""
-    parts = []
-    for i, (label, nats, points) in enumerate(forgot):
-        full = i == 0  # the first says of what; the others are read like it
+    parts: list[str] = []
+    groups = _alike(forgot)
+    for labels, nats, points in groups:
+        full = not parts  # the first says of what; the others are read like it
+        whose = "its domains'" if len(labels) == 1 else "their domains'"
         said = []
         if nats:
-            said.append(_said(nats, LM_LOSS, "nats of its domains' language" if full else "nats"))
+            said.append(_said(nats, LM_LOSS, f"nats of {whose} language" if full else "nats"))
         if points:
-            whose = "their" if nats else "its domains'"
-            said.append(_said(points, end[label].metric, f"{score} points on {whose} end tasks" if full else "points"))
-        parts.append(f"{label} {'forgot ' if full else ''}{said[0]}" + "".join(f" ({more})" for more in said[1:]))
+            of = "their" if nats else whose
+            said.append(_said(points, end[labels[0]].metric, f"{score} points on {of} end tasks" if full else "points"))
+        parts.append(
+            f"{_listed(labels)} {'forgot ' if full else ''}{said[0]}" + "".join(f" ({more})" for more in said[1:])
+        )
     if len(parts) > NAMED:
-        parts = [*parts[: NAMED - 1], f"{len(parts) - NAMED} more in between", parts[-1]]
+        between = sum(len(labels) for labels, *_ in groups[NAMED - 1 : -1])
+        parts = [*parts[: NAMED - 1], f"{between} more in between", parts[-1]]
     doubts = {_doubt(estimate) for _, *both in forgot for estimate in both if estimate}
     tail = "".join(f" {means}" for doubt, means in DOUBTS.items() if doubt in doubts) + tail
     if summary.lacking:
         one = summary.lacking == 1
         tail += f" Unfinished: {summary.lacking:,} sequence{'' if one else 's'} still lack{'s' if one else ''} scores."
     return ", ".join(parts) + "." + tail
+
+
+def _alike(
+    forgot: Sequence[tuple[str, Estimate | None, Estimate | None]],
+) -> list[tuple[list[str], Estimate | None, Estimate | None]]:
+    """The same with those in one entry that forgot exactly nothing, as of them the same is said."""
+    groups: list[tuple[list[str], Estimate | None, Estimate | None]] = []
+    exact: dict[tuple[bool, bool], list[str]] = {}
+    for label, nats, points in forgot:
+        kind = (nats is not None, points is not None)
+        if kind in exact and all(one.exact for one in (nats, points) if one):
+            exact[kind].append(label)
+            continue
+        groups.append(([label], nats, points))
+        if all(one.exact for one in (nats, points) if one):
+            exact[kind] = groups[-1][0]
+    return groups
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return " and ".join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
 
 
 def _without_a_rate(text: Mapping[str, Line], end: Mapping[str, Line]) -> str:
