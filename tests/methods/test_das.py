@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from eunoe.contract.way import Way
+from eunoe.contract.way import Way, gradients
 from eunoe.errors import EunoeError
-from eunoe.methods.das import Das, DasSettings, importance, info_nce
+from eunoe.methods import METHODS
+from eunoe.methods.das import Das, DasSettings, _two_passes, importance, info_nce
 from eunoe.models.anatomy import FAMILIES, anatomy
 from eunoe.models.heads import lm_loss, mean_pool
 from eunoe.plugins.gates import Gates, spread
 from eunoe.train import train
+from tests.contract.made_up import MADE_UP
 from tests.models.families import tiny, tokens
 from tests.tiny import tiny_bert, tiny_gpt2, tiny_llama
 
@@ -123,6 +126,17 @@ def test_contrast_by_hand() -> None:
 def test_pooling_leaves_padding_out() -> None:
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]]])
     assert mean_pool(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[2.0, 3.0]]
+
+
+def test_general_knowledge_is_the_kl_between_the_token_distributions_of_two_passes() -> None:
+    logits = [torch.tensor([[1.0, 2.0, 0.0], [0.5, 0.5, 3.0]]), torch.tensor([[0.0, 2.5, 0.0], [1.0, -1.0, 2.0]])]
+    passes = iter(logits)
+    stage: Any = SimpleNamespace(loss=lambda batch: SimpleNamespace(outputs=SimpleNamespace(logits=next(passes))))
+    expected = 0.0
+    for one, two in zip(*(part.tolist() for part in logits), strict=True):
+        p, q = ([math.exp(x) / sum(map(math.exp, row)) for x in row] for row in (one, two))
+        expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert _two_passes(stage)({}).item() == pytest.approx(expected, rel=1e-5)
 
 
 # -- in training -------------------------------------------------------------------------------------------------------
@@ -284,3 +298,18 @@ def test_the_state_of_another_model_is_refused() -> None:
         EunoeError, match=r"das: the saved state holds .*encoder\.layer\.0\.heads and so on|another model"
     ):
         other.load_state_dict(method.state_dict())
+
+
+def test_beside_a_method_with_passes_of_its_own_the_contrast_reads_the_lm_loss_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each adds its own mean; in either order the first step's gradients are the same but for rounding."""
+    monkeypatch.setitem(METHODS, "teacher", MADE_UP["teacher"])
+    met = []
+    for names in (["das", "teacher"], ["teacher", "das"]):
+        way = Way({"name": names}, double=True, **CALM)
+        for gradients_of_step in gradients(way, 0, 3)[:1]:
+            met.append(gradients_of_step)
+    assert met[0].keys() == met[1].keys()
+    for name, grad in met[0].items():
+        torch.testing.assert_close(met[1][name], grad, rtol=1e-9, atol=1e-12)
