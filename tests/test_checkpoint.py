@@ -154,8 +154,8 @@ def test_a_kill_between_the_two_renames_loses_no_checkpoint(tmp_path: Path, use:
     save(tmp_path / "step-1", GROUPS)
     (tmp_path / "step-1").rename(tmp_path / "step-1.old")
     if use == "newest":
-        held, _ = newest(tmp_path)
-        assert held is not None
+        checkpoint_found, _ = newest(tmp_path)
+        assert checkpoint_found is not None
     elif use == "prune":
         prune(tmp_path, keep=1)
     elif use == "whole":
@@ -193,10 +193,10 @@ def test_a_kill_at_any_system_call_leaves_a_whole_checkpoint(tmp_path: Path, mon
                 finished = True
             except Killed:
                 finished = False
-        held, skipped = newest(folder)
+        checkpoint_found, skipped = newest(folder)
         assert skipped == []
-        assert held is not None
-        assert held.groups["loop"]["steps"] in ((2,) if finished else (1, 2))
+        assert checkpoint_found is not None
+        assert checkpoint_found.groups["loop"]["steps"] in ((2,) if finished else (1, 2))
         if finished:
             return
     pytest.fail("save made more calls than were tried")
@@ -277,9 +277,9 @@ def test_newest_skips_broken_checkpoints_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "step-11" / "values.json").write_text("{}")
     (tmp_path / "step-999.partial").mkdir()
     (tmp_path / "step-best").mkdir()
-    held, skipped = newest(tmp_path)
-    assert held is not None
-    assert held.groups == {"loop": {"steps": 10}}
+    checkpoint_found, skipped = newest(tmp_path)
+    assert checkpoint_found is not None
+    assert checkpoint_found.groups == {"loop": {"steps": 10}}
     assert len(skipped) == 2
     assert "step-100 is not a whole checkpoint" in skipped[0]
     assert "step-11/values.json was changed" in skipped[1]

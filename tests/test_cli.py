@@ -44,10 +44,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err
-    told = [line for line in err.splitlines() if line.startswith("eunoe: ")]
-    assert len(told) == 1, err
-    assert err.rstrip("\n").splitlines()[-1] == told[0], "nothing may follow it"
-    return told[0]
+    lines = [line for line in err.splitlines() if line.startswith("eunoe: ")]
+    assert len(lines) == 1, err
+    assert err.rstrip("\n").splitlines()[-1] == lines[0], "nothing may follow it"
+    return lines[0]
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -137,14 +137,14 @@ BAD: dict[str, tuple[Callable[[Path], Callable[[dict[str, Any]], None]], list[st
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare, told = BAD[case]
+    prepare, message = BAD[case]
     write_recipe(folder)
     file = write_recipe(folder, prepare(folder)) if case != "cut weights" else folder / "tiny.yaml"
     if case == "cut weights":
         prepare(folder)
     before = state(folder)
     line = refused(capsys, "run", str(file), "--out", "out")
-    for part in told:
+    for part in message:
         assert part in line
     assert state(folder) == before
     assert not (folder / "out").exists()
@@ -167,11 +167,11 @@ ODD_ROWS: dict[str, tuple[str, bytes, str]] = {
 def test_odd_labelled_rows_end_finetune_in_one_line(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name, data, told = ODD_ROWS[case]
+    name, data, message = ODD_ROWS[case]
     write_recipe(folder)
     (folder / name).write_bytes(data)
     line = refused(capsys, "finetune", "--train", name, "--test-share", "0.5", "--model", "bert", "--out", "out")
-    assert told in line
+    assert message in line
     assert len(line) < 700
     assert not (folder / "out" / "rows.jsonl").exists()
 
@@ -252,7 +252,7 @@ def test_a_limit_on_file_size_is_told_without_a_traceback(folder: Path, capsys: 
 
 # -- what is typed --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["rnu", "demo"], "unknown command 'rnu'. Did you mean run? Allowed: demo, finetune, glue, import, list, new, plan, report,"),
         (["list", "method"], "unknown list 'method'. Did you mean methods?"),
@@ -268,9 +268,9 @@ def test_a_limit_on_file_size_is_told_without_a_traceback(folder: Path, capsys: 
     ],
 )  # fmt: skip
 def test_what_is_mistyped_is_answered_with_what_is_meant(
-    words: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert told in refused(capsys, *words)
+    assert message in refused(capsys, *words)
     assert list(folder.iterdir()) == []
 
 
@@ -280,8 +280,8 @@ def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     from eunoe.recipe import shipped_recipes
     from eunoe.transfer import TRANSFERS
 
-    held = {"methods": METHODS, "transfers": TRANSFERS, "recipes": shipped_recipes(), "models": ["minilm", *FAMILIES]}
-    for what, names in held.items():
+    tables = {"methods": METHODS, "transfers": TRANSFERS, "recipes": shipped_recipes(), "models": ["minilm", *FAMILIES]}
+    for what, names in tables.items():
         assert main(["list", what]) == 0
         out, err = capsys.readouterr()
         assert err == ""
@@ -313,16 +313,16 @@ def test_run_report_and_verify(folder: Path, capsys: pytest.CaptureFixture[str])
     assert main(["report", "out"]) == 0
     assert state(folder / "out") == before, "the page is made of what the folder holds"
     assert main(["verify", "out"]) == 0
-    told = capsys.readouterr().out
-    assert "all 3 promises of zero forgetting hold, bit for bit." in told
-    assert "no promise" in told
+    printed = capsys.readouterr().out
+    assert "all 3 promises of zero forgetting hold, bit for bit." in printed
+    assert "no promise" in printed
     last = folder / "out/sequences/cpt.given.seed0/domains/1-money/final/weights.safetensors"
     data = bytearray(last.read_bytes())
     data[-1] ^= 1
     last.write_bytes(data)
     assert main(["verify", "out"]) == 1
-    told, err = capsys.readouterr()
-    assert "BROKEN" in told
+    printed, err = capsys.readouterr()
+    assert "BROKEN" in printed
     assert "promises are broken" in err
 
 

@@ -52,9 +52,9 @@ def test_plot_lambda_trains_nothing_and_warns_of_what_is_never_learnt(here: Path
         main(["finetune", *FILES_OF_TASK, "--optimizer", "recadam", "--epochs", "2", "--batch", "8", "--plot-lambda"])
         == 0
     )
-    told = capsys.readouterr()
-    assert "nothing is ever learnt" in " ".join((told.err + told.out).split())
-    assert "plot: runs/finetune.lambda.html" in told.out
+    printed = capsys.readouterr()
+    assert "nothing is ever learnt" in " ".join((printed.err + printed.out).split())
+    assert "plot: runs/finetune.lambda.html" in printed.out
     page = (here / "runs/finetune.lambda.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert "6 steps" in page
@@ -95,12 +95,12 @@ def test_glue_scores_every_task_and_hands_in_what_the_validator_accepts(here: Pa
     with zipfile.ZipFile(out / "submission.zip") as archive:
         sent = archive.read("RTE.tsv").decode().splitlines()[1:]
     best = max((r for r in rows if (r.task, r.metric, r.at) == ("rte", "accuracy", "last")), key=lambda r: r.value)
-    told = json.loads((out / f"cells/rte/adamw.seed{best.seed}/predictions.json").read_text(encoding="utf-8"))
-    assert sent == [f"{i}\t{answer}" for i, answer in enumerate(told["rte test"])]
-    told = " ".join(capsys.readouterr().err.split())
-    assert "has 4 test rows of rte, but GLUE has 3,000" in told
-    assert "submission: RTE.tsv: 4 predictions, expected 3,000" in told
-    assert "is missing" not in told
+    loaded = json.loads((out / f"cells/rte/adamw.seed{best.seed}/predictions.json").read_text(encoding="utf-8"))
+    assert sent == [f"{i}\t{answer}" for i, answer in enumerate(loaded["rte test"])]
+    loaded = " ".join(capsys.readouterr().err.split())
+    assert "has 4 test rows of rte, but GLUE has 3,000" in loaded
+    assert "submission: RTE.tsv: 4 predictions, expected 3,000" in loaded
+    assert "is missing" not in loaded
     assert main(["glue", "--check", str(out / "submission.zip")]) == 2
     assert "CoLA.tsv: 4 predictions, expected 1,063" in capsys.readouterr().out
 
@@ -109,13 +109,13 @@ def test_a_submission_of_some_tasks_is_filled_at_once_or_afterwards(here: Path, 
     words = ["glue", "--data", str(write_glue(here / "GLUE")), "--tasks", "rte", "--model", "bert", "--seeds", "0", "--epochs",
              "1", "--batch", "4", "--max-length", "16", "--submit"]  # fmt: skip
     assert main([*words, "--out", "some"]) == 0
-    told = " ".join(capsys.readouterr().err.split())
-    assert "CoLA.tsv is missing; the server wants all 11 files" in told
-    assert "`eunoe glue --check some/submission.zip --fill`" in told
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "CoLA.tsv is missing; the server wants all 11 files" in printed
+    assert "`eunoe glue --check some/submission.zip --fill`" in printed
     assert main([*words, "--out", "all", "--fill"]) == 0
-    told = " ".join(capsys.readouterr().err.split())
-    assert "AX.tsv answered with a constant" in told
-    assert "missing" not in told
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "AX.tsv answered with a constant" in printed
+    assert "missing" not in printed
     assert validate_submission(here / "all/submission.zip", {"RTE.tsv": TEST_ROWS}) == []
     (here / "again.zip").write_bytes((here / "some/submission.zip").read_bytes())
     assert main([*words, "--out", "some", "--fill"]) == 0  # finished: only the zip changes
@@ -233,7 +233,7 @@ def test_no_option_lacks_an_entry(command: str, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--glue", "rte", "--data", "GLUE", "--test", "x.csv"], "--test: not read with --glue"),
         (["--glue", "rte", "--text", "a", "--test-share", "0.1"], "--test-share, --text: not read with --glue"),
@@ -241,6 +241,6 @@ def test_no_option_lacks_an_entry(command: str, capsys: Any) -> None:
         ([*PAIRS, "--batch", "0"], "recipe.systems.adamw.batch: must be at least 1, received 0"),
     ],
 )
-def test_options_that_nothing_would_read_are_refused(words: list[str], told: str, capsys: Any) -> None:
+def test_options_that_nothing_would_read_are_refused(words: list[str], message: str, capsys: Any) -> None:
     assert main(["finetune", *words, "--model", "bert"]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())

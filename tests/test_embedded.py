@@ -78,8 +78,8 @@ def test_three_stops_change_no_bit_whatever_becomes_of_the_cache(
     assert any(name.endswith("plugins/adapter_model.safetensors") for name in whole)
     cache, out, stops = tmp_path / "fresh", tmp_path / "run", Stops(monkeypatch)
     monkeypatch.setenv("EUNOE_CACHE", str(cache))
-    for found in (False, True, True):  # fresh, warm, and warm again; then deleted
-        assert cache.exists() == found
+    for cached in (False, True, True):  # fresh, warm, and warm again; then deleted
+        assert cache.exists() == cached
         with pytest.raises(Interrupted):
             run(recipe, out)
     assert not stops.owed

@@ -34,11 +34,11 @@ RAISED: dict[str, tuple[Exception, str]] = {
 
 @pytest.mark.parametrize("case", RAISED)
 def test_any_exception_becomes_one_line_that_names_the_file(case: str) -> None:
-    error, told = RAISED[case]
+    error, message = RAISED[case]
     with pytest.raises(EunoeError) as caught, reading("a.json", "Write it again."):
         raise error
     text = str(caught.value)
-    assert text.startswith(f"a.json cannot be read: {told}")
+    assert text.startswith(f"a.json cannot be read: {message}")
     assert text.endswith(" Write it again.")
     assert text.isprintable()
     assert caught.value.__cause__ is error  # for who looks for it

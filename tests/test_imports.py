@@ -26,9 +26,9 @@ LATER = {"sklearn", "scipy.stats", "matplotlib", "pandas", "pyarrow", "datasets"
     ],
 )
 def test_nothing_heavy_is_loaded_that_is_not_needed_yet(code: str, unneeded: set[str]) -> None:
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"], capture_output=True, text=True, check=True
     )
-    loaded = set(told.stdout.splitlines()[-1].split())
+    loaded = set(printed.stdout.splitlines()[-1].split())
     assert "eunoe" in loaded
     assert not unneeded & loaded

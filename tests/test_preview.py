@@ -65,8 +65,8 @@ def test_a_run_does_the_cells_and_steps_that_were_planned_and_keeps_the_bytes(fo
     )
     curves = [f.read_text().count("\n") - 1 for f in (folder / "out").rglob("curve.csv")]
     assert sum(p.steps for p in seen.pieces if p.kind == "learn") == sum(curves)
-    held = sum(f.stat().st_size for f in (folder / "out").rglob("final/*"))
-    assert 0.5 * held < sum(p.keeps for p in seen.pieces) < 1.5 * held
+    bytes_kept = sum(f.stat().st_size for f in (folder / "out").rglob("final/*"))
+    assert 0.5 * bytes_kept < sum(p.keeps for p in seen.pieces) < 1.5 * bytes_kept
 
 
 def test_a_study_does_the_cells_and_steps_that_were_planned(folder: Path) -> None:
@@ -115,13 +115,13 @@ def test_the_command_shows_what_is_read_and_done_and_writes_nothing(
     before = state(folder)
     assert main(["plan", str(file), "--jobs", "2", "--training.steps", "7"]) == 0
     assert state(folder) == before
-    told = " ".join(capsys.readouterr().out.split())
-    assert "sport 60 documents," in told
-    assert "24 rows to fine-tune on, 40 to score; 2 classes: bad, good" in told
-    assert "learn: cpt 2 cells, 14 optimizer steps" in told
-    assert re.search(r"\d+ cells, \d+ optimizer steps, 2 jobs with 1 thread each about \d+ s", told)
-    assert re.search(r"disk about \d+ MB", told)
-    assert "Nothing was written but tokenised text, which is kept in" in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "sport 60 documents," in printed
+    assert "24 rows to fine-tune on, 40 to score; 2 classes: bad, good" in printed
+    assert "learn: cpt 2 cells, 14 optimizer steps" in printed
+    assert re.search(r"\d+ cells, \d+ optimizer steps, 2 jobs with 1 thread each about \d+ s", printed)
+    assert re.search(r"disk about \d+ MB", printed)
+    assert "Nothing was written but tokenised text, which is kept in" in printed
     assert (folder.parent / "cache").is_dir()
 
 
@@ -170,12 +170,12 @@ def test_more_steps_take_more_time(folder: Path) -> None:
 def test_a_busy_machine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     seen = preview.Preview("one", [], [], 1, 1, 100.0, 10**9, 10**6, 0)
 
-    def told(core: float | None) -> str:
+    def shown(core: float | None) -> str:
         preview.print_preview(replace(seen, core=core), live=False)
         return " ".join(capsys.readouterr().out.split())
 
-    assert "without other programs, which took 60% of the timed steps about 40 s" in told(0.4)
-    assert "other programs" not in told(0.97) + told(None)
+    assert "without other programs, which took 60% of the timed steps about 40 s" in shown(0.4)
+    assert "other programs" not in shown(0.97) + shown(None)
 
 
 PIECE = Piece("", (), "", "score text", "", 0, 1.0)

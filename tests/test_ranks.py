@@ -181,12 +181,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_half_a_launcher_and_those_not_supported_are_refused_before_anything_is_written(
     case: str, tiny: Path, tmp_path: Path, nothing_set: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given, told = REFUSED[case]
+    given, message = REFUSED[case]
     for name, value in given.items():
         nothing_set.setenv(name, value)
     assert main(["run", str(tiny), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
-    assert re.search(told, err), err
+    assert re.search(message, err), err
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
@@ -201,7 +201,7 @@ def study(folder: Path) -> Path:
     return folder / "study.yaml"
 
 
-@pytest.mark.parametrize(("words", "told"), [
+@pytest.mark.parametrize(("words", "message"), [
     (["run", "study.yaml", "--out", "out"], r"WORLD_SIZE is 2, but a study is not divided between processes of torchrun"),
     (["finetune", "--train", "sport_train.csv", "--out", "out"], r"WORLD_SIZE is 2, but eunoe finetune is not divided"),
     (["glue", "--out", "out"], r"WORLD_SIZE is 2, but eunoe glue is not divided"),
@@ -210,7 +210,7 @@ def study(folder: Path) -> Path:
     (["run", "tiny.yaml", "--out", "out", "--jobs", "2"], r"--jobs is 2, but torchrun started 2 processes.*Leave --jobs out"),
 ])  # fmt: skip
 def test_what_torchrun_cannot_divide_is_refused(
-    words: list[str], told: str, tmp_path: Path, nothing_set: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, nothing_set: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study(tmp_path)
     tiny_recipe(tmp_path)
@@ -219,7 +219,7 @@ def test_what_torchrun_cannot_divide_is_refused(
         nothing_set.setenv(name, value)
     capsys.readouterr()
     assert main(words) == 2
-    assert re.search(told, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 

@@ -65,11 +65,11 @@ def test_files_that_are_not_the_model_end_in_a_message_and_nothing_is_written(
     for name, data in (("stories260K.bin", model), ("tok512.bin", pieces)):
         if data is not None:
             (tmp_path / name).write_bytes(data)
-    told = convert(tmp_path, tmp_path / "out", monkeypatch)
-    assert isinstance(told, str)
-    assert told.startswith("cannot convert: ")
-    assert message.format(source=tmp_path) in told
-    assert "Give the folder that holds stories260K.bin and tok512.bin" in told
+    lines = convert(tmp_path, tmp_path / "out", monkeypatch)
+    assert isinstance(lines, str)
+    assert lines.startswith("cannot convert: ")
+    assert message.format(source=tmp_path) in lines
+    assert "Give the folder that holds stories260K.bin and tok512.bin" in lines
     assert not (tmp_path / "out").exists()
 
 

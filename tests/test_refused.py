@@ -16,9 +16,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert main(words) == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    return printed
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def test_names_that_no_file_system_holds_are_refused(
 def test_a_git_lfs_pointer_is_not_text(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, file = tiny_recipe(tmp_path), tmp_path / ("p.txt" if "corpus" in key else "p.csv")
     file.write_text(POINTER)
-    told = refused(["run", str(recipe), "--out", str(tmp_path / "out"), f"--{key}", str(file)], capsys)
-    assert "Git LFS pointer" in told
-    assert "git lfs pull" in told
+    printed = refused(["run", str(recipe), "--out", str(tmp_path / "out"), f"--{key}", str(file)], capsys)
+    assert "Git LFS pointer" in printed
+    assert "git lfs pull" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -57,14 +57,16 @@ def test_text_of_a_script_that_the_tokenizer_does_not_know_is_refused_before_any
 ) -> None:
     recipe, file = tiny_recipe(tmp_path), tmp_path / "far.txt"
     file.write_text("\n\n".join(f"遗忘 之 河 {i} 与 记忆 the" for i in range(80)), encoding="utf-8")
-    told = refused(["run", str(recipe), "--out", str(tmp_path / "out"), "--domains.0.corpus.source", str(file)], capsys)
-    assert "are unknown words ([UNK])" in told
+    printed = refused(
+        ["run", str(recipe), "--out", str(tmp_path / "out"), "--domains.0.corpus.source", str(file)], capsys
+    )
+    assert "are unknown words ([UNK])" in printed
     assert not (tmp_path / "out").exists()
 
 
 def test_one_class_left_to_train_on_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, file = tiny_recipe(tmp_path), tmp_path / "rows.csv"
-    told = ""
+    message = ""
     for at in range(20):  # wherever the odd row stands, it is trained on or this is said
         file.write_text("text,label\n" + "".join(f"good {i},{'b' if i == at else 'a'}\n" for i in range(20)))
         task: Any = f"{{train: {file}, test_share: 0.5}}"
@@ -82,9 +84,9 @@ def test_one_class_left_to_train_on_is_refused(tmp_path: Path, capsys: pytest.Ca
         ]
         capsys.readouterr()
         if main(words) == 2:
-            told = capsys.readouterr().err
+            message = capsys.readouterr().err
             break
-    assert "left to train on have one class, 'a'" in told
+    assert "left to train on have one class, 'a'" in message
 
 
 def test_a_finished_run_notices_a_damaged_state_and_learns_it_again_when_asked(

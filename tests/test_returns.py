@@ -63,8 +63,8 @@ def test_text_is_read_under_the_latest_visit_and_every_visit_is_proved(out: Path
     assert not walk.read("sport", ids).equal(walk.read("sport#2", ids))
     assert walk.load(2).groups["probe"]["states"].equal(walk.read("sport#2", ids))
 
-    found = [(f.domain, f.promised, f.broken) for f in verify(out) if f.domain in way.names]
-    assert found == [(name, True, False) for name in way.names]
+    findings = [(f.domain, f.promised, f.broken) for f in verify(out) if f.domain in way.names]
+    assert findings == [(name, True, False) for name in way.names]
     assert {s.reads_as for s in read_samples(out / "samples.jsonl")} == {None, "sport#2"}
     assert "twice" in route_run(out)
 

@@ -66,11 +66,11 @@ def test_a_run_leaves_one_row_for_each_score_it_owes(made: tuple[Path, Path]) ->
         for method, learnt in [("base", ())] + [
             (m, ("sport", "money")[: i + 1]) for m in ("ncl", "cpt") for i in (0, 1)
         ]:
-            found = [r for r in rows if (r.method, r.seed, r.learnt) == (method, seed, learnt)]
+            own_rows = [r for r in rows if (r.method, r.seed, r.learnt) == (method, seed, learnt)]
             domains = learnt or ("sport", "money")
             expected = {(name, "lm_loss") for name in (*domains, "general")}
             expected |= {(name, metric) for name in domains for metric in ("accuracy", "macro_f1")}
-            assert {(r.task, r.metric) for r in found} == expected
+            assert {(r.task, r.metric) for r in own_rows} == expected
     assert len(rows) == 2 * (7 + 2 * (4 + 7))
     for row in rows:
         assert row.run == "tiny"
@@ -165,9 +165,9 @@ def tamper(checkpoint: Path, file: str, change: Callable[[dict[str, Tensor]], No
     data = safetensors.torch.save(tensors)
     (checkpoint / file).write_bytes(data)
     if manifest:
-        held = json.loads((checkpoint / "manifest.json").read_text())
-        held["sha256"][file] = hashlib.sha256(data).hexdigest()
-        (checkpoint / "manifest.json").write_text(json.dumps(held))
+        loaded = json.loads((checkpoint / "manifest.json").read_text())
+        loaded["sha256"][file] = hashlib.sha256(data).hexdigest()
+        (checkpoint / "manifest.json").write_text(json.dumps(loaded))
         mark = json.loads((checkpoint.parent / "cell.json").read_text())
         name = next(name for name in mark["sha256"] if name.endswith("/final/manifest.json"))
         mark["sha256"][name] = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
@@ -189,13 +189,13 @@ def entries(made_recipe: Path, out: Path, read: bool) -> list[tuple[str, int]]:
     """One entry of each plug-in weight that the first domain reads (or does not)."""
     lm = load_lm(load_recipe(made_recipe).model)
     cpt = Cpt(lm.model, CptSettings(), ["sport", "money"])
-    held = safetensors.torch.load_file(out / CPT_LAST.parent.parent / "0-sport/final/method.safetensors")
-    cpt.load_state_dict({"finished": ["sport"], "running": None, "s": 400.0, "seed": 0, "masks": held["/masks"]})
-    found = []
+    loaded = safetensors.torch.load_file(out / CPT_LAST.parent.parent / "0-sport/final/method.safetensors")
+    cpt.load_state_dict({"finished": ["sport"], "running": None, "s": 400.0, "seed": 0, "masks": loaded["/masks"]})
+    collected = []
     for name, entries_read in cpt.reads("sport").items():
         if "plugin" in name and (entries_read == read).any():
-            found.append((name, int((entries_read.reshape(-1) == read).nonzero()[0])))
-    return found
+            collected.append((name, int((entries_read.reshape(-1) == read).nonzero()[0])))
+    return collected
 
 
 def test_verify_fails_on_any_weight_that_an_earlier_domain_reads_though_every_hash_fits(
@@ -246,9 +246,9 @@ def test_verify_fails_when_a_kept_mask_bit_is_flipped_though_every_hash_fits(cop
 def test_verify_fails_when_a_checkpoint_is_gone(copied: Path, gone: str) -> None:
     path = CPT_LAST.parent.parent / gone
     shutil.rmtree(copied / path) if (copied / path).is_dir() else (copied / path).unlink()
-    found = broken(verify(copied))
+    findings = broken(verify(copied))
     lost = {"0": ["sport"], "1": ["money"], ".": ["sport", "money"]}[gone[0]]
-    assert found == [("cpt.given.seed0", name) for name in lost]
+    assert findings == [("cpt.given.seed0", name) for name in lost]
 
 
 def test_verify_fails_on_one_bit_of_the_written_plugins(copied: Path) -> None:
@@ -377,9 +377,9 @@ def test_all_missing_files_are_told_at_once_and_before_the_model_is_looked_for(t
 
 def test_cpts_table_names_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CPT_DATA", str(tmp_path))
-    with pytest.raises(EunoeError) as told:
+    with pytest.raises(EunoeError) as caught:
         run(load_recipe("cpt_table1"), tmp_path / "out")
-    listed = re.findall(r"\S+\.(?:jsonl|txt)(?= does not exist)", str(told.value))
+    listed = re.findall(r"\S+\.(?:jsonl|txt)(?= does not exist)", str(caught.value))
     assert len(listed) == len(set(listed)) == 4 + 2 + 3 + 3 + 1
 
 
@@ -436,11 +436,11 @@ def test_a_folder_that_is_no_run_is_refused(made: tuple[Path, Path], tmp_path: P
 def test_a_second_process_on_the_same_folder_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    held = (
+    before = (
         "import fcntl, sys; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX); "
         "print('held', flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", held, str(out / ".lock")]
+    command = [sys.executable, "-c", before, str(out / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
@@ -644,8 +644,8 @@ def test_plug_ins_that_are_not_written_yet_break_no_promise_until_the_run_is_fin
 
 def test_where_the_pretrained_model_lay_is_no_part_of_the_promise(copied: Path) -> None:
     file = copied / "sequences/cpt.given.seed0/plugins/adapter_config.json"
-    held = json.loads(file.read_text())
-    file.write_text(json.dumps({**held, "base_model_name_or_path": "/elsewhere/minilm"}))
+    loaded = json.loads(file.read_text())
+    file.write_text(json.dumps({**loaded, "base_model_name_or_path": "/elsewhere/minilm"}))
     assert broken(verify(copied)) == []
-    file.write_text(json.dumps({**held, "s_max": 300.0}))
+    file.write_text(json.dumps({**loaded, "s_max": 300.0}))
     assert broken(verify(copied)) == [("cpt.given.seed0", "plugins")]

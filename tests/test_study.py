@@ -99,11 +99,11 @@ def test_a_study_leaves_scores_and_retention_of_every_cell_it_owes(made: tuple[P
         assert len(won) == 1  # one point went on
         assert len(cells) == 6
         for transfer, seed in cells:
-            mine = [r for r in rows if (r.task, r.transfer, r.seed) == (task, transfer, seed)]
-            last = [r.metric for r in mine if r.at == "last"]
+            own_rows = [r for r in rows if (r.task, r.transfer, r.seed) == (task, transfer, seed)]
+            last = [r.metric for r in own_rows if r.at == "last"]
             assert last == ["accuracy", "macro_f1", "lm_loss@general", "cka@general", "anchor_distance"]
-            assert [r.metric for r in mine if r.at == "best"] == ["accuracy", "macro_f1"]
-            assert {r.steps for r in mine if r.at == "last"} == {6}
+            assert [r.metric for r in own_rows if r.at == "best"] == ["accuracy", "macro_f1"]
+            assert {r.steps for r in own_rows if r.at == "last"} == {6}
 
 
 def test_the_search_takes_the_point_with_the_best_last_score_of_its_seed(made: tuple[Path, Path]) -> None:

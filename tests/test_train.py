@@ -190,18 +190,18 @@ def clipped(by: str, clip: float | None) -> tuple[dict[str, Tensor], dict[str, T
 
 
 def test_clipping_by_one_norm_over_all_weights_keeps_the_direction() -> None:
-    before, after, told = clipped("global", 0.01)
+    before, after, message = clipped("global", 0.01)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in before.values()]))
-    assert told == pytest.approx(float(norm), rel=1e-5)
+    assert message == pytest.approx(float(norm), rel=1e-5)
     assert norm > 0.01
     for name, grad in before.items():
         torch.testing.assert_close(after[name], grad * 0.01 / norm, rtol=1e-3, atol=1e-9)
 
 
 def test_clipping_tensor_by_tensor_leaves_small_gradients_alone() -> None:
-    before, after, told = clipped("tensor", 0.05)
+    before, after, message = clipped("tensor", 0.05)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in before.values()]))
-    assert told == pytest.approx(float(norm), rel=1e-5)
+    assert message == pytest.approx(float(norm), rel=1e-5)
     small = [name for name, grad in before.items() if torch.linalg.vector_norm(grad) < 0.049]
     assert 0 < len(small) < len(before)
     for name, grad in before.items():
@@ -242,11 +242,11 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_says_where(tmp_pat
     work.loss = Spoilt()
     with pytest.raises(EunoeError) as caught:
         train(work)
-    told = str(caught.value)
-    assert f"the loss is {bad}" in told
-    assert "at step 4 of food; nothing was updated" in told
-    assert f"the last good checkpoint is {tmp_path / 'steps' / 'step-00000002'}" in told
-    assert "Lower the learning rate (now 0.001)" in told
+    message = str(caught.value)
+    assert f"the loss is {bad}" in message
+    assert "at step 4 of food; nothing was updated" in message
+    assert f"the last good checkpoint is {tmp_path / 'steps' / 'step-00000002'}" in message
+    assert "Lower the learning rate (now 0.001)" in message
     assert same(bits(model), kept)
 
 
@@ -329,11 +329,11 @@ def test_a_signal_after_the_last_look_is_not_lost(monkeypatch: pytest.MonkeyPatc
 
 def test_training_works_outside_the_main_thread() -> None:
     """Signals belong to the main thread: elsewhere none are caught."""
-    found: list[Trained] = []
-    thread = threading.Thread(target=lambda: found.append(train(job(tiny_bert()))))
+    collected: list[Trained] = []
+    thread = threading.Thread(target=lambda: collected.append(train(job(tiny_bert()))))
     thread.start()
     thread.join()
-    assert found[0].steps == 6
+    assert collected[0].steps == 6
 
 
 def test_a_job_taken_up_from_any_step_ends_in_the_same_bits(tmp_path: Path) -> None:
@@ -377,9 +377,9 @@ def test_a_broken_newest_checkpoint_is_passed_over_with_a_note(tmp_path: Path) -
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     train(job(tiny_bert(), batches(steps=2), tmp_path))
-    held = checkpoint.load(tmp_path / "step-00000002").groups["weights"]
+    loaded = checkpoint.load(tmp_path / "step-00000002").groups["weights"]
     with pytest.raises(EunoeError, match=r"does not fit this model: .* differ\. It belongs to another recipe"):
-        put_back(tiny_bert(hidden_size=8), held, "the checkpoint")
+        put_back(tiny_bert(hidden_size=8), loaded, "the checkpoint")
 
 
 def test_the_loss_falls_on_text_that_repeats_itself() -> None:

@@ -57,7 +57,7 @@ def copied(made: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(made[1], tmp_path / "out"))
 
 
-def found(out: Path) -> list[tuple[str, str]]:
+def findings(out: Path) -> list[tuple[str, str]]:
     return [(f.sequence.split(".")[0], f.domain) for f in verify(out) if f.broken]
 
 
@@ -113,7 +113,7 @@ def test_a_bit_of_a_domains_own_checkpoint_is_found_though_its_hashes_are_made_r
     else:
         PARTS[part](copied / stage / "final")
     make_right(copied, stage, mark)
-    broken = found(copied)
+    broken = findings(copied)
     assert (method, "sport") in broken or (method, "money") in broken  # the first domain, or what was learnt from it
     assert {name for name, _ in broken} == {method}
     (copied / "finished.json").unlink()
@@ -136,7 +136,7 @@ def test_the_last_domains_own_checkpoint_is_recomputed_too_and_so_is_that_of_an_
     make_right(copied, stage, mark=False)
     # an entry of the plug-ins, which the last domain may read or not; the first domain's mask
     where = {"weights": {"plugins", "money"}, "masks": {"sport"}}
-    assert {domain for _, domain in found(copied)} & where.get(part, {"money"})
+    assert {domain for _, domain in findings(copied)} & where.get(part, {"money"})
 
 
 FORGED: dict[str, Callable[[Path], None]] = {
@@ -173,7 +173,7 @@ def test_a_forged_checkpoint_is_a_finding_and_never_a_traceback(
     for stage in (FIRST, LAST):
         FORGED[forged](copied / WAYS["cpt"] / stage / "final")
         make_right(copied, f"{WAYS['cpt']}/{stage}", mark=True)
-    assert {("cpt", "sport"), ("cpt", "money")} <= set(found(copied))
+    assert {("cpt", "sport"), ("cpt", "money")} <= set(findings(copied))
     assert main(["verify", str(copied)]) == 1
     out, err = capsys.readouterr()
     assert "BROKEN" in out
@@ -203,7 +203,7 @@ def test_a_final_that_says_nothing_of_itself_is_refused_where_all_do(made: tuple
     said = json.loads((stage / "final/manifest.json").read_text())
     (stage / "final/manifest.json").write_text(json.dumps({k: said[k] for k in ("format", "sha256")}))
     (stage / "cell.json").unlink()
-    assert ("cpt", "sport") in found(copied)
+    assert ("cpt", "sport") in findings(copied)
     (copied / "finished.json").unlink()
     with pytest.raises(EunoeError, match="does not say what it is of"):
         run(load_recipe(made[0]), copied)

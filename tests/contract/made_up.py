@@ -83,7 +83,7 @@ class Fisher(AllWeights):
     def end(self, stage: Stage) -> None:
         self.model.eval()
         named = dict(trainable(self.model))
-        found, rows = {n: torch.zeros_like(p) for n, p in named.items()}, 0
+        squares, rows = {n: torch.zeros_like(p) for n, p in named.items()}, 0
         for step in range(2):
             for batch in stage.batches[step]:
                 for row in range(len(batch["input_ids"])):
@@ -92,14 +92,14 @@ class Fisher(AllWeights):
                     rows += 1
                     for name, p in named.items():
                         if p.grad is not None:
-                            found[name] += p.grad.square()
+                            squares[name] += p.grad.square()
         self.model.zero_grad(set_to_none=True)
         if dist.is_initialized():
             count = torch.tensor(rows)
-            for tensor in (*found.values(), count):
+            for tensor in (*squares.values(), count):
                 dist.all_reduce(tensor)
             rows = int(count)
-        self.fisher = {n: t / rows + self.fisher.get(n, 0) for n, t in found.items()}
+        self.fisher = {n: t / rows + self.fisher.get(n, 0) for n, t in squares.items()}
         self.anchor = {n: p.detach().clone() for n, p in named.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,12 +152,12 @@ class Slots(nn.Module):
         self.each = nn.ParameterList([nn.Parameter(t) for t in shapes.values()])
         self.active: str | None = None
 
-    def of(self, domain: str) -> nn.Parameter:
+    def slot(self, domain: str) -> nn.Parameter:
         return self.each[self.names.index(domain)]
 
     def now(self) -> Tensor | None:
         """The active one, as the model reads it: ten times as large, so that a few steps tell."""
-        return None if self.active is None else 10 * self.of(self.active)
+        return None if self.active is None else 10 * self.slot(self.active)
 
 
 def add_shift(base: nn.Module, _args: Any, output: Any) -> Any:
@@ -197,7 +197,7 @@ class OfOneDomain(Method):
     def begin(self, stage: Stage) -> None:
         self.slots.active = self.running = stage.name
         for name in self.slots.names:
-            self.slots.of(name).requires_grad_(name == stage.name)
+            self.slots.slot(name).requires_grad_(name == stage.name)
 
     def before_step(self, step: int, steps: int) -> None:
         self.slots.active = self.running
@@ -208,10 +208,10 @@ class OfOneDomain(Method):
     def weights(self) -> dict[str, Tensor]:
         """Those of the stage that is learnt, or was learnt last, alone."""
         assert self.running is not None
-        return {"slot": self.slots.of(self.running).detach()}
+        return {"slot": self.slots.slot(self.running).detach()}
 
     def restore(self, stage: str, weights: Mapping[str, Tensor], state: Mapping[str, Any], where: str) -> None:
-        restore({"slot": self.slots.of(stage).detach()}, weights, where)
+        restore({"slot": self.slots.slot(stage).detach()}, weights, where)
         self.load_state_dict(state)
         self.learnt.append(stage)
 
@@ -223,11 +223,11 @@ class OfOneDomain(Method):
         slots: Slots = anatomy(model).base.slots  # type: ignore[assignment]
         slots.active = domain if domain in self.learnt else None
         for name in slots.names:
-            slots.of(name).requires_grad_(name == slots.active)
+            slots.slot(name).requires_grad_(name == slots.active)
         return {}
 
     def reads(self, domain: str) -> dict[str, Tensor | None]:
-        other = {id(self.slots.of(name)) for name in self.slots.names if name != domain}
+        other = {id(self.slots.slot(name)) for name in self.slots.names if name != domain}
         return {name: None for name, p in self.model.named_parameters() if id(p) not in other}
 
 
@@ -268,7 +268,7 @@ class Prompts(OfOneDomain):
         self.base.register_forward_hook(strip)
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: self.slots.of(name).detach() for name in self.slots.names}
+        return {name: self.slots.slot(name).detach() for name in self.slots.names}
 
     def restore(self, stage: str, weights: Mapping[str, Tensor], state: Mapping[str, Any], where: str) -> None:
         Method.restore(self, stage, weights, state, where)

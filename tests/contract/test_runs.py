@@ -107,14 +107,14 @@ def test_a_domain_that_returns_is_a_stage_of_its_own(tmp_path: Path, monkeypatch
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, torch.dtype]]:
     """Of every training step of any model: what is trained, whether autocast is on, and the type that a linear layer gives."""
-    found: list[tuple[str, bool, torch.dtype]] = []
+    collected: list[tuple[str, bool, torch.dtype]] = []
     real = nn.Linear.forward
     trained: list[str] = []
 
     def forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         out = real(self, x)
         if torch.is_grad_enabled() and trained:
-            found.append((trained[-1], torch.is_autocast_enabled("cpu"), out.dtype))
+            collected.append((trained[-1], torch.is_autocast_enabled("cpu"), out.dtype))
         return out
 
     real_bar = Bar.__init__
@@ -125,14 +125,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, torch.dtype]]
 
     monkeypatch.setattr(Bar, "__init__", bar)
     monkeypatch.setattr(nn.Linear, "forward", forward)
-    return found
+    return collected
 
 
-def half(found: list[tuple[str, bool, torch.dtype]]) -> set[str]:
+def half(passes: list[tuple[str, bool, torch.dtype]]) -> set[str]:
     """What was trained; all of it in bf16."""
-    assert found
-    assert {(on, dtype) for _, on, dtype in found} == {(True, torch.bfloat16)}
-    return {name for name, *_ in found}
+    assert passes
+    assert {(on, dtype) for _, on, dtype in passes} == {(True, torch.bfloat16)}
+    return {name for name, *_ in passes}
 
 
 def test_every_stage_and_end_task_of_a_run_is_in_bf16_also_after_a_resume(

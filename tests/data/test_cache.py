@@ -65,10 +65,10 @@ def test_a_damaged_entry_is_made_again_and_that_is_said(
     assert capsys.readouterr().err == ""
     DAMAGES[damage](folder() / digest / name)
     after = load(text)
-    told = " ".join(capsys.readouterr().err.split())
+    printed = " ".join(capsys.readouterr().err.split())
     if (name, damage) != ("meta.json", "one bit flipped"):  # the bit may be one that nothing reads
-        assert "the cached tokens of" in told
-        assert "tokenising it again" in told
+        assert "the cached tokens of" in printed
+        assert "tokenising it again" in printed
     assert np.array_equal(after.ids, ids)
     assert after.digest == digest
     assert np.array_equal(load(text).ids, ids)
@@ -95,12 +95,12 @@ def test_a_disk_that_returns_something_else_is_named(text: CorpusSettings, monke
 
 
 def test_the_hash_is_checked_once_a_process(text: CorpusSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = load(text)
+    loaded = load(text)
     read = []
     real = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda file, *more: read.append(file.name) or real(file, *more))
     for _ in range(3):
-        assert np.array_equal(load(text).ids, held.ids)
+        assert np.array_equal(load(text).ids, loaded.ids)
     assert [name for name in read if name.endswith("ids.bin")] == []
 
 
@@ -133,8 +133,8 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(text
     assert len(list(folder().glob("partial-*"))) == 2
     load(text)
     assert len(list(folder().glob("partial-*"))) == 1
-    told, _ = living.communicate("go\n", timeout=60)
-    assert told == "[[1, 2], [3, 4]] 5\n"
+    message, _ = living.communicate("go\n", timeout=60)
+    assert message == "[[1, 2], [3, 4]] 5\n"
     assert list(folder().glob("partial-*")) == []
 
 

@@ -48,13 +48,13 @@ def same(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]]) -> 
 
 def asked(micro: list[dict[str, torch.Tensor]], block: int = 16) -> Counter[tuple[Any, ...]]:
     """What is asked for, block by block: (changed block, places, labels), whatever batch it is in."""
-    found: Counter[tuple[Any, ...]] = Counter()
+    counted: Counter[tuple[Any, ...]] = Counter()
     for batch in micro:
         row = batch["positions"] // block
         for i, ids in enumerate(batch["input_ids"]):
             places, labels = batch["positions"][row == i] % block, batch["labels"][row == i]
-            found[tuple(ids.tolist()), tuple(places.tolist()), tuple(labels.tolist())] += 1
-    return found
+            counted[tuple(ids.tolist()), tuple(places.tolist()), tuple(labels.tolist())] += 1
+    return counted
 
 
 # -- masking ------------------------------------------------------------------------------------------------------
@@ -83,9 +83,9 @@ def test_specials_are_never_asked_and_something_always_is(tokens: list[int], rat
 
 
 def test_labels_are_the_tokens_that_stood_at_the_asked_positions() -> None:
-    held = blocks()
-    batch = collate_lm([(held.ids[i], (0, 0, i)) for i in range(24)], SPECIAL, "masked", MASK, VOCABULARY, 0.15)
-    flat = held.ids.reshape(-1)
+    text_blocks = blocks()
+    batch = collate_lm([(text_blocks.ids[i], (0, 0, i)) for i in range(24)], SPECIAL, "masked", MASK, VOCABULARY, 0.15)
+    flat = text_blocks.ids.reshape(-1)
     assert batch["input_ids"].shape == (24, 16)
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
     assert batch["labels"].tolist() == flat[batch["positions"]].tolist()
@@ -95,18 +95,18 @@ def test_labels_are_the_tokens_that_stood_at_the_asked_positions() -> None:
 
 
 def test_what_a_block_is_asked_does_not_depend_on_its_company() -> None:
-    held = blocks()
-    alone = collate_lm([(held.ids[3], (0, 0, 3))], SPECIAL, "masked", MASK, VOCABULARY, 0.15)
-    both = collate_lm([(held.ids[i], (0, 0, i)) for i in (9, 3)], SPECIAL, "masked", MASK, VOCABULARY, 0.15)
+    text_blocks = blocks()
+    alone = collate_lm([(text_blocks.ids[3], (0, 0, 3))], SPECIAL, "masked", MASK, VOCABULARY, 0.15)
+    both = collate_lm([(text_blocks.ids[i], (0, 0, i)) for i in (9, 3)], SPECIAL, "masked", MASK, VOCABULARY, 0.15)
     assert asked([alone]) <= asked([both])
 
 
 def test_causal_positions_ask_for_the_next_token_within_their_block() -> None:
-    held = blocks(3)
-    batch = collate_lm([(row, (0,)) for row in held.ids], SPECIAL, "causal", -1, VOCABULARY, 0.15)
-    assert torch.equal(batch["input_ids"], torch.from_numpy(held.ids.astype(np.int64)))
+    text_blocks = blocks(3)
+    batch = collate_lm([(row, (0,)) for row in text_blocks.ids], SPECIAL, "causal", -1, VOCABULARY, 0.15)
+    assert torch.equal(batch["input_ids"], torch.from_numpy(text_blocks.ids.astype(np.int64)))
     assert batch["positions"].tolist() == [row * 16 + i for row in range(3) for i in range(15)]
-    assert batch["labels"].tolist() == held.ids[:, 1:].astype(int).reshape(-1).tolist()
+    assert batch["labels"].tolist() == text_blocks.ids[:, 1:].astype(int).reshape(-1).tolist()
 
 
 # -- batches of blocks --------------------------------------------------------------------------------------------
@@ -119,13 +119,13 @@ def test_a_batch_is_a_function_of_its_step_alone(order: list[int], objective: st
 
 
 def test_seed_epoch_and_step_change_what_is_asked() -> None:
-    found = [asked(batches(seed=seed)[step]) for seed in (1, 2) for step in (0, 1, 3)]
-    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    distinct = [asked(batches(seed=seed)[step]) for seed in (1, 2) for step in (0, 1, 3)]
+    assert all(a != b for i, a in enumerate(distinct) for b in distinct[:i])
 
 
 def test_every_epoch_reads_every_block_once_in_another_order() -> None:
-    held = batches(objective="causal")
-    rows = [tuple(ids.tolist()) for step in range(9) for ids in held[step][0]["input_ids"]]
+    all_batches = batches(objective="causal")
+    rows = [tuple(ids.tolist()) for step in range(9) for ids in all_batches[step][0]["input_ids"]]
     epochs = [rows[i : i + 24] for i in (0, 24, 48)]
     every = sorted(tuple(row) for row in blocks().ids.astype(int).tolist())
     assert all(sorted(epoch) == every for epoch in epochs)
@@ -133,9 +133,9 @@ def test_every_epoch_reads_every_block_once_in_another_order() -> None:
 
 
 def test_batches_run_on_over_the_end_of_an_epoch() -> None:
-    held = batches(objective="causal", blocks=blocks(5), batch=8, steps=5)
-    assert [held[step][0]["input_ids"].shape[0] for step in range(5)] == [8] * 5
-    rows = Counter(tuple(ids.tolist()) for step in range(5) for ids in held[step][0]["input_ids"])
+    all_batches = batches(objective="causal", blocks=blocks(5), batch=8, steps=5)
+    assert [all_batches[step][0]["input_ids"].shape[0] for step in range(5)] == [8] * 5
+    rows = Counter(tuple(ids.tolist()) for step in range(5) for ids in all_batches[step][0]["input_ids"])
     assert set(rows.values()) == {8}
 
 
@@ -158,11 +158,11 @@ def test_ranks_part_the_batch_among_them(world: int, micro: int | None) -> None:
 
 
 def test_reading_a_batch_changes_no_block() -> None:
-    held = blocks()
-    before = held.ids.copy()
+    text_blocks = blocks()
+    before = text_blocks.ids.copy()
     for step in range(3):
-        batches(blocks=held)[step][0]["input_ids"].zero_()
-    assert np.array_equal(held.ids, before)
+        batches(blocks=text_blocks)[step][0]["input_ids"].zero_()
+    assert np.array_equal(text_blocks.ids, before)
 
 
 # -- labelled rows ------------------------------------------------------------------------------------------------
@@ -188,45 +188,47 @@ def test_rows_and_pairs_are_encoded_as_the_tokenizer_does_it() -> None:
 
 
 def test_padding_is_hidden_and_reaches_the_longest_row_only() -> None:
-    held = rows()
-    batch = pad_rows(held, [0, 3, 5])
-    lengths = [len(held.inputs[i]["input_ids"]) for i in (0, 3, 5)]
+    encoded = rows()
+    batch = pad_rows(encoded, [0, 3, 5])
+    lengths = [len(encoded.inputs[i]["input_ids"]) for i in (0, 3, 5)]
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, max(lengths))
     assert batch["attention_mask"].sum(1).tolist() == lengths
-    assert (batch["input_ids"][batch["attention_mask"] == 0] == held.pad_id).all()
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == encoded.pad_id).all()
     assert batch["labels"].tolist() == [0, 3, 5]
 
 
 def test_a_tokenizer_without_padding_is_padded_with_its_end_token() -> None:
     tokenizer = tiny_causal_tokenizer()
     tokenizer.pad_token = None
-    held = encode_rows(tokenizer, [(text, None) for text in sentences(3)], [0, 1, 0], 64)
-    assert held.pad_id == tokenizer.eos_token_id
-    assert set(pad_rows(held, [0, 1, 2])) == {"input_ids", "attention_mask", "labels"}
+    encoded = encode_rows(tokenizer, [(text, None) for text in sentences(3)], [0, 1, 0], 64)
+    assert encoded.pad_id == tokenizer.eos_token_id
+    assert set(pad_rows(encoded, [0, 1, 2])) == {"input_ids", "attention_mask", "labels"}
 
 
 def test_evaluation_reads_every_row_once_shortest_first() -> None:
-    held = rows()
-    found = list(by_length(held, 4))
-    assert sorted(i for chosen, _ in found for i in chosen) == list(range(23))
-    lengths = [length for _, batch in found for length in batch["attention_mask"].sum(1).tolist()]
+    encoded = rows()
+    actual = list(by_length(encoded, 4))
+    assert sorted(i for chosen, _ in actual for i in chosen) == list(range(23))
+    lengths = [length for _, batch in actual for length in batch["attention_mask"].sum(1).tolist()]
     assert lengths == sorted(lengths)
-    assert all(batch["labels"].tolist() == chosen for chosen, batch in found)
+    assert all(batch["labels"].tolist() == chosen for chosen, batch in actual)
 
 
 @given(st.permutations(range(12)))
 def test_a_batch_of_rows_is_a_function_of_its_step_alone(order: list[int]) -> None:
-    held = RowBatches(rows(), 8, epochs=4, seed=0)
-    expected = {step: held[step] for step in range(12)}
+    all_batches = RowBatches(rows(), 8, epochs=4, seed=0)
+    expected = {step: all_batches[step] for step in range(12)}
     again = RowBatches(rows(), 8, epochs=4, seed=0)
     assert all(same(again[step], expected[step]) for step in order)
 
 
 def test_each_epoch_of_rows_is_its_own_pass() -> None:
-    held = RowBatches(rows(), 8, epochs=2, seed=0)
-    assert len(held) == 6
-    assert [len(read(held[step])) for step in range(6)] == [8, 8, 7, 8, 8, 7]
-    first, second = ([label for step in epoch for label in read(held[step])] for epoch in (range(3), range(3, 6)))
+    all_batches = RowBatches(rows(), 8, epochs=2, seed=0)
+    assert len(all_batches) == 6
+    assert [len(read(all_batches[step])) for step in range(6)] == [8, 8, 7, 8, 8, 7]
+    first, second = (
+        [label for step in epoch for label in read(all_batches[step])] for epoch in (range(3), range(3, 6))
+    )
     assert sorted(first) == sorted(second) == list(range(23))
     assert first != second
     assert len(RowBatches(rows(), 8, epochs=2, seed=0, steps=5)) == 5
@@ -269,8 +271,8 @@ def test_rows_do_not_depend_on_what_the_tokenizer_was_used_for() -> None:
 
 
 def test_token_types_are_left_out_where_no_table_reads_them() -> None:
-    held = encode_rows(tiny_tokenizer(), [("the goal", "a match")], [0], 64, token_types=False)
-    assert set(held.inputs[0]) == {"input_ids"}
+    encoded = encode_rows(tiny_tokenizer(), [("the goal", "a match")], [0], 64, token_types=False)
+    assert set(encoded.inputs[0]) == {"input_ids"}
 
 
 def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made() -> None:
@@ -291,10 +293,10 @@ def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made() -> None:
 def test_many_rows_are_tokenised_in_parts_and_a_signal_stops_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
     texts: list[tuple[str, str | None]] = [(text, text[:9] if i % 2 else None) for i, text in enumerate(sentences(600))]
-    held = encode_rows(tokenizer, texts, [0] * 600, 20)
+    encoded = encode_rows(tokenizer, texts, [0] * 600, 20)
     whole = tokenizer([a for a, _ in texts], [b or "" for _, b in texts], truncation="longest_first", max_length=20)
-    assert [row["input_ids"] for row in held.inputs] == whole["input_ids"]
-    assert [row["token_type_ids"] for row in held.inputs] == whole["token_type_ids"]
+    assert [row["input_ids"] for row in encoded.inputs] == whole["input_ids"]
+    assert [row["token_type_ids"] for row in encoded.inputs] == whole["token_type_ids"]
     monkeypatch.setattr(stop, "_asked", "SIGINT")
     with pytest.raises(Interrupted, match="SIGINT while tokenising labelled rows"):
         encode_rows(tokenizer, texts, [0] * 600, 20)

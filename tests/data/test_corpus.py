@@ -209,10 +209,10 @@ def test_one_long_document_is_divided_by_position(
     assert np.array_equal(np.concatenate([parts["train"].ids, parts["valid"].ids]), parts["all"].ids)
     assert len(parts["valid"]) == round(0.05 * len(parts["all"])) > 0
     assert len({blocks.digest for blocks in parts.values()}) == 3
-    told = " ".join(capsys.readouterr().err.split())
-    assert told.count("blocks are held out instead") == 1
-    assert "documents: lines" in told
-    assert "valid" in told
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.count("blocks are held out instead") == 1
+    assert "documents: lines" in printed
+    assert "valid" in printed
     if chapters:
         return
     settings.valid_share = 0.5
@@ -299,11 +299,11 @@ def test_a_folder_in_a_hub_sources_place_is_named_by_its_files(monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     file = tmp_path / "owner" / "name" / "train.csv"
-    found = []
+    collected = []
     for line in ("one", "two", "one"):
         file.write_text(line)
-        found.append(hub_digest(monkeypatch, None)[0])
-    assert found[0] == found[2] != found[1]
+        collected.append(hub_digest(monkeypatch, None)[0])
+    assert collected[0] == collected[2] != collected[1]
 
 
 # -- how much is read ---------------------------------------------------------------------------------------------

@@ -148,8 +148,8 @@ def test_no_advice_is_wrong(tmp_path: Path, text: str, encoding: str) -> None:
         pytest.skip(f"{text!r} cannot be written in {encoding}")
     message = refusal(tmp_path / "a.txt")
     assert "latin" not in message
-    told = message.partition("Set encoding: ")[2].partition(" ")[0]
-    assert not told or lines(tmp_path / "a.txt", encoding=told) == text.splitlines()
+    words = message.partition("Set encoding: ")[2].partition(" ")[0]
+    assert not words or lines(tmp_path / "a.txt", encoding=words) == text.splitlines()
 
 
 @pytest.mark.parametrize("before", ["x\n" * 40_000, "x\r\n" * 30_000, "x\r" * 40_000, "é\n" * 40_000])

@@ -211,6 +211,6 @@ def test_names_with_a_dollar_and_names_that_are_no_utf8(tmp_path: Path) -> None:
     assert len(content_hash(str(tmp_path))) == 64
 
 
-@pytest.mark.parametrize(("source", "told"), [("a\0b.txt", "NUL"), ("a" * 5000 + ".txt", "more than 255 bytes")])
-def test_what_no_path_can_be_is_refused(source: str, told: str) -> None:
-    assert told in refusal(source)
+@pytest.mark.parametrize(("source", "message"), [("a\0b.txt", "NUL"), ("a" * 5000 + ".txt", "more than 255 bytes")])
+def test_what_no_path_can_be_is_refused(source: str, message: str) -> None:
+    assert message in refusal(source)

@@ -284,7 +284,7 @@ def test_real_files_have_the_rows_that_their_readme_counts(task: str, split: str
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         ("index\tsentence1\tsentence2\tlabel\n0\tcafé\tb\tentailment\n".encode("latin-1"), "line 2: not UTF-8"),
         (b"index\tsentence1\tsentence2\tlabel\n0\ta\0\tb\tentailment\n", "line 2: a NUL byte"),
@@ -292,11 +292,11 @@ def test_real_files_have_the_rows_that_their_readme_counts(task: str, split: str
         (b"word " * 4_000_000, "line 1: the line has more than"),
     ],
 )
-def test_odd_files_are_told_in_a_few_words(own: Path, data: bytes, told: str) -> None:
+def test_odd_files_are_told_in_a_few_words(own: Path, data: bytes, message: str) -> None:
     (own / "RTE" / "train.tsv").write_bytes(data)
     with pytest.raises(EunoeError) as caught:
         read_glue("rte", str(own), "train")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value)) < 600
     assert "encoding:" not in str(caught.value), "there is no such setting for GLUE"
 

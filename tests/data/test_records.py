@@ -394,7 +394,7 @@ def test_damage_of_any_kind_is_rows_or_one_error(tmp_path: Path, name: str) -> N
         "a.parquet": (tmp_path / "a.parquet").read_bytes(),
     }[name]
     dice = random.Random(name)
-    told: list[str] = []
+    collected: list[str] = []
     for _ in range(100):
         (tmp_path / name).write_bytes(damaged(whole, dice))
         for how in ({}, {"encoding": "gb18030"}, {"fallback_encoding": "cp932"}):
@@ -402,6 +402,6 @@ def test_damage_of_any_kind_is_rows_or_one_error(tmp_path: Path, name: str) -> N
                 for where, record in read_rows(str(tmp_path / name), **how):
                     text_cell(record, "text", where)
             except EunoeError as error:
-                told.append(str(error))
-    assert len(told) > 10
-    assert not [message for message in told if "\n" in message or len(message.encode()) > 1000]
+                collected.append(str(error))
+    assert len(collected) > 10
+    assert not [message for message in collected if "\n" in message or len(message.encode()) > 1000]

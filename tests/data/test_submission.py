@@ -25,12 +25,12 @@ FEW = dict.fromkeys(FILES, TEST_ROWS)
 
 def answers(root: Path) -> dict[tuple[str, str], list[str | float]]:
     """A prediction for each test row of a layout: the classes in turn, and numbers out of range too."""
-    found: dict[tuple[str, str], list[str | float]] = {}
+    collected: dict[tuple[str, str], list[str | float]] = {}
     for task, split, _ in FILES.values():
         labels = GLUE[task].labels
         n = len(read_glue(task, str(root), split))
-        found[task, split] = [labels[i % len(labels)] if labels else -1.0 + 2.2 * i for i in range(n)]
-    return found
+        collected[task, split] = [labels[i % len(labels)] if labels else -1.0 + 2.2 * i for i in range(n)]
+    return collected
 
 
 @pytest.fixture(scope="module")

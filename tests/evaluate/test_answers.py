@@ -59,16 +59,16 @@ SMALL = ["--domains.*.task", "null", "--training.lr", "0.05"]
 def test_a_run_keeps_and_shows_the_answers_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["run", str(recipe(tmp_path)), "--out", str(out), *SMALL]) == 0
-    told = capsys.readouterr().out
-    held = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    asked = [(s["method"], s["seed"], s["learnt"], s["reads_as"]) for s in held if s["prompt"] == "the team won"]
+    printed = capsys.readouterr().out
+    loaded = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    asked = [(s["method"], s["seed"], s["learnt"], s["reads_as"]) for s in loaded if s["prompt"] == "the team won"]
     both = ["sport", "money"]
     assert asked == [("base", 0, [], None), ("ncl", 0, both, None), ("cpt", 0, both, None), ("cpt", 0, both, "money"),
                      ("ncl", 1, both, None), ("cpt", 1, both, None), ("cpt", 1, both, "money")]  # fmt: skip
-    by = {(s["method"], s["seed"], s["reads_as"], s["prompt"]): s["answer"] for s in held}
+    by = {(s["method"], s["seed"], s["reads_as"], s["prompt"]): s["answer"] for s in loaded}
     for prompt in ("the team won", "good day"):
         assert by["cpt", 0, None, prompt] == by["base", 0, None, prompt], "plug-ins off: the base model"
-        assert f"prompt: {prompt}" in told
+        assert f"prompt: {prompt}" in printed
     assert any(by["ncl", 0, None, p] != by["base", 0, None, p] for p in ("the team won", "good day"))
     before = state(out)
     assert main(["run", str(recipe(tmp_path)), "--out", str(out), *SMALL]) == 0

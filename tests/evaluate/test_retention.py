@@ -76,11 +76,11 @@ def test_distances_are_euclidean_per_layer_and_add_in_squares(lm: LanguageModel)
     with torch.no_grad():
         named[f"{layers[0]}.output.dense.bias"][:4] += 1.5  # 4 entries by 1.5: distance 3
         anatomy(base).embeddings.weight[0, :4] += 2  # distance 4
-    found = distances(base, anchor, layers)
-    assert found[layers[0]] == pytest.approx(3)
-    assert found["embeddings"] == pytest.approx(4)
-    assert found["total"] == pytest.approx(5)
-    assert found[layers[1]] == 0
+    actual = distances(base, anchor, layers)
+    assert actual[layers[0]] == pytest.approx(3)
+    assert actual["embeddings"] == pytest.approx(4)
+    assert actual["total"] == pytest.approx(5)
+    assert actual[layers[1]] == 0
 
 
 # -- the trunk under its original head -------------------------------------------------------------------------------
@@ -125,5 +125,5 @@ def test_the_loss_is_that_of_the_reheaded_model(lm: LanguageModel, retention: Re
     with torch.no_grad():
         next(p for p in trunk.parameters() if isinstance(p, nn.Parameter)).mul_(1.5)
     model = reheaded(lm.model, trunk)
-    found = {s.metric: s.value for s in retention.measure(trunk)}
-    assert found["lm_loss@general"] == lm_score(model, retention.texts["general"]).value
+    actual = {s.metric: s.value for s in retention.measure(trunk)}
+    assert actual["lm_loss@general"] == lm_score(model, retention.texts["general"]).value

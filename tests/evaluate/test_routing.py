@@ -103,18 +103,18 @@ def test_a_rows_losses_are_those_it_has_alone_under_each_plug_in(kind: str, tmp_
     masks = MASKS if kind == "bert" else 1
     assert len(batch["input_ids"]) == 3 * masks
     assert torch.equal(owners, rows_of(batch) // masks)
-    found = lm_losses(lm.model, batch, ["b", None, "a"])
+    actual = lm_losses(lm.model, batch, ["b", None, "a"])
     for row in range(len(batch["input_ids"])):
-        mine = rows_of(batch) == row
-        one = {"input_ids": batch["input_ids"][row : row + 1], "labels": batch["labels"][mine],
-               "positions": batch["positions"][mine] - row * 12}  # fmt: skip
-        torch.testing.assert_close(lm_losses(lm.model, one, ["b", None, "a"])[0], found[row], atol=1e-5, rtol=1e-5)
+        own = rows_of(batch) == row
+        one = {"input_ids": batch["input_ids"][row : row + 1], "labels": batch["labels"][own],
+               "positions": batch["positions"][own] - row * 12}  # fmt: skip
+        torch.testing.assert_close(lm_losses(lm.model, one, ["b", None, "a"])[0], actual[row], atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         set_domain(lm.model, "b")
         logits = lm.model(input_ids=batch["input_ids"]).logits.flatten(0, 1)[batch["positions"]]
     expected = torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
     torch.testing.assert_close(token_losses(lm.model, batch, ["b"])[:, 0], expected, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(found[:, 0], found[:, 2])
+    assert not torch.allclose(actual[:, 0], actual[:, 2])
 
 
 def test_blocks_keep_their_numbers_over_batches_and_masks_are_the_same_every_time(tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_mixed_probabilities_have_the_mixed_loss_and_skip_who_has_no_weight(tmp_
     weights = mixture(row_means(losses, rows_of(batch), 4))
     logits = mixed_log_probs(lm.model, batch, weights, ["a", "b"])
     torch.testing.assert_close(logits.exp().sum(1), torch.ones(len(logits)))
-    found = -logits.gather(1, batch["labels"][:, None])[:, 0]
+    actual = -logits.gather(1, batch["labels"][:, None])[:, 0]
     torch.testing.assert_close(
-        found.double(), mixed_losses(losses.double(), weights[rows_of(batch)]), atol=1e-5, rtol=1e-5
+        actual.double(), mixed_losses(losses.double(), weights[rows_of(batch)]), atol=1e-5, rtol=1e-5
     )
     alone = torch.tensor([[1.0, 0.0]]).expand(4, 2)
     only = mixed_log_probs(lm.model, batch, alone, ["a", "never learnt"])
@@ -178,13 +178,13 @@ def test_a_run_is_routed_and_the_files_say_the_same_as_the_table(
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     capsys.readouterr()
     assert main(["route", str(out)]) == 0
-    told = capsys.readouterr().out
-    held = json.loads((out / "routing.json").read_text())
-    assert [(s["method"], s["seed"], s["domains"]) for s in held["sequences"]] == [
+    printed = capsys.readouterr().out
+    loaded = json.loads((out / "routing.json").read_text())
+    assert [(s["method"], s["seed"], s["domains"]) for s in loaded["sequences"]] == [
         ("cpt", 0, ["sport", "money"]),
         ("cpt", 1, ["sport", "money"]),
     ]
-    for sequence in held["sequences"]:
+    for sequence in loaded["sequences"]:
         blocks = [sum(row) for row in sequence["confusion"]]
         assert blocks == [sum(row) for row in sequence["half"]]
         right = sum(sequence["confusion"][i][i] for i in range(2)) / sum(blocks)
@@ -195,10 +195,10 @@ def test_a_run_is_routed_and_the_files_say_the_same_as_the_table(
     with open(out / "routing.csv", newline="", encoding="utf-8") as file:
         cells = list(csv.DictReader(file))
     assert len(cells) == 2 * 4
-    assert [int(c["blocks"]) for c in cells] == [n for s in held["sequences"] for row in s["confusion"] for n in row]
+    assert [int(c["blocks"]) for c in cells] == [n for s in loaded["sequences"] for row in s["confusion"] for n in row]
     total = sum(int(c["blocks"]) for c in cells)
     right = sum(int(c["blocks"]) for c in cells if c["text"] == c["chosen"])
-    assert f"right: {100 * right / total:.1f} % of {total:,} whole blocks" in told
+    assert f"right: {100 * right / total:.1f} % of {total:,} whole blocks" in printed
     assert {p: p.read_bytes() for p in before} == before, "nothing of the run is touched"
     assert main(["route", str(out), "--top", "0"]) == 2
     assert "--top is 0" in capsys.readouterr().err

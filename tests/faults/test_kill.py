@@ -73,11 +73,11 @@ def phases(out: Path, seconds: float) -> dict[str, list[tuple[float, float]]]:
     """When the undisturbed run was training and when evaluating: (from, to) in seconds, counted back from its end."""
     events = [json.loads(line) for line in (out / "times.jsonl").read_text().splitlines()]
     at = seconds - sum(event["seconds"] for event in events) - 1.2  # the report takes about a second
-    found: dict[str, list[tuple[float, float]]] = {"training": [], "evaluating": []}
+    collected: dict[str, list[tuple[float, float]]] = {"training": [], "evaluating": []}
     for event in events:
-        found["evaluating" if ":" in event["what"] else "training"].append((at, at + event["seconds"]))
+        collected["evaluating" if ":" in event["what"] else "training"].append((at, at + event["seconds"]))
         at += event["seconds"]
-    return found
+    return collected
 
 
 def draw(kill: int, phase: dict[str, list[tuple[float, float]]], seconds: float) -> float:

@@ -16,6 +16,6 @@ def test_recadam_trainer_trains_with_both_optimizers(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "recadam_trainer.py", "--model", tiny_folder(tmp_path), "--steps", "6"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    found = re.findall(r"^(\w+) +accuracy ([\d.]+)  distance from the pretrained weights (\S+)$", done.stdout, re.M)
-    assert [name for name, *_ in found] == ["adamw", "recadam"]
-    assert 0 < float(found[1][2]) < float(found[0][2])  # recalled for half of the run
+    matches = re.findall(r"^(\w+) +accuracy ([\d.]+)  distance from the pretrained weights (\S+)$", done.stdout, re.M)
+    assert [name for name, *_ in matches] == ["adamw", "recadam"]
+    assert 0 < float(matches[1][2]) < float(matches[0][2])  # recalled for half of the run

@@ -238,9 +238,9 @@ def test_shares_of_the_run_become_steps(tmp_path: Path) -> None:
 
 def test_what_will_not_work_is_warned_about_with_the_numbers(tmp_path: Path) -> None:
     args = arguments(tmp_path, max_steps=200, learning_rate=2e-5, warmup_steps=0)
-    with pytest.warns(UserWarning, match="nothing is ever learnt") as told:
+    with pytest.warns(UserWarning, match="nothing is ever learnt") as caught:
         recadam(tiny(), args, t0=2000)
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         recadam(tiny(), args, t0=0.25, rise=0.2)
@@ -288,16 +288,16 @@ def test_recadam_given_to_the_trainer_by_itself_is_warned_about_for_it_would_rec
 
 
 def test_a_warm_up_that_the_trainers_schedule_does_not_have_is_told(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="warmup_steps is 2, but .*constant_with_warmup") as told:
+    with pytest.warns(UserWarning, match="warmup_steps is 2, but .*constant_with_warmup") as caught:
         recadam(tiny(), arguments(tmp_path, lr_scheduler_type="constant"), **SETTINGS)
-    assert {warning.filename for warning in told} == {__file__}
+    assert {warning.filename for warning in caught} == {__file__}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         recadam(tiny(), arguments(tmp_path, lr_scheduler_type="constant_with_warmup"), **SETTINGS)
 
 
 @pytest.mark.parametrize(
-    ("settings", "change", "told"),
+    ("settings", "change", "message"),
     [
         ({}, {"optim": "adafactor"}, "optim is adafactor in TrainingArguments, but recadam makes the optimizer"),
         ({}, {"optim_args": "rank=4"}, "optim_args is 'rank=4' in TrainingArguments"),
@@ -321,9 +321,9 @@ def test_a_warm_up_that_the_trainers_schedule_does_not_have_is_told(tmp_path: Pa
     ],
 )
 def test_wrong_settings_are_refused_when_recadam_is_called(
-    tmp_path: Path, settings: dict[str, Any], change: dict[str, Any], told: str
+    tmp_path: Path, settings: dict[str, Any], change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(EunoeError, match=re.escape(told)):
+    with pytest.raises(EunoeError, match=re.escape(message)):
         recadam(tiny(), arguments(tmp_path, **change), **{"gamma": 500.0, **settings})
 
 

@@ -186,8 +186,13 @@ def clipped(cpt: Cpt, domain: str, number: int, optimizer: Optimizer, each: bool
     ids = tokens()
     cpt.before_step(number, STEPS)
     (100 * cpt.model.train()(input_ids=ids, labels=ids).loss).backward()
-    held = [p for p in cpt.model.parameters() if p.grad is not None]
-    finish_step(cpt, number, optimizer, lambda: [nn.utils.clip_grad_norm_(p, 0.1) for p in (held if each else [held])])
+    with_gradient = [p for p in cpt.model.parameters() if p.grad is not None]
+    finish_step(
+        cpt,
+        number,
+        optimizer,
+        lambda: [nn.utils.clip_grad_norm_(p, 0.1) for p in (with_gradient if each else [with_gradient])],
+    )
 
 
 def clipped_each(cpt: Cpt, domain: str, number: int, optimizer: Optimizer) -> None:
@@ -549,12 +554,12 @@ def test_a_fresh_method_resumes_exactly_in_the_middle_of_a_domain() -> None:
     optimizer = SGD([p for _, p in trainable(cpt.model)], lr=0.1)
     for i in range(5):
         step(cpt, "law", i, optimizer)
-    inside, held = copy.deepcopy(cpt.step_state()), {n: t.clone() for n, t in cpt.weights().items()}
+    inside, saved = copy.deepcopy(cpt.step_state()), {n: t.clone() for n, t in cpt.weights().items()}
 
     fresh = make(seed=0)
     fresh.load_state_dict(between)
     fresh.begin(stage("law"))
-    put_back(fresh.model, held, "held")
+    put_back(fresh.model, saved, "held")
     fresh.load_step_state(inside)
     other = SGD([p for _, p in trainable(fresh.model)], lr=0.1)
     for i in range(5, STEPS):

@@ -205,11 +205,11 @@ def test_a_fresh_method_of_the_same_settings_goes_on_in_the_middle_of_a_domain(t
     checkpoint.save(tmp_path / "held", {"weights": cpt.weights(), "method": cpt.step_state()})
 
     fresh = go_on(old, seed=9, **GROWN)
-    law, held = (checkpoint.load(tmp_path / name).groups for name in ("law", "held"))
+    law, loaded = (checkpoint.load(tmp_path / name).groups for name in ("law", "held"))
     fresh.restore("law", law["weights"], law["method"], "law")
     fresh.begin(stage("sea"))
-    put_back(fresh.model, held["weights"], "held")
-    fresh.load_step_state(held["method"])
+    put_back(fresh.model, loaded["weights"], "held")
+    fresh.load_step_state(loaded["method"])
     other = SGD([p for _, p in trainable(fresh.model)], lr=0.1)
     for i in range(5, STEPS):
         step(cpt, "sea", i, optimizer)
@@ -320,8 +320,8 @@ def test_verify_fails_where_a_domain_that_was_learnt_before_the_run_has_changed(
     monkeypatch.setenv("EUNOE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(Cpt, "_free", lambda self: {})  # nothing is closed
     run(load_recipe(runs[1]), tmp_path / "out", "")
-    found = {f.domain for f in verify(tmp_path / "out") if f.broken}
-    assert {"sport", "money"} <= found
+    findings = {f.domain for f in verify(tmp_path / "out") if f.broken}
+    assert {"sport", "money"} <= findings
 
 
 def test_such_a_run_taken_up_after_its_first_domain_ends_in_the_same_bytes(

@@ -94,8 +94,8 @@ def test_the_nearest_is_found_wherever_it_stands() -> None:
         stage = walk.stage(2)
         object.__setattr__(stage.batches, "blocks", text(again))
         method.begin(stage.bind(loss=lambda b, m=method: lm_loss(m.model, b)))
-        found = method.losses["sea"]  # type: ignore[attr-defined]
-        assert min(found, key=lambda d: found[d]) == again
+        actual = method.losses["sea"]  # type: ignore[attr-defined]
+        assert min(actual, key=lambda d: actual[d]) == again
         assert all(torch.equal(p, method.learnt[again][n]) for n, p in method.own.items())  # type: ignore[attr-defined]
 
 
@@ -118,18 +118,18 @@ def test_the_sample_is_no_longer_than_asked_for() -> None:
 def mixture_by_hand(experts: list[Tensor], labels: list[int], rows: list[int]) -> list[list[float]]:
     """Probabilities of each target's row of the vocabulary, in plain Python."""
     probabilities = [torch.softmax(e, -1).tolist() for e in experts]
-    found: list[list[float]] = []
+    collected: list[list[float]] = []
     likely = [1.0] * len(experts)
     for i, label in enumerate(labels):
         if i == 0 or rows[i] != rows[i - 1]:
             likely = [1.0] * len(experts)
         total = sum(likely)
-        found.append([sum(w / total * p[i][v] for w, p in zip(likely, probabilities, strict=True))
+        collected.append([sum(w / total * p[i][v] for w, p in zip(likely, probabilities, strict=True))
                       for v in range(len(probabilities[0][0]))])  # fmt: skip
         likely = [w * p[i][label] for w, p in zip(likely, probabilities, strict=True)]
         scale = max(likely)
         likely = [w / scale for w in likely]
-    return found
+    return collected
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -188,7 +188,7 @@ def test_general_text_is_read_by_the_mixture_and_routing_knows_the_model_without
     (nearest,) = [p for p in out.rglob("nearest.json") if "money" in str(p)]
     assert set(yaml.safe_load(nearest.read_text())["money"]) == {"sport"}
     route_run(out)
-    demix, cpt = (found["loss"] for found in yaml.safe_load((out / "routing.json").read_text())["sequences"])
+    demix, cpt = (loaded["loss"] for loaded in yaml.safe_load((out / "routing.json").read_text())["sequences"])
     assert demix["base"] == cpt["base"] != demix["told"], "both are the pretrained model"
 
 

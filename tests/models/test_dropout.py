@@ -77,9 +77,9 @@ def test_attention_where_nothing_falls_is_torchs(causal: bool, masked: bool, mon
     wanted = torch.autograd.grad(expected.sin().sum(), (q, k, v))
     monkeypatch.setattr(dropout, "keep", lambda shape, rate, dtype: torch.ones(shape, dtype=dtype))
     with CheapDropout():
-        found = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=0.1, is_causal=causal)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(torch.autograd.grad(found.sin().sum(), (q, k, v)), wanted)
+        actual = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=0.1, is_causal=causal)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual.sin().sum(), (q, k, v)), wanted)
 
 
 def test_attention_drops_shares_and_not_whole_heads() -> None:

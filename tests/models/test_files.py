@@ -42,9 +42,9 @@ def written(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def refused(folder: Path) -> str:
-    with pytest.raises(EunoeError) as found:
+    with pytest.raises(EunoeError) as caught:
         load_lm(ModelSettings(name=str(folder)))
-    said = str(found.value)
+    said = str(caught.value)
     assert len(said.splitlines()) == 1
     assert len(said) < 900
     return said
@@ -311,9 +311,9 @@ def test_tied_and_strided_tensors_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_name_that_is_nowhere(name: str, says: str) -> None:
-    with pytest.raises(EunoeError) as found:
+    with pytest.raises(EunoeError) as caught:
         load_lm(ModelSettings(name=name))
-    said = str(found.value)
+    said = str(caught.value)
     assert says in said
     assert "Allowed: a folder with config.json, a Hugging Face name, or one of" in said
     assert said.isprintable()

@@ -35,9 +35,9 @@ def digest(file: Path) -> str:
 @pytest.fixture
 def offered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Embedded]:
     """The table of models, to which a test may add."""
-    held = dict(MODELS)
-    monkeypatch.setattr(load, "MODELS", held)
-    return held
+    kept = dict(MODELS)
+    monkeypatch.setattr(load, "MODELS", kept)
+    return kept
 
 
 def test_a_package_is_read_without_being_imported(

@@ -52,18 +52,18 @@ def pieces() -> list[tuple[str, float]]:
 def reference(text: str, pieces: list[tuple[str, float]]) -> list[int]:
     """As run.c encodes: characters or their bytes, then the best-scoring pair again and again."""
     ids = {piece: i for i, (piece, _) in enumerate(pieces)}
-    found = [
+    actual = [
         i
         for char in (" " + text if text else "")
         for i in ([ids[char]] if char in ids else [b + 3 for b in char.encode()])
     ]
     while True:
-        pairs = [(ids.get(pieces[a][0] + pieces[b][0]), i) for i, (a, b) in enumerate(pairwise(found))]
+        pairs = [(ids.get(pieces[a][0] + pieces[b][0]), i) for i, (a, b) in enumerate(pairwise(actual))]
         known = [(pieces[joined][1], -i, joined) for joined, i in pairs if joined is not None]
         if not known:
-            return [1, *found]
+            return [1, *actual]
         _, place, joined = max(known)
-        found[-place : -place + 2] = [joined]
+        actual[-place : -place + 2] = [joined]
 
 
 def test_the_folder_loads_as_any_causal_model(folder: Path) -> None:

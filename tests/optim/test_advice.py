@@ -43,37 +43,39 @@ def test_a_curve_has_a_point_for_each_step_with_lambda_pull_and_rate() -> None:
     assert [point.rate for point in curve] == pytest.approx([5e-6, 7.5e-6, 7.5e-6, 5e-6])
 
 
-def told(start: Any = "pretrained", lr: float = 2e-5, steps: int = 1000, warmup: float = 0, **named: Any) -> list[str]:
+def advice_on(
+    start: Any = "pretrained", lr: float = 2e-5, steps: int = 1000, warmup: float = 0, **named: Any
+) -> list[str]:
     return warnings(RecAdamSettings(**named), lr, steps, warmup=warmup, start=start)
 
 
 def test_the_papers_settings_are_fine_from_either_start() -> None:
     for t0, k in ((250, 0.05), (500, 0.2), (1000, 1)):
-        assert told(steps=13400, t0=t0, k=k) == told("random", steps=13400, t0=t0, k=k) == []
+        assert advice_on(steps=13400, t0=t0, k=k) == advice_on("random", steps=13400, t0=t0, k=k) == []
 
 
 def test_a_run_that_ends_before_lambda_rises_is_told_that_nothing_is_learnt() -> None:
-    (line,) = told(steps=200)
+    (line,) = advice_on(steps=200)
     assert line.startswith("nothing is ever learnt: the target task gets 0.00% of the learning rate over the 200 steps")
     assert "t0 is 250" in line
 
 
 @pytest.mark.parametrize("named", [{"k": "inf", "t0": 0}, {"anneal": "constant"}, {"weight": 0}, {"gamma": 1e-3}])
 def test_a_pull_that_does_nothing_is_told_with_what_is_left(named: dict[str, Any]) -> None:
-    (line,) = told(**named)
+    (line,) = advice_on(**named)
     assert line.startswith("nothing is ever pulled: after all 1,000 steps ")
     assert "% of a distance to the pretrained weights would be left" in line
 
 
 def test_a_random_start_that_is_not_rebuilt_by_t0_is_told_how_many_steps_it_takes() -> None:
-    (line,) = told("random", t0=20, k=1.0)
+    (line,) = advice_on("random", t0=20, k=1.0)
     assert "at t0, step 20, " in line
     assert "it takes 66 steps" in line  # 0.9^66 = 0.00096, at lr * gamma = 0.1
-    assert told(t0=20, k=1.0) == told("random", t0=90, k=1.0) == []
+    assert advice_on(t0=20, k=1.0) == advice_on("random", t0=90, k=1.0) == []
 
 
 def test_a_random_start_without_any_pull_is_told_so() -> None:
-    assert any("Nothing pulls here at all" in line for line in told("random", anneal="constant"))
+    assert any("Nothing pulls here at all" in line for line in advice_on("random", anneal="constant"))
 
 
 def test_what_the_optimizer_refuses_is_refused_here_too() -> None:

@@ -44,19 +44,19 @@ TINY = BertConfig(
 
 def pairs(groups: list[dict[str, object]]) -> dict[str, Tensor | None]:
     """Weight name -> its anchor, over all groups."""
-    found: dict[str, Tensor | None] = {}
+    collected: dict[str, Tensor | None] = {}
     for group in groups:
         anchors = group["anchor"] or [None] * len(group["params"])  # type: ignore[arg-type]
-        found.update({name: a for (name, _), a in zip(group["params"], anchors, strict=True)})  # type: ignore[call-overload]
-    return found
+        collected.update({name: a for (name, _), a in zip(group["params"], anchors, strict=True)})  # type: ignore[call-overload]
+    return collected
 
 
 def test_a_classifier_has_an_anchored_trunk_and_a_free_head() -> None:
     model = BertForSequenceClassification(TINY)
     groups = anchored_groups(model, weight_decay=0.1)
-    found = pairs(groups)
-    assert set(found) == {name for name, _ in model.named_parameters()}
-    assert {name for name, anchor in found.items() if anchor is None} == {"classifier.weight", "classifier.bias"}
+    paired = pairs(groups)
+    assert set(paired) == {name for name, _ in model.named_parameters()}
+    assert {name for name, anchor in paired.items() if anchor is None} == {"classifier.weight", "classifier.bias"}
     assert [(g["anchor"] is None, g["weight_decay"]) for g in groups] == [
         (False, 0.1),
         (False, 0.0),
@@ -104,9 +104,9 @@ def test_a_checkpoint_is_paired_by_name_whatever_its_order_prefix_and_extra_weig
     state = {f"{prefix}{n}": p.detach() for n, p in reversed(list(base.named_parameters()))}
     state["cls.extra.weight"] = torch.ones(2, 2)
     model = BertForSequenceClassification(TINY)
-    found = pairs(anchored_groups(model, anchor=saved(kind, state, tmp_path)))
+    paired = pairs(anchored_groups(model, anchor=saved(kind, state, tmp_path)))
     expected = {f"bert.{n}": p for n, p in base.named_parameters()}
-    for name, anchor in found.items():
+    for name, anchor in paired.items():
         if name in expected:
             assert anchor is not None
             assert torch.equal(anchor, expected[name])
@@ -118,9 +118,9 @@ def test_a_checkpoint_is_paired_by_name_whatever_its_order_prefix_and_extra_weig
 def test_a_base_model_takes_the_checkpoint_of_a_model_with_a_head() -> None:
     lm = BertForMaskedLM(TINY)
     base = BertModel(TINY, add_pooling_layer=False)
-    found = pairs(anchored_groups(base, anchor=lm.state_dict()))
-    assert all(anchor is not None for anchor in found.values())
-    assert torch.equal(found["embeddings.word_embeddings.weight"], lm.bert.embeddings.word_embeddings.weight)  # type: ignore[arg-type]
+    paired = pairs(anchored_groups(base, anchor=lm.state_dict()))
+    assert all(anchor is not None for anchor in paired.values())
+    assert torch.equal(paired["embeddings.word_embeddings.weight"], lm.bert.embeddings.word_embeddings.weight)  # type: ignore[arg-type]
 
 
 class Tied(nn.Module):
@@ -130,12 +130,12 @@ class Tied(nn.Module):
         self.out.weight = self.inp.weight
 
 
-@pytest.mark.parametrize("held", ["inp.weight", "out.weight"])
-def test_a_tied_weight_appears_once_and_is_found_under_either_name(held: str) -> None:
+@pytest.mark.parametrize("kept_name", ["inp.weight", "out.weight"])
+def test_a_tied_weight_appears_once_and_is_found_under_either_name(kept_name: str) -> None:
     anchor = torch.randn(6, 3)
-    found = pairs(anchored_groups(Tied(), anchor={held: anchor}))
-    assert list(found) == ["inp.weight"]
-    assert found["inp.weight"] is anchor
+    paired = pairs(anchored_groups(Tied(), anchor={kept_name: anchor}))
+    assert list(paired) == ["inp.weight"]
+    assert paired["inp.weight"] is anchor
 
 
 def test_frozen_weights_are_left_out() -> None:
@@ -236,9 +236,9 @@ def values(model: nn.Module) -> dict[str, Tensor]:
 def test_a_slip_in_a_name_of_the_anchor_is_refused_with_both_names(prefixed: bool) -> None:
     model = BertForSequenceClassification(TINY)
     state = values(model if prefixed else model.bert)
-    held = DENSE if prefixed else DENSE.removeprefix("bert.")
-    slip = held.replace("dense", "dnse")
-    state[slip] = state.pop(held)
+    kept = DENSE if prefixed else DENSE.removeprefix("bert.")
+    slip = kept.replace("dense", "dnse")
+    state[slip] = state.pop(kept)
     with pytest.raises(EunoeError, match=f"without an anchor: {DENSE}.*is close to {slip}.*free=\\('{DENSE}',"):
         anchored_groups(model, anchor=state)
     model.get_parameter(DENSE).requires_grad_(False)  # so it needs no anchor, but the slip is still one
@@ -275,15 +275,15 @@ def test_what_is_said_to_be_free_is_free_whatever_the_anchor_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "told"),
+    ("free", "message"),
     [
         (("poolr",), "free names 'poolr', but no weight"),
         (("encoder.lay",), "free names 'encoder.lay', but no weight's name is that or begins so"),
         ("pooler", r"takes several names: free=\('pooler',\)"),
     ],
 )
-def test_a_slip_in_free_is_refused(free: tuple[str, ...], told: str) -> None:
-    with pytest.raises(EunoeError, match=told):
+def test_a_slip_in_free_is_refused(free: tuple[str, ...], message: str) -> None:
+    with pytest.raises(EunoeError, match=message):
         anchored_groups(BertForSequenceClassification(TINY), free=free)
 
 
@@ -333,8 +333,8 @@ def test_names_of_old_checkpoints_are_understood() -> None:
         for n, p in values(model).items()
     }
     state["bert.embeddings.position_ids"] = torch.arange(16)[None]
-    found = pairs(anchored_groups(model, anchor=state))
-    assert found["bert.embeddings.LayerNorm.bias"] is state["bert.embeddings.LayerNorm.beta"]
+    paired = pairs(anchored_groups(model, anchor=state))
+    assert paired["bert.embeddings.LayerNorm.bias"] is state["bert.embeddings.LayerNorm.beta"]
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16))
     state = {**values(gpt.transformer), "h.0.attn.bias": torch.ones(1), "h.0.attn.masked_bias": torch.ones(1)}
     assert free_names(anchored_groups(gpt, anchor=state)) == set()
@@ -355,10 +355,10 @@ def test_a_wrapped_model_has_the_trunk_and_the_names_of_the_model_in_it(wrap: Ca
     wrapped = wrap(model)
     head = {"classifier.weight", "classifier.bias"}
     for anchor in (None, values(wrapped), values(model), values(model.bert)):
-        found = pairs(anchored_groups(wrapped, anchor=anchor))
-        assert set(found) == {name for name, _ in wrapped.named_parameters()}
-        assert {plain_name(name) for name, value in found.items() if value is None} == head
-        for name, value in found.items():
+        paired = pairs(anchored_groups(wrapped, anchor=anchor))
+        assert set(paired) == {name for name, _ in wrapped.named_parameters()}
+        assert {plain_name(name) for name, value in paired.items() if value is None} == head
+        for name, value in paired.items():
             assert value is None or torch.equal(value, wrapped.get_parameter(name))
     assert free_names(anchored_groups(model, anchor=values(wrapped))) == head
     assert {plain_name(n) for n in free_names(anchored_groups(wrapped, free=["bert.pooler"]))} > head
@@ -375,8 +375,10 @@ def test_fewer_rows_are_for_embeddings_and_a_weight_of_another_kind_is_refused_b
     model = BertForSequenceClassification(TINY)
     state = values(model)
     state["bert.pooler.dense.weight"] = state["bert.pooler.dense.weight"][:3].clone()
-    told = r"anchor of weight bert.pooler.dense.weight has shape \(3, 8\); the weight has \(8, 8\).*Only an embedding"
-    with pytest.raises(EunoeError, match=told):
+    message = (
+        r"anchor of weight bert.pooler.dense.weight has shape \(3, 8\); the weight has \(8, 8\).*Only an embedding"
+    )
+    with pytest.raises(EunoeError, match=message):
         anchored_groups(model, anchor=state)
 
 
@@ -390,8 +392,8 @@ class Lm(nn.Module):
 
 def test_a_head_over_the_vocabulary_grows_with_the_embedding() -> None:
     old, new = Lm(6), Lm(8)
-    found = pairs(anchored_groups(new, anchor=values(old)))
-    assert {name: len(value) for name, value in found.items() if value is not None} == {
+    paired = pairs(anchored_groups(new, anchor=values(old)))
+    assert {name: len(value) for name, value in paired.items() if value is not None} == {
         "table.weight": 6, "dense.weight": 9, "dense.bias": 9, "out.weight": 6, "out.bias": 6,
     }  # fmt: skip
     RecAdam(anchored_groups(new, anchor=values(old)), 1e-5)

@@ -269,9 +269,9 @@ def test_frozen_weights_are_left_alone() -> None:
 def test_a_tied_weight_listed_twice_moves_once() -> None:
     ps, qs = weights()[:2], weights()[:2]
     a = anchors_of(ps)
-    with pytest.warns(UserWarning, match=r"duplicate parameters \(repeats: 1\)") as told:
+    with pytest.warns(UserWarning, match=r"duplicate parameters \(repeats: 1\)") as caught:
         twice = RecAdam([{"params": [ps[0], ps[1], ps[0]], "anchor": [a[0], a[1], a[0]]}], 1e-4)
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
     once = RecAdam([{"params": qs, "anchor": a}], 1e-4)
     train(twice, ps, 3)
     train(once, qs, 3)
@@ -464,9 +464,9 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "told"), REFUSED)
-def test_a_mistake_is_refused_with_the_numbers_and_the_way_out(make: Callable[[], object], told: str) -> None:
-    with pytest.raises(EunoeError, match=told):
+@pytest.mark.parametrize(("make", "message"), REFUSED)
+def test_a_mistake_is_refused_with_the_numbers_and_the_way_out(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(EunoeError, match=message):
         make()
 
 
@@ -494,9 +494,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "told"), WRONG)
+@pytest.mark.parametrize(("change", "message"), WRONG)
 def test_a_setting_changed_to_a_wrong_one_is_refused_before_the_closure_and_before_anything_moves(
-    change: dict[str, Any], told: str
+    change: dict[str, Any], message: str
 ) -> None:
     ps, qs = weights(), weights(seed=3)
     optimizer = pulled(ps)
@@ -504,7 +504,7 @@ def test_a_setting_changed_to_a_wrong_one_is_refused_before_the_closure_and_befo
     train(optimizer, [*ps, *qs], 1)
     before = [p.detach().clone() for p in [*ps, *qs]]
     optimizer.param_groups[1].update(change)
-    with pytest.raises(EunoeError, match=told):
+    with pytest.raises(EunoeError, match=message):
         optimizer.step(lambda: pytest.fail("called"))
     assert all(torch.equal(p, b) for p, b in zip([*ps, *qs], before, strict=True))
     assert {state["step"].item() for state in optimizer.state.values()} == {1}
@@ -515,9 +515,9 @@ def test_a_gradient_that_is_refused_leaves_all_weights_where_they_were() -> None
     table = nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
     first.grad, half.grad = torch.ones(2), torch.ones(2, dtype=torch.bfloat16)
-    for other, told in ((table.weight, "sparse=False"), (half, "no fused kernel")):
+    for other, message in ((table.weight, "sparse=False"), (half, "no fused kernel")):
         optimizer = RecAdam([{"params": [first]}, {"params": [other]}], 1e-2, fused=True, anchor=None)
-        with pytest.raises(EunoeError, match=told):
+        with pytest.raises(EunoeError, match=message):
             optimizer.step()
         assert first.tolist() == [1, 1]
         assert not optimizer.state

@@ -34,9 +34,9 @@ def test_weights_without_a_word_about_anchors_are_warned_of_once_at_the_callers_
     for params in (model.parameters(), [{"params": [p]} for p in model.parameters()], list(model.named_parameters())):
         with pytest.warns(
             UserWarning, match=r"weights without an anchor: 4\..*as AdamW.*anchored_groups.*anchor=None"
-        ) as told:
+        ) as caught:
             RecAdam(params, lr=1e-4)
-        assert [warning.filename for warning in told] == [__file__]
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_a_group_added_later_without_a_word_is_warned_of() -> None:
@@ -83,7 +83,7 @@ def test_no_setting_takes_an_odd_value(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "told"),
+    ("named", "message"),
     [
         ({"betas": (nan, 0.9)}, "betas are"), ({"betas": (0.9, inf)}, "betas are"), ({"betas": (True, 0.9)}, "betas are"),
         ({"betas": torch.tensor([0.9, 0.99])}, "betas are tensor.*two numbers"), ({"betas": "ab"}, "betas are 'ab'"),
@@ -95,8 +95,8 @@ def test_no_setting_takes_an_odd_value(name: str, value: Any) -> None:
         ({"form": 3}, "unknown form of RecAdam 3"),
     ],
 )  # fmt: skip
-def test_other_settings_are_refused_by_their_value(named: dict[str, Any], told: str) -> None:
-    with pytest.raises(EunoeError, match=told):
+def test_other_settings_are_refused_by_their_value(named: dict[str, Any], message: str) -> None:
+    with pytest.raises(EunoeError, match=message):
         anchored(weight(2), **named)
 
 
@@ -123,15 +123,15 @@ def test_numbers_may_be_tensors_of_one_element(betas: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "told"),
+    ("group", "message"),
     [
         ({"gama": 1.0}, "unknown setting of RecAdam 'gama'. Did you mean gamma"),
         ({"anchors": []}, "unknown setting of RecAdam 'anchors'. Did you mean anchor"),
         ({"fused": True}, "a group sets fused, which holds for all groups"),
     ],
 )
-def test_a_setting_of_a_group_that_nothing_would_read_is_refused(group: dict[str, Any], told: str) -> None:
-    with pytest.raises(EunoeError, match=told):
+def test_a_setting_of_a_group_that_nothing_would_read_is_refused(group: dict[str, Any], message: str) -> None:
+    with pytest.raises(EunoeError, match=message):
         RecAdam([{"params": [weight(2)], **group}], 1e-4, anchor=None)
 
 
@@ -200,7 +200,7 @@ def test_the_meta_device_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("anchor", "told"),
+    ("anchor", "message"),
     [
         ("models/bert-base", "anchor is 'models/bert-base'.*anchored_groups"),
         (7, "anchor is 7"),
@@ -208,8 +208,8 @@ def test_the_meta_device_is_refused_by_name() -> None:
         ([torch.ones(2), torch.ones(2)], "1 weights and 2 anchors.*ZeroRedundancyOptimizer"),
     ],
 )
-def test_what_is_no_list_of_anchors_is_refused(anchor: Any, told: str) -> None:
-    with pytest.raises(EunoeError, match=told):
+def test_what_is_no_list_of_anchors_is_refused(anchor: Any, message: str) -> None:
+    with pytest.raises(EunoeError, match=message):
         RecAdam([{"params": [weight(2)], "anchor": anchor}], 1e-4)
 
 

@@ -67,9 +67,9 @@ def one_of_two(rank: int, meeting: str) -> None:
     anchor = {name: p.detach() + 0.1 for name, p in whole.named_parameters()}
     fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
     two, one = train(sharded, anchor, slice(2 * rank, 2 * rank + 2)), train(whole, anchor, slice(None))
-    for mine, alone in zip(sharded.parameters(), whole.parameters(), strict=True):
-        assert mine.to_local().shape != alone.shape
-        torch.testing.assert_close(mine.full_tensor(), alone.detach(), rtol=0, atol=1e-14)
+    for own, alone in zip(sharded.parameters(), whole.parameters(), strict=True):
+        assert own.to_local().shape != alone.shape
+        torch.testing.assert_close(own.full_tensor(), alone.detach(), rtol=0, atol=1e-14)
     assert fingerprints(two) == fingerprints(one)
     resume_flattened(sharded, two, anchor)
     with pytest.raises(EunoeError, match=r"anchors: .*shard with FSDP2 instead"):

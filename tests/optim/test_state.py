@@ -86,7 +86,7 @@ def damaged(change: Callable[[dict[str, Any]], Any]) -> Callable[[], dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (adamws, "group 0 of the saved optimizer state has no gamma, k, t0, .*AdamW"),
         (damaged(lambda s: s["param_groups"][1].pop("gamma")), "group 1 of the saved optimizer state has no gamma:"),
@@ -102,11 +102,11 @@ def damaged(change: Callable[[dict[str, Any]], Any]) -> Callable[[], dict[str, A
     ],
 )  # fmt: skip
 def test_a_state_that_a_step_would_fail_on_is_refused_at_the_load_and_changes_nothing(
-    make: Callable[[], dict[str, Any]], told: str
+    make: Callable[[], dict[str, Any]], message: str
 ) -> None:
     model, optimizer = trained(1)
     twin, other = trained(1)
-    with pytest.raises(EunoeError, match=told):
+    with pytest.raises(EunoeError, match=message):
         optimizer.load_state_dict(make())
     train(model, optimizer, 2, seed=4)
     train(twin, other, 2, seed=4)

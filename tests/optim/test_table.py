@@ -163,7 +163,7 @@ def test_rise_is_the_share_of_the_run_in_which_lambda_goes_from_5_to_95_percent(
 
 
 @pytest.mark.parametrize(
-    ("named", "told"),
+    ("named", "message"),
     [
         ({"rise": 0.0}, "rise is 0; it is a share of the run"),
         ({"rise": 20.0}, "rise is 20; it is a share of the run"),
@@ -180,8 +180,8 @@ def test_rise_is_the_share_of_the_run_in_which_lambda_goes_from_5_to_95_percent(
         ({"t0": 0.25, "anneal": "constant"}, "t0 is 0.25, but anneal is constant"),
     ],
 )
-def test_what_cannot_be_or_would_not_be_read_is_refused(named: dict[str, Any], told: str) -> None:
-    with pytest.raises(EunoeError, match=told):
+def test_what_cannot_be_or_would_not_be_read_is_refused(named: dict[str, Any], message: str) -> None:
+    with pytest.raises(EunoeError, match=message):
         OPTIMIZERS["recadam"].build(model(), RecAdamSettings(**named), 1e-5, 1000)
 
 

@@ -52,12 +52,12 @@ INFO = common.OptimizerInfo(
 
 def rows(inputs: list[Any], kwargs_of: Callable[[Any], dict[str, Any]]) -> list[Any]:
     """pytest's parameters; those with a flag that RecAdam has not are expected to fail, with the reason."""
-    found = []
+    collected = []
     for one in inputs:
         lacking = [WITHOUT[flag] for flag in kwargs_of(one) if flag in WITHOUT]
         marks = [pytest.mark.xfail(reason=lacking[0], raises=TypeError, strict=True)] if lacking else []
-        found.append(pytest.param(one, marks=marks, id=getattr(one, "desc", "") or one.optimizer_error_input.desc))
-    return found
+        collected.append(pytest.param(one, marks=marks, id=getattr(one, "desc", "") or one.optimizer_error_input.desc))
+    return collected
 
 
 INPUTS = rows(INFO.optim_inputs_func("cpu", torch.float32), lambda one: one.kwargs)

@@ -44,9 +44,13 @@ def test_units_are_counted_per_layer_and_kind_and_with_each_earlier_domain() -> 
         ("encoder.layer.0", "feed_forward", "inner", 14),
         ("encoder.layer.0", "feed_forward", "outer", 16),
     ]
-    for found in rows:
-        assert (found["used"], found["shared"], found["free"]) == (4, 1, found["size"] - 4)
-        assert (found["domains"], found["new"], found["shared_with"]) == ({"a": 3, "b": 2}, {"a": 3, "b": 1}, {"a": 1})
+    for counts in rows:
+        assert (counts["used"], counts["shared"], counts["free"]) == (4, 1, counts["size"] - 4)
+        assert (counts["domains"], counts["new"], counts["shared_with"]) == (
+            {"a": 3, "b": 2},
+            {"a": 3, "b": 1},
+            {"a": 1},
+        )
     grow(model, attention_size=20)
     assert [r["free"] for r in capacity(model)[:2]] == [16, 12], "grown units are inner units"
 
@@ -57,10 +61,10 @@ def test_domains_are_counted_in_the_order_they_were_learnt(tmp_path: Path) -> No
     finish(model, 1, 0)
     assert active.finished == [1, 0]
     rows = capacity(model)
-    for found in rows:
-        assert list(found["domains"]) == ["b", "a"]
-        assert found["new"]["b"] == found["domains"]["b"]
-        assert found["new"]["a"] == found["domains"]["a"] - found["shared_with"]["b"]
+    for counts in rows:
+        assert list(counts["domains"]) == ["b", "a"]
+        assert counts["new"]["b"] == counts["domains"]["b"]
+        assert counts["new"]["a"] == counts["domains"]["a"] - counts["shared_with"]["b"]
     assert capacity_report(rows)["domains"] == ["b", "a"]
     save_plugins(model, tmp_path)
     fresh = tiny("bert")
@@ -137,8 +141,8 @@ def test_counts_add_up(domains: int, size: int, seed: int) -> None:
         for mask in adapter.masks().values():
             mask.bits = torch.zeros(4, mask.bits.shape[1], dtype=torch.uint8)
     finish(model, *range(domains))
-    for found in capacity(model):
-        assert found["used"] + found["free"] == found["size"]
-        assert sum(found["new"].values()) == found["used"]
-        assert all(0 <= found["new"][d] <= n <= found["size"] for d, n in found["domains"].items())
-        assert all(n <= found["shared"] for n in found["shared_with"].values())
+    for counts in capacity(model):
+        assert counts["used"] + counts["free"] == counts["size"]
+        assert sum(counts["new"].values()) == counts["used"]
+        assert all(0 <= counts["new"][d] <= n <= counts["size"] for d, n in counts["domains"].items())
+        assert all(n <= counts["shared"] for n in counts["shared_with"].values())

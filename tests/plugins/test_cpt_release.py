@@ -70,9 +70,9 @@ def logits(model: RobertaForMaskedLM, release: Release) -> Tensor:
 def test_imported_plug_ins_give_the_authors_numbers_in_a_fresh_model(release: Release, tmp_path: Path) -> None:
     model = release.base()
     plain = logits(model, release)
-    found = import_cpt(model, release.checkpoint, DOMAINS)
-    assert (found.placement, found.rows, found.differs, found.unknown) == (release.spec["mode"], 3, (), ())
-    assert found.sizes == {"attention": 12, "feed_forward": 20}
+    imported = import_cpt(model, release.checkpoint, DOMAINS)
+    assert (imported.placement, imported.rows, imported.differs, imported.unknown) == (release.spec["mode"], 3, (), ())
+    assert imported.sizes == {"attention": 12, "feed_forward": 20}
     save_plugins(model, tmp_path)
 
     fresh = release.base()
@@ -97,11 +97,11 @@ def test_the_command_reads_torch_files_and_writes_the_folder(
     words = ["import", "cpt", str(tmp_path / "pytorch_model.bin"), "--model", str(folder), "--out", str(out)]
     words += ["--domains", "restaurant", "ai"]
     assert main(words) == 0
-    told = capsys.readouterr().out
-    assert f"placement {release.spec['mode']}, sizes 12 and 20, domains restaurant, ai (2 of the file's 3)" in told
-    assert "no such weight (1): module.classifier.bias" in told
-    assert "(1 differ" in told
-    assert "roberta.embeddings.LayerNorm.weight" in told
+    printed = capsys.readouterr().out
+    assert f"placement {release.spec['mode']}, sizes 12 and 20, domains restaurant, ai (2 of the file's 3)" in printed
+    assert "no such weight (1): module.classifier.bias" in printed
+    assert "(1 differ" in printed
+    assert "roberta.embeddings.LayerNorm.weight" in printed
 
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["domains"], config["s_max"], config["base_model_name_or_path"]) == (
@@ -205,9 +205,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_the_model_stays(
 ) -> None:
     tensors, model = release.checkpoint, release.base().float()
     spoil(tensors)
-    with pytest.raises(EunoeError, match=message) as told:
+    with pytest.raises(EunoeError, match=message) as caught:
         import_cpt(model, tensors, DOMAINS)
-    assert str(told.value).isprintable()
+    assert str(caught.value).isprintable()
     assert not adapters(model)
     assert all(p.requires_grad for p in model.parameters())
 
@@ -225,9 +225,9 @@ def test_domains_have_names_that_a_recipe_may_give(
     message = "'general' is not allowed for a domain" if name == "general" else "is not allowed: use 1 to 64 letters"
     words = ["import", "cpt", str(tmp_path / "pytorch_model.bin"), "--model", "m", "--out", str(tmp_path / "out")]
     assert main([*words, "--domains", "a", name]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.strip().isprintable()
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.strip().isprintable()
     with pytest.raises(EunoeError, match=message):
         import_cpt(torch.nn.Linear(1, 1), {}, [name])
 
@@ -239,8 +239,8 @@ def test_base_weights_of_any_kind_are_compared_as_they_are(release: Release) -> 
     tensors[norm] = tensors[norm] + 1j
     tensors[words] = tensors[words].float().to(torch.float8_e4m3fn)
     tensors["roberta.embeddings.LayerNorm.bias"] = torch.zeros(10**12, 0)
-    found = import_cpt(release.base(), tensors, DOMAINS)
-    assert set(found.differs) == {norm, "roberta.embeddings.LayerNorm.bias"}, "the words are only rounded"
+    imported = import_cpt(release.base(), tensors, DOMAINS)
+    assert set(imported.differs) == {norm, "roberta.embeddings.LayerNorm.bias"}, "the words are only rounded"
 
 
 def test_an_imported_model_is_frozen(release: Release) -> None:
@@ -266,9 +266,9 @@ def test_names_of_the_file_are_printed_escaped_and_the_models_folder_is_not_writ
         assert f"--out {out} lies in the model's folder {folder}, which is only read" in capsys.readouterr().err
     assert sorted(p.name for p in folder.iterdir()) == before
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
-    told = capsys.readouterr().out
-    assert r"no such weight (1): \x1b]0;owned\x07\nx" in told
-    assert all(line.isprintable() for line in told.splitlines())
+    printed = capsys.readouterr().out
+    assert r"no such weight (1): \x1b]0;owned\x07\nx" in printed
+    assert all(line.isprintable() for line in printed.splitlines())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -299,10 +299,10 @@ def test_a_folder_given_as_file_names_the_weights_in_it(
         (folder / name).touch()
     words = ["import", "cpt", str(folder), "--model", "m", "--out", str(tmp_path / "out"), "--domains", "a"]
     assert main(words) == 2
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     files = " or ".join(str(folder / name) for name in inside)
     give = files or "their pytorch_model.bin or .safetensors, of which none lies in it"
-    assert f"{folder} is a folder, and FILE is one file of weights. Give {give}." in told
+    assert f"{folder} is a folder, and FILE is one file of weights. Give {give}." in printed
 
 
 class Evil:

@@ -362,10 +362,10 @@ def test_a_forged_folder_is_refused_in_a_sentence_before_memory_is_taken(
     spoil(saved(tmp_path))
     model = tiny("bert")
     base = logits(model)
-    with pytest.raises(EunoeError, match=message) as told:
+    with pytest.raises(EunoeError, match=message) as caught:
         load_plugins(model, tmp_path)
-    assert len(str(told.value)) < 700
-    assert str(told.value).isprintable()
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).isprintable()
     assert torch.equal(logits(model), base)
     assert all(p.requires_grad for p in model.parameters())
     assert not any("_plugin" in name for name in model.state_dict())

@@ -53,16 +53,16 @@ def test_annealing_rises_from_one_over_s_max_to_s_max(progress: float, s_max: fl
 @given(st.integers(1, 40), st.integers(1, 5))
 def test_within_an_epoch_progress_starts_anew_as_the_release_counts_batches(batches: int, epochs: int) -> None:
     total = batches * epochs
-    found = [within_epoch(step / total, epochs) for step in range(total)]
-    assert found == pytest.approx([step % batches / batches for step in range(total)], abs=1e-9)
-    assert all(0 <= p < 1 for p in found)
+    actual = [within_epoch(step / total, epochs) for step in range(total)]
+    assert actual == pytest.approx([step % batches / batches for step in range(total)], abs=1e-9)
+    assert all(0 <= p < 1 for p in actual)
 
 
 @pytest.mark.parametrize(("epochs", "rounds"), [(0.05, 1), (1.0, 1), (1.4, 1), (1.6, 2), (2.5, 2), (3.0, 3)])
 def test_a_part_of_an_epoch_makes_no_round_of_its_own_so_that_masks_end_hard(epochs: float, rounds: int) -> None:
-    found = [within_epoch(step / 600, epochs) for step in range(600)]
-    assert sum(p == pytest.approx(0, abs=1e-9) for p in found) == rounds
-    assert found[-1] > 0.99
+    actual = [within_epoch(step / 600, epochs) for step in range(600)]
+    assert sum(p == pytest.approx(0, abs=1e-9) for p in actual) == rounds
+    assert actual[-1] > 0.99
 
 
 def test_sparsity_is_hats_sum_over_all_layers_written_out() -> None:

@@ -62,15 +62,15 @@ def test_names_that_differ_in_case_alone_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("data", "change", "told"),
+    ("data", "change", "message"),
     [
         (RUN, {"methods": ["ncl", "ncl"]}, "duplicate method label names: ncl"),
         (STUDY, {"tasks": [STUDY["tasks"][0]] * 2}, "duplicate task names: a"),  # type: ignore[index]
         (RUN, {"domains": [{"name": "General", "corpus": {"source": "x"}}]}, "'General' is not allowed for a domain"),
     ],
 )
-def test_duplicates_and_reserved_domains_are_refused(data: Any, change: Any, told: str, read: Any) -> None:
-    assert told in refusal(read, data, **change)
+def test_duplicates_and_reserved_domains_are_refused(data: Any, change: Any, message: str, read: Any) -> None:
+    assert message in refusal(read, data, **change)
 
 
 def test_names_that_differ_are_fine(read: Any) -> None:

@@ -63,5 +63,5 @@ def test_a_value_that_no_recipe_can_hold_is_refused_by_its_key(value: Any) -> No
 
 @pytest.mark.parametrize("path", [None, 3, b"demo", "", [], "a\0b"])
 def test_a_recipe_that_is_no_path_is_refused(path: Any) -> None:
-    told = "holds a NUL character" if path == "a\0b" else "the recipe is given as "
-    assert told in refusal(load_recipe, path)
+    message = "holds a NUL character" if path == "a\0b" else "the recipe is given as "
+    assert message in refusal(load_recipe, path)

@@ -203,9 +203,9 @@ def test_a_missing_recipe_lists_the_shipped_ones(tmp_path: Path) -> None:
 def test_shipped_recipes_are_read_by_name_and_survive_being_written_out() -> None:
     assert "demo" in shipped_recipes()
     for name in shipped_recipes():
-        held = load_recipe(name)
-        assert build(type(held), parse_yaml(to_yaml(held), "resolved"), "recipe") == held
-        assert "&id" not in to_yaml(held)
+        loaded = load_recipe(name)
+        assert build(type(loaded), parse_yaml(to_yaml(loaded), "resolved"), "recipe") == loaded
+        assert "&id" not in to_yaml(loaded)
 
 
 # -- overrides and scales -----------------------------------------------------------------------------------------

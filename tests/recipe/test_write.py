@@ -103,14 +103,16 @@ def test_a_run_that_a_version_without_a_key_began_is_resumed_and_a_recipe_change
 def test_a_key_that_was_added_counts_with_its_default(made: Any, copy: Path) -> None:
     text = (copy / "recipe.yaml").read_text(encoding="utf-8")
     (copy / "recipe.yaml").write_text(without(text, "methods.0.s_max", "training.clip"), encoding="utf-8")
-    found = load_recipe(made[0], {"methods.0.s_max": 300, "training.clip": 0.5, "threads": recipe_of_run(copy).threads})
-    assert same_run(copy, resolved(found), resolved) == [
+    loaded = load_recipe(
+        made[0], {"methods.0.s_max": 300, "training.clip": 0.5, "threads": recipe_of_run(copy).threads}
+    )
+    assert same_run(copy, resolved(loaded), resolved) == [
         "methods.0.s_max: 400.0 there, 300.0 now",
         "methods.0.training.clip: 1.0 there, 0.5 now",
         "training.clip: 1.0 there, 0.5 now",
     ]
     with pytest.raises(EunoeError, match=r"belongs to another recipe: .*s_max: 400.0 there, 300.0 now"):
-        run(found, copy)
+        run(loaded, copy)
 
 
 def cut(text: str, share: float) -> bytes:
@@ -139,9 +141,9 @@ def test_a_damaged_recipe_is_named_by_all_that_read_it(damage: str, made: Any, c
         assert f"{file} is damaged, or not what this version writes: " in message
         assert "Restore it from a copy" in message
     assert main(["verify", str(copy)]) == 2
-    told = capsys.readouterr().err
-    assert "promises" not in told
-    assert "is damaged" in told
+    printed = capsys.readouterr().err
+    assert "promises" not in printed
+    assert "is damaged" in printed
 
 
 def test_every_cut_of_a_recipe_is_noticed(made: Any, copy: Path) -> None:

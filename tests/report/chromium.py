@@ -26,7 +26,7 @@ class Chromium:
     """One browser with one tab. ``events`` collects what the page did: requests, console lines, errors."""
 
     def __init__(self, patience: float = 60.0) -> None:
-        program = next((found for name in NAMES if (found := shutil.which(name))), None)
+        program = next((path for name in NAMES if (path := shutil.which(name))), None)
         if program is None:
             pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)}): install Debian's `chromium` to run this")
         self.patience = patience

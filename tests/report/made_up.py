@@ -47,8 +47,8 @@ def made_up_rows(
             return
         chance = random.Random(f"{seed} {task!a} {skill}")
         gold = [CLASSES[k % 7 % 2] for k in range(200)]
-        told = [g if chance.random() < skill else chance.choice(CLASSES) for g in gold]
-        scores = classification_scores(gold, told, CLASSES)
+        predicted = [g if chance.random() < skill else chance.choice(CLASSES) for g in gold]
+        scores = classification_scores(gold, predicted, CLASSES)
         for metric, value in (("accuracy", scores["accuracy"]), ("macro_f1", scores["macro_f1"])):
             rows.append(Row(**where, transfer="finetune", shots_seed=2022, metric=metric, value=value, n=scores["n"],
                             steps=40, detail={k: dict(v) for k, v in scores["detail"].items()}))  # fmt: skip
@@ -222,18 +222,18 @@ def made_up_study(
     (folder / "environment.json").write_text(
         '{"command": "eunoe run recipes/small.yaml", "torch": "2.13.0+cpu"}', encoding="utf-8"
     )
-    held: dict[tuple[str, str, int], list[Row]] = {}
+    collected: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows if cells else ():
-        held.setdefault((row.task, str(row.transfer), row.seed), []).append(row)
+        collected.setdefault((row.task, str(row.transfer), row.seed), []).append(row)
     points: dict[tuple[str, str], list[str]] = {}
-    for (task, label, seed), mine in held.items():
+    for (task, label, seed), own_rows in collected.items():
         system, mark, _ = label.partition("[")
         known = points.setdefault((task, system), [])
         if label not in known:
             known.append(label)
         place = folder / "cells" / task / f"{system}{f'-{known.index(label)}' if mark else ''}.seed{seed}"
         place.mkdir(parents=True)
-        (place / "rows.jsonl").write_text("".join(map(to_line, mine)), encoding="utf-8")
+        (place / "rows.jsonl").write_text("".join(map(to_line, own_rows)), encoding="utf-8")
         chance, i = random.Random(f"{place.name} {task}"), known.index(label)
         loss = [f"{s},{0.1 * i + 0.7 * math.exp(-s / 50) + chance.gauss(0, 0.03)!r},1e-4,1.0\n" for s in range(1, 189)]
         (place / "curve.csv").write_text("step,loss,lr,grad_norm\n" + "".join(loss), encoding="utf-8")
@@ -246,7 +246,7 @@ def made_up_study(
                 f"{s},anchor_distance,{away!r}\n{s},lambda,{1 / (1 + math.exp(-(0.05 + 0.05 * i) * (s - 47)))!r}\n"
             )
             if s % 36 == 0 or s == 188:
-                seen.append(f"{s},{mine[0].metric},{mine[0].value - 0.1 * (188 - s) / 188!r}\n")
+                seen.append(f"{s},{own_rows[0].metric},{own_rows[0].value - 0.1 * (188 - s) / 188!r}\n")
         (place / "observed.csv").write_text("".join(seen), encoding="utf-8")
     return folder
 

@@ -49,8 +49,8 @@ def test_free_shares_are_means_over_sequences_domain_by_domain() -> None:
 def test_the_page_warns_by_the_rule_and_in_the_words_of_the_run() -> None:
     assert warning([state(0, 5), state(1, 10)], "cpt") == ("", "")  # the state at the end counts, and 10 % are enough
     ends = [state(1, 9), state(1, 3, seed=1, new=2), state(1, 4, seed=2)]
-    told, advice = warning([state(0, 50), state(0, 50, seed=1), *ends], "cpt")
-    assert told == "cpt · seed 1 (0, 2 too): attention 3 % free, b newly took 2 %"
+    message, advice = warning([state(0, 50), state(0, 50, seed=1), *ends], "cpt")
+    assert message == "cpt · seed 1 (0, 2 too): attention 3 % free, b newly took 2 %"
     assert capacity_report(ends[1].masks)["warning"].endswith(f" {advice}")
     assert advice.startswith("The next domain can still read")
     assert all(way in advice for way in ("grow", "sparsity", "ffn_size"))

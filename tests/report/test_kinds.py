@@ -129,9 +129,11 @@ def test_the_page_the_terminal_and_the_csv_have_every_kind(made: Path, capsys: p
         assert f">{words}<" in page, "a row of a matrix"
     assert "nfinished" not in page
     assert main(["report", str(made)]) == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for name in KINDS:
-        assert len(re.findall(rf"^{name} .*\d", told, re.MULTILINE)) == 4, "LM loss, accuracy, macro-F1, general text"
+        assert len(re.findall(rf"^{name} .*\d", message, re.MULTILINE)) == 4, (
+            "LM loss, accuracy, macro-F1, general text"
+        )
     with open(made / "matrix.csv", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert {line["learnt"] for line in lines if line["method"] == "as-it-is"} == {"0"}
@@ -164,9 +166,9 @@ def test_a_run_of_references_alone_is_reported_and_verified(tmp_path: Path, caps
     file, out = recipe(tmp_path, methods=["as-it-is"]), tmp_path / "out"
     run(load_recipe(file), out)
     assert main(["verify", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "it learns no domain" in told
-    assert "nothing to prove" in told
+    message = capsys.readouterr().out
+    assert "it learns no domain" in message
+    assert "nothing to prove" in message
     said = answer(summarize(read_rows(out / "rows.jsonl")))
     assert said.startswith(
         "No method of this run learns one domain after another, so nothing could be forgotten. No forgetting rate:"

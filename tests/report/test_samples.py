@@ -21,9 +21,9 @@ def sample(
 @given(st.text(), st.text())
 def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, prompt: str, answer: str) -> None:
     file = tmp_path_factory.mktemp("samples") / "samples.jsonl"
-    held = [sample("base", ()), sample(reads_as="b", prompt=prompt, answer=answer)]
-    write_samples(file, held)
-    assert read_samples(file) == held
+    kept = [sample("base", ()), sample(reads_as="b", prompt=prompt, answer=answer)]
+    write_samples(file, kept)
+    assert read_samples(file) == kept
 
 
 def test_no_file_is_no_sample(tmp_path: Path) -> None:

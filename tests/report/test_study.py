@@ -137,8 +137,8 @@ def test_the_answer_compares_with_the_first_system_and_says_what_was_lost() -> N
 
 def test_the_score_that_the_search_went_by_is_the_one_the_answer_tells() -> None:
     rows = [*ROWS, row("adamw", 2, 0.8125, at="best")]
-    told = summarize_study(rows, replace(SETTINGS, search_by="best")).answer
-    assert told.startswith("Against adamw, points at the best evaluation: recadam +12.5 on rte (one seed).")
+    answer = summarize_study(rows, replace(SETTINGS, search_by="best")).answer
+    assert answer.startswith("Against adamw, points at the best evaluation: recadam +12.5 on rte (one seed).")
 
 
 def test_several_points_of_one_system_are_ranked_not_compared() -> None:
@@ -208,15 +208,15 @@ def test_any_beginning_of_a_study_can_be_printed_and_has_a_page(tmp_path: Path, 
 # -- the folder -------------------------------------------------------------------------------------------------
 def test_cells_are_read_under_the_label_of_their_rows(tmp_path: Path) -> None:
     run = made_up_study(tmp_path / "s")
-    held = read_run(run).observed
-    assert {what for _, what in held} >= {"loss", "anchor_distance", "lambda", "accuracy", "matthews", "pearson"}
-    curves = held[("rte", "anchor_distance")]
+    loaded = read_run(run).observed
+    assert {what for _, what in loaded} >= {"loss", "anchor_distance", "lambda", "accuracy", "matthews", "pearson"}
+    curves = loaded[("rte", "anchor_distance")]
     assert {c.label for c in curves} == {f"{s}[{p}]" for s, points in SYSTEMS.items() for p in points}
     assert {c.seed for c in curves} == {0, 1, 2, 3, 4, 5}
     broken = run / "cells" / "rte" / "adamw-0.seed0" / "observed.csv"
     broken.write_text("step,metric,value\n3,lambda,0.5\nx,lambda,1\n4,lambda,nan\n5,lam")
     again = read_run(run)
-    assert len(again.observed[("rte", "lambda")]) == len(held[("rte", "lambda")]) - 1
+    assert len(again.observed[("rte", "lambda")]) == len(loaded[("rte", "lambda")]) - 1
     (sentence,) = again.damaged
     assert "cells/rte/adamw-0.seed0/observed.csv" in sentence
 
@@ -236,8 +236,8 @@ def test_without_its_recipe_a_study_is_known_by_its_rows(tmp_path: Path, recipe:
     run = made_up_study(tmp_path / "s", recipe=recipe or "")
     if recipe is None:
         (run / "recipe.yaml").unlink()
-    held = read_run(run)
-    assert held.study == StudySettings()
+    loaded = read_run(run)
+    assert loaded.study == StudySettings()
     text = page(write_report([run])).text
     assert "Best after the last step" in text  # nothing says which rows are of the search
     domains = made_up_run(tmp_path / "d")
@@ -381,25 +381,27 @@ def test_distance_and_loss_at_the_end_stand_beside_the_cited_ones() -> None:
 
 
 def figure2(scale: str | None) -> Study:
-    held = load_recipe("recadam_figure2", scale=scale)
-    assert isinstance(held, Study)
-    return held
+    recipe = load_recipe("recadam_figure2", scale=scale)
+    assert isinstance(recipe, Study)
+    return recipe
 
 
 @pytest.mark.parametrize("scale", [None, "small"])
 def test_figure_2_prints_ours_beside_every_published_number(tmp_path: Path, scale: str | None) -> None:
-    held = figure2(scale)
-    labels = [cell.label for cell in resolve_study(held).points["cola", "recadam"]]
-    assert list(held.published) == [*labels, "infinity"]
+    recipe = figure2(scale)
+    labels = [cell.label for cell in resolve_study(recipe).points["cola", "recadam"]]
+    assert list(recipe.published) == [*labels, "infinity"]
     systems = {"recadam": tuple(label[8:-1] for label in labels), "infinity": ("",)}
     rows = study_rows(search=False, systems=systems, tasks={"cola": ("matthews",)}, seeds=(42,), texts=())
-    file = write_report([made_up_study(tmp_path / "s", rows, recipe=to_yaml(held))])
-    told = file.read_text(encoding="utf-8").partition("Beside the published curves")[2].partition("Over the steps")[0]
-    assert "read by eye, ±0.3" in told
-    assert ("another model and budget than ours" in told) == (scale == "small")
+    file = write_report([made_up_study(tmp_path / "s", rows, recipe=to_yaml(recipe))])
+    section = (
+        file.read_text(encoding="utf-8").partition("Beside the published curves")[2].partition("Over the steps")[0]
+    )
+    assert "read by eye, ±0.3" in section
+    assert ("another model and budget than ours" in section) == (scale == "small")
     for label, (far, loss) in zip(labels, ((0.25, 0.61), (0.5, 0.51), (3.3, 0.05), (6.3, 0)), strict=False):
         cells = '</td><td class="n">'.join((re.escape(label), r"\d+\.\d\d", f"{far:g}", r"\d\.\d\d\d", f"{loss:g}"))
-        assert re.search(f"<td>{cells}</td>", told), label
+        assert re.search(f"<td>{cells}</td>", section), label
 
 
 def test_what_is_cited_must_be_known() -> None:
@@ -424,10 +426,10 @@ def test_what_is_cited_must_be_known() -> None:
 def test_albert_has_the_published_settings(
     scale: str | None, tasks: dict[str, tuple[float, int, int, int]], t0: int, dropout: float
 ) -> None:
-    held = load_recipe("recadam_table1_albert", scale=scale)
-    assert isinstance(held, Study)
-    plan: StudyPlan = resolve_study(held)
-    assert held.model.dropout == dropout
+    recipe = load_recipe("recadam_table1_albert", scale=scale)
+    assert isinstance(recipe, Study)
+    plan: StudyPlan = resolve_study(recipe)
+    assert recipe.model.dropout == dropout
     assert {task for task, _ in plan.points} == set(tasks)
     for (task, _), cells in plan.points.items():
         for one in (cell.settings for cell in cells):
@@ -436,4 +438,4 @@ def test_albert_has_the_published_settings(
             assert one.dropout == 0.1
         grid = sorted({cell.settings.optimizer["t0"] for cell in cells} if len(cells) > 1 else ())
         assert grid in ([], [250, 500, 1000] if t0 == 1000 else [100, 250, 500])
-    assert {s: set(scores) for s, scores in held.published.items()} == {s: set(tasks) for s in ("adamw", "recadam")}
+    assert {s: set(scores) for s, scores in recipe.published.items()} == {s: set(tasks) for s in ("adamw", "recadam")}

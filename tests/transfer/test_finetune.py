@@ -57,18 +57,18 @@ def fine(lm: LanguageModel, given: Task, **change: Any) -> Tuned:
 def test_a_plain_task_is_learnt_and_the_model_stays_as_it_was(tmp_path: Path, kind: str, pair: bool) -> None:
     lm = load_lm(ModelSettings(name=str(tiny_folder(tmp_path, kind, initializer_range=0.3)), dropout=0.0))
     before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
-    found = fine(lm, task(pair=pair))
-    assert {s.metric: s.value for s in found.scores} == {"accuracy": 1.0, "macro_f1": 1.0}
-    assert found.steps == 48
+    actual = fine(lm, task(pair=pair))
+    assert {s.metric: s.value for s in actual.scores} == {"accuracy": 1.0, "macro_f1": 1.0}
+    assert actual.steps == 48
     assert all(torch.equal(p, before[name]) for name, p in lm.model.named_parameters())
-    assert fine(lm, task(pair=pair)).scores == found.scores
+    assert fine(lm, task(pair=pair)).scores == actual.scores
 
 
 def test_numbers_are_learnt_by_their_correlation(tmp_path: Path) -> None:
     lm = load_lm(ModelSettings(name=str(tiny_folder(tmp_path, initializer_range=0.3)), dropout=0.0))
-    found = {s.metric: s.value for s in fine(lm, task("regression")).scores}
-    assert found["pearson"] > 0.9
-    assert found["spearman"] > 0.8
+    actual = {s.metric: s.value for s in fine(lm, task("regression")).scores}
+    assert actual["pearson"] > 0.9
+    assert actual["spearman"] > 0.8
 
 
 def test_only_models_that_tell_segments_apart_are_given_them(tmp_path: Path) -> None:
