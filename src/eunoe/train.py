@@ -109,6 +109,7 @@ def train(job: Job) -> Trained:
     method.begin(stage)
     batches, extras = method.batches(stage), terms(method)
     optimizer, total = job.optimizer(job.model), len(batches)
+    method.on_optimizer(optimizer)
     scheduler = make_scheduler(optimizer, settings.schedule, total, settings.warmup)
     identity = {**job.identity, "method": checkpoint.digest(method.state_dict())} if job.folder else {}
     done = _resume(job, identity, optimizer, scheduler, method)

@@ -23,7 +23,7 @@ from tests.contract.made_up import Fisher, Replay, Settings, register
 from tests.tiny import tiny_bert
 from tests.tiny_run import state, tiny_recipe
 
-BOTH = {"name": ["replay", "fisher"], "replay": {"strength": 0.5}, "fisher": {"strength": 0.2}}
+BOTH = {"name": ["old-rows", "fisher"], "old-rows": {"strength": 0.5}, "fisher": {"strength": 0.2}}
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ class ByHand(Method):
         self.fisher.load_state_dict(state["fisher"])
 
 
-@pytest.mark.parametrize("order", [["replay", "fisher"], ["fisher", "replay"]])
+@pytest.mark.parametrize("order", [["old-rows", "fisher"], ["fisher", "old-rows"]])
 def test_together_is_one_written_by_hand(order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "by-hand", Entry(ByHand, Settings, "made up", reads=frozenset({"earlier"})))
     one, two = Way({**BOTH, "name": order}, double=True, **CALM), Way("by-hand", double=True, **CALM)
@@ -67,7 +67,7 @@ def test_together_is_one_written_by_hand(order: list[str], monkeypatch: pytest.M
     ends = [dict(way.after(way.last).model.named_parameters()) for way in (one, two)]
     for name, weight in ends[0].items():
         torch.testing.assert_close(weight, ends[1][name], rtol=1e-12, atol=1e-12)
-    for alone in ("replay", "fisher"):  # each of the two counts
+    for alone in ("old-rows", "fisher"):  # each of the two counts
         other = Way({"name": alone, **BOTH[alone]}, double=True, **CALM).walked(lr=0.02)
         assert any(
             not torch.allclose(p, ends[0][n], atol=1e-6) for n, p in other.after(other.last).model.named_parameters()
@@ -80,6 +80,28 @@ def test_together_has_the_same_gradient_however_it_is_cut() -> None:
     for one, three in zip(gradients(way, way.last, None), gradients(way, way.last, 2), strict=True):
         for weight, grad in one.items():
             torch.testing.assert_close(three[weight], grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("names", [["replay", "ewc"], ["der++", "kd"], ["lora", "l2", "replay"]])
+def test_methods_of_the_table_go_together(names: list[str]) -> None:
+    """Each counts, and a step has one gradient however it is cut."""
+    options: dict[str, dict[str, Any]] = {
+        "ewc": {"strength": 40.0}, "kd": {"temperature": 2.0}, "der++": {"rows": 3}, "l2": {"strength": 1.0}, "lora": {"dropout": 0.0},
+    }  # fmt: skip
+    all_of_them: dict[str, Any] = {"name": names, **{name: options.get(name, {}) for name in names}}
+    way = Way(all_of_them, double=True, **CALM)
+    way.walked(1)
+    whole, cut = gradients(way, 1, None), gradients(way, 1, 2)
+    for one, three in zip(whole, cut, strict=True):
+        for weight, grad in one.items():
+            torch.testing.assert_close(three[weight], grad, rtol=1e-11, atol=1e-12)
+    for left_out in names[-2:]:
+        others = [name for name in names if name != left_out]
+        fewer = Way({"name": others, **{n: options.get(n, {}) for n in others}} if len(others) > 1 else
+                    {"name": others[0], **options.get(others[0], {})}, double=True, **CALM)  # fmt: skip
+        fewer.walked(1)
+        lacking = gradients(fewer, 1, None)
+        assert any(not torch.allclose(lacking[-1][n], g, rtol=1e-4, atol=1e-9) for n, g in whole[-1].items()), left_out
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -172,11 +194,11 @@ class Proud(Fisher):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["replay", "from-base"], "replay and frombase cannot be combined: one starts each stage from the pretrained model"),
+        (["old-rows", "from-base"], "old-rows and from-base cannot be combined: one starts each stage from the pretrained model"),
         (["cpt", "prompts"], "cpt and prompts cannot be combined: each wants to attach weights of its own"),
         (["prompts", "cpt"], "prompts and cpt cannot be combined: each wants to attach"),
-        (["replay", "proud"], "replay and proud cannot be combined: it wants the gradients for itself. Leave one out"),
-        (["fisher", "twin"], "fisher and fisher cannot be combined: it would be applied twice"),
+        (["old-rows", "proud"], "old-rows and proud cannot be combined: it wants the gradients for itself. Leave one out"),
+        (["fisher", "twin"], "fisher and twin cannot be combined: it would be applied twice"),
     ],
 )  # fmt: skip
 def test_two_that_cannot_go_together_say_why(names: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,19 +209,21 @@ def test_two_that_cannot_go_together_say_why(names: list[str], message: str, mon
 
 
 def test_methods_that_cut_the_domains_otherwise_cannot_go_together() -> None:
-    with pytest.raises(EunoeError, match="joint and fisher cannot be combined: they cut the domains into other stages"):
-        choose_method({"name": ["joint", "fisher"]}, "recipe.methods[0]").stages(["food", "law"])
+    with pytest.raises(
+        EunoeError, match="all-at-once and fisher cannot be combined: they cut the domains into other stages"
+    ):
+        choose_method({"name": ["all-at-once", "fisher"]}, "recipe.methods[0]").stages(["food", "law"])
 
 
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"name": ["replay"]}, "give two or more methods, each once; received"),
-        ({"name": ["replay", "replay"]}, "each once"),
-        ({"name": ["replay", "fischer"]}, r"unknown method 'fischer'\. Did you mean fisher"),
-        ({"name": ["replay", "fisher"], "strength": 1}, "strength is read by none of the methods replay, fisher"),
-        ({"name": ["replay", "fisher"], "replay": 3}, "replay: expected options with values, received 3"),
-        ({"name": ["replay", "fisher"], "replay": {"strenth": 3}}, "strenth"),
+        ({"name": ["old-rows"]}, "give two or more methods, each once; received"),
+        ({"name": ["old-rows", "old-rows"]}, "each once"),
+        ({"name": ["old-rows", "fischer"]}, r"unknown method 'fischer'\. Did you mean fisher"),
+        ({"name": ["old-rows", "fisher"], "strength": 1}, "strength is read by none of the methods old-rows, fisher"),
+        ({"name": ["old-rows", "fisher"], "old-rows": 3}, "old-rows: expected options with values, received 3"),
+        ({"name": ["old-rows", "fisher"], "old-rows": {"strenth": 3}}, "strenth"),
     ],
 )
 def test_a_choice_of_several_that_is_wrong_is_refused_in_words(choice: Any, message: str) -> None:
@@ -216,9 +240,12 @@ def test_a_recipe_of_several_runs_writes_itself_out_and_is_resumed_to_the_same_b
     whole, killed = tmp_path / "a" / "out", tmp_path / "b" / "out"
     run(load_recipe(file), whole, "x")
     (written,) = yaml.safe_load((whole / "recipe.yaml").read_text())["methods"]
-    assert {key: written[key] for key in ("name", "replay", "fisher", "label")} == {**BOTH, "label": "replay-fisher"}
+    assert {key: written[key] for key in ("name", "old-rows", "fisher", "label")} == {
+        **BOTH,
+        "label": "old-rows-fisher",
+    }
     (sequence,) = [way for way in load_plan(whole).sequences if way.method]
-    assert sequence.method.names == ("replay", "fisher")
+    assert sequence.method.names == ("old-rows", "fisher")
 
     real, steps = Replay.after_step, []
 
@@ -238,8 +265,8 @@ def test_a_recipe_of_several_runs_writes_itself_out_and_is_resumed_to_the_same_b
 
 
 def test_states_of_others_are_refused() -> None:
-    with pytest.raises(EunoeError, match="but this method is made of replay, fisher"):
-        Way(BOTH).make().load_state_dict({"replay": {}})
+    with pytest.raises(EunoeError, match="but this method is made of old-rows, fisher"):
+        Way(BOTH).make().load_state_dict({"old-rows": {}})
     assert states(Way(BOTH).make(), None).isfinite().all()
 
 

@@ -7,15 +7,16 @@ between processes; the rows of the buffer are cut as the stage's own are, and ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eunoe.data.collate import Batch, LMBatches, collate_lm
+from eunoe.data.collate import Batch, LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError
 
@@ -26,9 +27,10 @@ FROM_BUFFER = "from_buffer"
 class Mixed:
     """``batches[step]``: the micro-batches of ``own``, and rows of ``buffer`` beside them.
 
-    ``own``: the stage's batches, or these mixed with another buffer already. ``rows``: rows of the buffer in a step, over all
-    micro-batches and processes; a fraction is kept in the mean over the steps (0.5: a row in every second step). ``seed``: what
-    is drawn, and its masks, depend on it and on the step alone.
+    ``own``: the stage's batches (``LMBatches``), or these mixed with another buffer already. ``rows``: rows of the buffer in a step,
+    over all micro-batches and processes; a fraction is kept in the mean over the steps (0.5: a row in every second step). ``seed``: what
+    is drawn, and its masks, depend on it and on the step alone. ``make``: (step, [(block, place in the step)]) -> these rows
+    as a batch; default: masked by (seed, step, place), as text that is learnt again. What it marks its rows with, 0 marks all others.
 
     Each batch says with ``from_buffer`` (B,) bool which of its rows are from the buffer; ``target_rows`` tells to which row a
     target position belongs. Raises ``EunoeError`` for blocks of another length, and for a number of rows that is not above 0.
@@ -36,10 +38,11 @@ class Mixed:
     >>> Mixed(stage.batches, stage.earlier["law"], rows=rows_of_share(0.25, 48), seed=stage.seed)  # doctest: +SKIP
     """
 
-    own: LMBatches | Mixed
+    own: Any
     buffer: Blocks
     rows: float
     seed: int
+    make: Callable[[int, Sequence[tuple[int, int]]], Batch] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.rows < float("inf"):
@@ -52,7 +55,7 @@ class Mixed:
     @property
     def lm(self) -> LMBatches:
         """The stage's own batches, below all that is mixed in: they say how text is masked and divided."""
-        return self.own if isinstance(self.own, LMBatches) else self.own.lm
+        return lm_batches(self.own)
 
     def __len__(self) -> int:
         return len(self.own)
@@ -67,7 +70,7 @@ class Mixed:
             drawn = [(int(chosen[i]), int(i)) for i in part[rank::world]]
             if not drawn:
                 continue
-            added = _marked(self._collate(step, drawn), True)
+            added = _marked((self.make or self._collate)(step, drawn), True)
             micro = [*micro, added] if groups else [*micro[:-1], join_rows([micro[-1], added])]
         return micro
 
@@ -79,9 +82,18 @@ class Mixed:
 
     def _collate(self, step: int, chosen: Sequence[tuple[int, int]]) -> Batch:
         """Blocks, each with its place in the step: masks are drawn by the place, whoever computes it."""
-        lm = self.lm
-        rows = [(self.buffer.ids[block], (0xB0FF, self.seed, step, place)) for block, place in chosen]
-        return collate_lm(rows, self.buffer.special, lm.objective, lm.mask_id, lm.vocabulary, lm.mask_rate)
+        return self.lm.collate([(self.buffer.ids[block], (0xB0FF, self.seed, step, place)) for block, place in chosen])
+
+
+def lm_batches(batches: Any) -> LMBatches:
+    """A stage's own batches, below all that is mixed in. Raises ``EunoeError`` for batches of another kind, which hold no blocks."""
+    while isinstance(batches, Mixed):
+        batches = batches.own
+    if not isinstance(batches, LMBatches):
+        raise EunoeError(
+            f"the stage's batches are {type(batches).__name__}; this method reads the blocks behind them and needs LMBatches."
+        )
+    return batches
 
 
 def rows_of_share(share: float, batch: int) -> float:
@@ -114,11 +126,15 @@ def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 def join_rows(batches: Sequence[Batch]) -> Batch:
-    """LM batches of one block length as one, rows in the same order."""
+    """LM batches of one block length as one, rows in the same order; where one lacks a mark of rows, its rows have 0."""
     if len(batches) == 1:
         return batches[0]
     sizes = [batch["input_ids"].numel() for batch in batches]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    marks = {key: batch[key] for batch in batches for key in batch if key not in ("positions", "input_ids", "labels")}
+    batches = [
+        {key: mark.new_zeros(len(batch["input_ids"])) for key, mark in marks.items()} | dict(batch) for batch in batches
+    ]
     joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0] if key != "positions"}
     return joined | {"positions": torch.cat([b["positions"] + s for b, s in zip(batches, starts, strict=True)])}
 
@@ -129,4 +145,4 @@ def _marked(batch: Batch, buffer: bool) -> Batch:
     return {**batch, FROM_BUFFER: torch.full((len(batch["input_ids"]),), buffer)}
 
 
-__all__ = ["FROM_BUFFER", "Mixed", "join_rows", "rows_of_share", "take_rows", "target_rows"]
+__all__ = ["FROM_BUFFER", "Mixed", "join_rows", "lm_batches", "rows_of_share", "take_rows", "target_rows"]

@@ -23,6 +23,8 @@ from eunoe.errors import EunoeError
 
 Objective = Literal["masked", "causal"]
 Batch = dict[str, Tensor]
+NO_TARGET = -100
+"""Label of a position that the model's head sees and the LM loss leaves out."""
 MOST_TOKENS = 2**26
 """Tokens in one batch at most: a batch is made whole, in memory (half a GiB of ids), before it is cut into micro-batches."""
 
@@ -95,7 +97,10 @@ class LMBatches:
         return epoch, int(permutation(self.seed, epoch, len(self.blocks))[offset])
 
     def _collate(self, chosen: list[tuple[int, int]]) -> Batch:
-        rows = [(self.blocks.ids[i], (self.seed, epoch, i)) for epoch, i in chosen]
+        return self.collate([(self.blocks.ids[i], (self.seed, epoch, i)) for epoch, i in chosen])
+
+    def collate(self, rows: Sequence[tuple[NDArray[Any], tuple[int, ...]]]) -> Batch:
+        """Any blocks, each with the key of its random numbers, as a batch of the stage's objective."""
         return collate_lm(rows, self.blocks.special, self.objective, self.mask_id, self.vocabulary, self.mask_rate)
 
 

@@ -23,17 +23,25 @@ from eunoe.methods.classic import Classic, ClassicSettings
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.methods.das import Das, DasSettings
 from eunoe.methods.demix import Demix, DemixSettings
+from eunoe.methods.derpp import Derpp, DerSettings
+from eunoe.methods.ewc import Ewc, EwcSettings
 from eunoe.methods.hat import Hat, HatSettings
 from eunoe.methods.joint import Joint, JointSettings
+from eunoe.methods.kd import Kd, KdSettings
+from eunoe.methods.l2 import L2, L2Settings
 from eunoe.methods.lora import Lora, LoraSettings
+from eunoe.methods.merge import Merge, MergeSettings
 from eunoe.methods.ncl import Ncl, NclSettings
 from eunoe.methods.none import NoMethod, NoneSettings
 from eunoe.methods.olora import OLora, OLoraSettings
 from eunoe.methods.one import One, OneSettings
 from eunoe.methods.peft import Peft, PeftSettings
 from eunoe.methods.prompt_one import PromptOne, PromptSettings
+from eunoe.methods.recadam import AnnealedPull, AnnealedSettings
+from eunoe.methods.replay import Replay, ReplaySettings
 from eunoe.methods.table import Entry, Table
 from eunoe.methods.together import Together
+from eunoe.methods.wise import Wise, WiseSettings
 from eunoe.plugins.bottleneck import AdapterSettings
 
 _OWN: dict[str, Entry] = {
@@ -81,6 +89,40 @@ _OWN: dict[str, Entry] = {
         Cpt, CptSettings, "plug-ins with hard masks per domain on a frozen model; forgets nothing (EMNLP 2022)",
         paper="Ke et al. 2022, arXiv 2210.05549", keeps="a mask and plug-ins of each domain", memory="- 3 models + plug-ins",
         drafted="{name: cpt, training: {lr: 1.0e-3}}   # plug-ins that forget nothing; fresh ones need a higher learning rate",
+    ),
+    "kd": Entry(
+        Kd, KdSettings, "all weights, held to what the model of before the domain answers on the same text",
+        paper="Li and Hoiem 2016, arXiv 1606.09282", keeps="nothing", arithmetic=2.3, memory="+ 1 model (teacher)",
+    ),
+    "ewc": Entry(
+        Ewc, EwcSettings, "all weights, each held to where it was as firmly as earlier domains need it (Fisher)",
+        paper="Kirkpatrick et al. 2017, arXiv 1612.00796", keeps="one Fisher of them all", memory="+ 2 models (Fisher, anchor)",
+    ),
+    "der++": Entry(
+        Derpp, DerSettings, "all weights, a buffer of old text, and what the model answered to it",
+        paper="Buzzega et al. 2020, arXiv 2004.07211", keeps="500 of their blocks with logits", arithmetic=3.0,
+        memory="+ the buffer",
+    ),
+    "replay": Entry(
+        Replay, ReplaySettings, "all weights, and a share of earlier or general text in each batch",
+        reads=frozenset({"earlier", "general"}), paper="Scialom et al. 2022, arXiv 2205.12393", keeps="their text", arithmetic=1.33,
+        memory="as ncl",
+    ),
+    "l2": Entry(
+        L2, L2Settings, "all weights, all held alike to where they were",
+        paper="Li et al. 2018, arXiv 1802.01483", keeps="nothing", memory="+ 1 model (anchor)",
+    ),
+    "recadam": Entry(
+        AnnealedPull, AnnealedSettings, "all weights, under a pull to where they were that fades while a domain is learnt",
+        paper="Chen et al. 2020, arXiv 2004.12651", keeps="nothing", memory="+ 1 model (anchor)",
+    ),
+    "wise": Entry(
+        Wise, WiseSettings, "all weights, then a part of the way back to those of before the domain",
+        reads=frozenset({"earlier"}), paper="Wortsman et al. 2022, arXiv 2109.01903", keeps="nothing", memory="+ 2 models (old, new)",
+    ),
+    "merge": Entry(
+        Merge, MergeSettings, "a full model per domain from the pretrained one, all merged: average, task arithmetic or TIES",
+        paper="Yadav et al. 2023, arXiv 2306.01708", keeps="what each changed", memory="+ 2 models (ties: 1 and 1 a domain)",
     ),
     "lora": Entry(
         Lora, LoraSettings, "LoRA beside frozen linear layers: one for all domains, or merged after each; forgets less",
@@ -151,7 +193,8 @@ class Chosen:
     @property
     def reads(self) -> frozenset[str]:
         """Which old text it reads again."""
-        return frozenset(what for row in self.rows for what in row.reads)
+        each = zip(self.rows, self.settings, strict=True)
+        return frozenset(what for row, own in each for what in row.reads & row.method.reads_again(own))
 
     def stages(self, domains: Sequence[str]) -> list[tuple[str, ...]]:
         """The domains of each stage."""
@@ -171,7 +214,7 @@ class Chosen:
     def build(self, model: nn.Module, domains: Sequence[str]) -> Method:
         """The method around ``model``, which it may change."""
         parts = [row.method(model, own, list(domains)) for row, own in zip(self.rows, self.settings, strict=True)]
-        return parts[0] if len(parts) == 1 else Together(parts)
+        return parts[0] if len(parts) == 1 else Together(parts, self.names)
 
     def written_out(self) -> dict[str, Any]:
         """The choice with every option written out, as ``recipe.yaml`` holds it."""

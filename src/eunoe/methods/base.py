@@ -1,8 +1,8 @@
 """What ``train.py`` and ``sequence.py`` know about a method of learning one domain after another.
 
 A **stage** is what is learnt at one go: one domain, or several at once. For each stage the loop calls ``begin`` (the model
-is on its device, in its start-of-stage state), ``batches``; for each optimizer step ``before_step``, ``extra_loss`` (once a
-micro-batch), ``penalty`` (once a step), ``on_gradients`` (all micro-batches and processes are in), ``after_step``; and at last
+is on its device, in its start-of-stage state), ``batches``, ``on_optimizer``; for each optimizer step ``before_step``, ``extra_loss`` (once
+a micro-batch), ``penalty`` (once a step), ``on_gradients`` (all micro-batches and processes are in), ``after_step``; and at last
 ``end``. Between stages everything is in ``weights`` and ``state_dict``; inside one, ``step_state`` holds what the weights
 and the step's number do not say.
 
@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from eunoe.data.collate import Batch
 from eunoe.data.corpus import Blocks
@@ -124,6 +125,11 @@ class Method:
         """The domains of each stage: one a stage, unless a method learns all at once, or none."""
         return [(domain,) for domain in domains]
 
+    @classmethod
+    def reads_again(cls, settings: Any) -> frozenset[str]:
+        """Which old text a method with these settings reads, of what its row in METHODS says: ``earlier``, ``general``."""
+        return frozenset({"earlier", "general"})
+
     # -- hooks, in the order the loop calls them ---------------------------------------------------------------
     def begin(self, stage: Stage) -> None:
         """Get ready to learn ``stage``: choose masks, copy a teacher. Called before a resume too, in the same state."""
@@ -131,6 +137,9 @@ class Method:
     def batches(self, stage: Stage) -> Batches:
         """What is learnt from: the stage's own batches, or these with rows added, drawn by (seed, step)."""
         return stage.batches
+
+    def on_optimizer(self, optimizer: Optimizer) -> None:
+        """The stage's optimizer is made, with its largest learning rates: its steps may be hooked. It is the stage's alone."""
 
     def before_step(self, step: int, steps: int) -> None:
         """Set what the forward pass reads; ``step`` (from 0) of ``steps``."""
@@ -275,6 +284,15 @@ def freeze(model: nn.Module) -> None:
         p.requires_grad_(False)
 
 
+def nothing_to_keep(other: Method) -> str | None:
+    """Why a method that holds on to earlier domains cannot be combined with ``other``, if that forgets nothing."""
+    return (
+        None
+        if other.forgets
+        else "the other keeps every output of earlier domains by itself, so nothing is left to preserve"
+    )
+
+
 def restore(into: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
     """Write saved ``tensors`` into those of the same names; raises ``EunoeError`` where names, shapes or types differ."""
     wrong = sorted(set(into) ^ set(tensors)) or [
@@ -291,4 +309,16 @@ def restore(into: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) 
             into[name].copy_(value)
 
 
-__all__ = ["Batches", "Loss", "LossSum", "Method", "Outputs", "Stage", "bytes_of", "freeze", "restore", "trainable"]
+__all__ = [
+    "Batches",
+    "Loss",
+    "LossSum",
+    "Method",
+    "Outputs",
+    "Stage",
+    "bytes_of",
+    "freeze",
+    "nothing_to_keep",
+    "restore",
+    "trainable",
+]

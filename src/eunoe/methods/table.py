@@ -36,7 +36,8 @@ class Entry:
     summary: str
     """What it does, in one line."""
     reads: frozenset[Literal["earlier", "general"]] = frozenset()
-    """``earlier``: the text of earlier domains; ``general``: the recipe's general text. A stage hands it only this."""
+    """``earlier``: the text of earlier domains; ``general``: the recipe's general text. A stage hands it only this, and of this what
+    the settings ask for (``Method.reads_again``)."""
     paper: str = ""
     """Whose method it is, as ``Ke et al. 2022, arXiv 2210.05549``; empty: a common practice."""
     keeps: str = ""
@@ -117,7 +118,7 @@ def added_rows(own: Mapping[str, Entry]) -> tuple[dict[str, Entry], dict[str, st
         what = f"the method {visible(name, 80)} of the package {packages}"
         advice = "Install a corrected version, or remove it with pip uninstall."
         try:
-            safe_name(name)
+            safe_name(name, "method label")
             if name.lower() in taken:
                 raise EunoeError(
                     f"{taken[name.lower()]} is a method of eunoe, and that is the one used. Rename the entry point."

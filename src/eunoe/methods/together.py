@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from eunoe.data.collate import Batch
 from eunoe.errors import EunoeError
@@ -21,18 +22,21 @@ from eunoe.methods.base import Batches, Method, Stage
 class Together(Method):
     """The methods of ``parts``, which are built around one model, as one method. Raises ``EunoeError`` where two clash.
 
+    ``names``: what recipes call them, each once; default: their classes' names.
+
     Its promises are the weakest of its parts': it forgets if all of them forget, as one that protects every earlier output
     protects it from the others too (``eunoe verify`` checks that it does).
 
     >>> Together([Ewc(model, ewc, domains), Replay(model, replay, domains)])  # doctest: +SKIP
     """
 
-    def __init__(self, parts: Sequence[Method]) -> None:
+    def __init__(self, parts: Sequence[Method], names: Sequence[str] | None = None) -> None:
         super().__init__(parts[0].model, [part.settings for part in parts], parts[0].domains)
         self.parts = list(parts)
-        self.keys = _keys(parts)
+        called = list(names or (type(part).__name__.lower() for part in parts))
+        self.keys = [name if called.count(name) == 1 else f"{name}{i}" for i, name in enumerate(called)]
         for i, one in enumerate(parts):
-            for other in parts[i + 1 :]:
+            for k, other in enumerate(parts[i + 1 :], i + 1):
                 why = one.clashes(other) or other.clashes(one)
                 if not why and type(one) is type(other):
                     why = "it would be applied twice"
@@ -42,7 +46,7 @@ class Together(Method):
                     why = "one starts each stage from the pretrained model and the other from the stage before"
                 if why:
                     raise EunoeError(
-                        f"the methods {_name(one)} and {_name(other)} cannot be combined: {why}. Leave one out."
+                        f"the methods {called[i]} and {called[k]} cannot be combined: {why}. Leave one out."
                     )
         self.forgets = all(part.forgets for part in parts)
         self.needs_domain = any(part.needs_domain for part in parts)
@@ -60,6 +64,10 @@ class Together(Method):
         for part in self.parts:
             stage = stage.bind(batches=part.batches(stage))
         return stage.batches
+
+    def on_optimizer(self, optimizer: Optimizer) -> None:
+        for part in self.parts:
+            part.on_optimizer(optimizer)
 
     def before_step(self, step: int, steps: int) -> None:
         for part in self.parts:
@@ -175,15 +183,6 @@ class Together(Method):
 def terms(method: Method) -> list[Method]:
     """The methods whose extra losses are means of their own: the method itself, or each part of several."""
     return [term for part in method.parts for term in terms(part)] if isinstance(method, Together) else [method]
-
-
-def _name(method: Method) -> str:
-    return type(method).__name__.lower()
-
-
-def _keys(parts: Sequence[Method]) -> list[str]:
-    names = [_name(part) for part in parts]
-    return [name if names.count(name) == 1 else f"{name}{i}" for i, name in enumerate(names)]
 
 
 __all__ = ["Together", "terms"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eunoe.data.collate import NO_TARGET
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import anatomy
 from eunoe.optim.names import plain_name, plain_names
@@ -91,12 +92,14 @@ class LMLoss:
     """The LM loss of a batch: summed cross-entropy (nats) over its target positions. ``lm_loss`` is the one instance."""
 
     def items(self, batch: Mapping[str, Tensor]) -> int:
-        """How many target positions the batch has."""
-        return len(batch["labels"])
+        """How many target positions the batch has; those labelled ``NO_TARGET`` pass the head and count for nothing."""
+        return int((batch["labels"] != NO_TARGET).sum())
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:
         outputs = target_outputs(model, batch)
-        total = F.cross_entropy(at_least_float32(outputs.logits), batch["labels"], reduction="sum")
+        total = F.cross_entropy(
+            at_least_float32(outputs.logits), batch["labels"], reduction="sum", ignore_index=NO_TARGET
+        )
         return LossSum(total, self.items(batch), outputs)
 
 
