@@ -50,7 +50,9 @@ def answer(summary: Summary) -> str:
             said.append(_said(nats, LM_LOSS, f"nats of {whose} language" if full else "nats"))
         if points:
             owner = "their" if nats else whose
-            said.append(_said(points, end[labels[0]].metric, f"{score} points on {owner} end tasks" if full else "points"))
+            said.append(
+                _said(points, end[labels[0]].metric, f"{score} points on {owner} end tasks" if full else "points")
+            )
         parts.append(
             f"{_listed(labels)} {'forgot ' if full else ''}{said[0]}" + "".join(f" ({more})" for more in said[1:])
         )
