@@ -296,6 +296,19 @@ ADAPTER: dict[str, tuple[Any, ...]] = {
     "backbone": ("frozen", "trained", TASK),
 }
 
+ONWARD = {**TWO, "domains.*.task": None}
+"""What is kept of a first domain is seen in a second."""
+HAT: dict[str, tuple[Any, ...]] = {
+    "attention_size": (None, 3),
+    "ffn_size": (None, 3),
+    "activation": ("gelu", "tanh"),
+    "anneal_over": ("epoch", "all", {"training.steps": 24, "training.batch": 2}),
+    "sparsity": (0.0, 0.75, ONWARD),
+    "s_max": (400.0, 10.0),
+    "cosh_clip": (50.0, 0.1),
+    "embedding_clip": (6.0, 0.01),
+}
+
 EFFECTS: dict[type[Any], dict[str, Effect]] = {
     CorpusSettings: group(corpus, "", {
         "source": ("sport.txt", "money.txt"),
@@ -449,6 +462,25 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
         "backbone": ("trained", "frozen", TASK),
         "plugins": (None, "plug-ins"),
     }, {"methods": [{"name": "cpt"}]}),
+    METHODS["hat"].settings: group(domains, "methods.0.", HAT, {"methods": [{"name": "hat"}]}),
+    METHODS["bcl"].settings: group(domains, "methods.0.", {
+        **HAT,
+        "capsule_size": (3, 2),
+        "capsule_hidden": (100, 7),
+        "iterations": (3, 1, ONWARD),
+    }, {"methods": [{"name": "bcl"}]}),
+    METHODS["classic"].settings: group(domains, "methods.0.", {
+        **HAT,
+        "contrast": (1.0, 0.0, ONWARD),
+        "temperature": (1.0, 0.2, ONWARD),
+        "dropout": (0.1, 0.5, ONWARD),
+    }, {"methods": [{"name": "classic"}]}),
+    METHODS["das"].settings: group(domains, "methods.0.", {
+        "contrast": (1.0, 0.0),
+        "temperature": (0.05, 0.5),
+        "samples": (10_000, 1),
+        "noise": (0.1, 0.5, {"model.dropout": 0.0}),
+    }, {"methods": [{"name": "das"}]}),
     METHODS["ncl"].settings: {},
     METHODS["none"].settings: {},
     METHODS["joint"].settings: {},
