@@ -475,6 +475,27 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
         "temperature": (1.0, 0.2, ONWARD),
         "dropout": (0.1, 0.5, ONWARD),
     }, {"methods": [{"name": "classic"}]}),
+    METHODS["lora"].settings: group(domains, "methods.0.", {
+        "r": (8, 2),
+        "alpha": (16.0, 4.0),
+        "dropout": (0.0, 0.5),
+        "targets": ("layers", "attention"),
+        "merge": ("never", "each", ONWARD),
+    }, {"methods": [{"name": "lora"}]}),
+    METHODS["o-lora"].settings: group(domains, "methods.0.", {
+        "r": (8, 2),
+        "alpha": (32.0, 4.0),
+        "dropout": (0.1, 0.5),
+        "strength": (0.5, 0.0, ONWARD),
+        "norm": ("squares", "absolute", ONWARD),
+        "targets": ("layers", "attention"),
+    }, {"methods": [{"name": "o-lora"}]}),
+    METHODS["peft"].settings: group(domains, "methods.0.", {
+        "tuner": ("lora", "loha"),
+        "options": ({"r": 8}, {"r": 2}),
+        "targets": ("layers", "attention"),
+        "merge": ("never", "each", ONWARD),
+    }, {"methods": [{"name": "peft"}]}),
     METHODS["das"].settings: group(domains, "methods.0.", {
         "contrast": (1.0, 0.0),
         "temperature": (0.05, 0.5),
