@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from eunoe.contract.tiny import tiny_bert
+from eunoe.errors import EunoeError
+from eunoe.methods import choose_method
 from eunoe.plugins.bottleneck import AdapterSettings, attach
 from tests.methods.by_hand import MODELS, batches, cross_entropy, descend, learn, plain, way
 
@@ -31,3 +34,12 @@ def test_the_second_domain_goes_on_where_the_first_left_the_adapters(kind: str) 
             assert not torch.equal(p, begun[name])
         else:
             assert torch.equal(p, begun[name]), f"{name} is the pretrained model's"
+
+
+@pytest.mark.parametrize("other", ["ncl", "joint", "cpt", "adapter-one", "demix"])
+def test_what_trains_other_weights_or_attaches_its_own_clashes(other: str) -> None:
+    for names in (["adapter-ncl", other], [other, "adapter-ncl"]):
+        with pytest.raises(EunoeError, match="cannot be combined"):
+            chosen = choose_method({"name": names}, "here")
+            chosen.stages(["a", "b"])
+            chosen.build(tiny_bert(), ["a", "b"])

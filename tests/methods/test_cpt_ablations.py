@@ -68,11 +68,12 @@ def test_a_run_of_the_ablations_says_the_truth_of_each(tmp_path: Path, monkeypat
     file.write_text(yaml.safe_dump(tiny_settings(tmp_path, methods=methods, seeds=[0], general=None)), encoding="utf-8")
     out = tmp_path / "out"
     run(load_recipe(file), out, "x")
-    lost = {f.sequence.split(".")[0]: f.equal for f in verify(out) if f.domain == "sport"}
-    promised = {f.sequence.split(".")[0] for f in verify(out) if f.domain == "sport" and f.promised}
+    findings = verify(out)
+    lost = {f.sequence.split(".")[0]: f.equal for f in findings if f.domain == "sport"}
+    promised = {f.sequence.split(".")[0] for f in findings if f.domain == "sport" and f.promised}
     assert lost == {"cpt": True, "open": False, "still": True}
     assert promised == {"cpt", "still"}
-    assert not [f.text for f in verify(out) if f.broken]
+    assert not [f.text for f in findings if f.broken]
     rows = read_rows(out / "rows.jsonl")
     text = {m: [r.value for r in rows if r.method == m and not r.transfer] for m in ("cpt", "still")}
     assert text["cpt"] == text["still"]

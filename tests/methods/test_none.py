@@ -24,7 +24,7 @@ def test_it_learns_no_stage_and_end_tasks_train_everything() -> None:
 
 
 def test_it_goes_with_no_other_method() -> None:
-    with pytest.raises(EunoeError, match="none and ncl cannot go together"):
+    with pytest.raises(EunoeError, match="none and ncl cannot be combined"):
         choose_method({"name": ["none", "ncl"]}, "here").stages(["a"])
-    with pytest.raises(EunoeError, match="cannot go together: it learns nothing"):
+    with pytest.raises(EunoeError, match="cannot be combined: it learns nothing"):
         choose_method({"name": ["none", "adapter"]}, "here").build(tiny_bert(), ["a"])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from eunoe.methods.base import Method, freeze
+from eunoe.methods.base import Method, freeze, trainable
 from eunoe.plugins.bottleneck import AdapterSettings, Bottleneck, attach
 
 
@@ -25,7 +25,8 @@ class AdapterNcl(Method):
         super().__init__(model, settings, domains)
         freeze(model)
         self.freezes_backbone = settings.backbone == "frozen"
-        for one in attach(model, settings):
+        self.adapters = attach(model, settings)
+        for one in self.adapters:
             one.requires_grad_(True)
 
     def for_end_task(self, model: nn.Module, domain: str | None, freeze: str | None = None) -> dict[str, float]:
@@ -37,7 +38,11 @@ class AdapterNcl(Method):
         return {}
 
     def clashes(self, other: Method) -> str | None:
-        return None if other.forgets else "each wants to attach weights of its own to the frozen model"
+        if other.needs_domain or not other.forgets:
+            return "each wants to attach weights of its own to the frozen model"
+        inside = {p for one in self.adapters for p in one.parameters()}
+        trains_more = any(p not in inside for _, p in trainable(self.model))
+        return "the other trains weights that adapter-ncl keeps frozen" if trains_more else None
 
 
 __all__ = ["AdapterNcl"]
