@@ -21,7 +21,9 @@ from eunoe.errors import EunoeError
 from eunoe.methods import METHODS, Entry
 from eunoe.recipe import load_recipe
 from eunoe.report.answer import answer
+from eunoe.report.matrices import matrices
 from eunoe.report.page import write_report
+from eunoe.report.plots import heat_maps
 from eunoe.report.schema import from_line, read_rows, to_line
 from eunoe.report.summary import summarize
 from eunoe.verify import verify
@@ -238,3 +240,38 @@ def test_a_row_whose_count_of_domains_cannot_be_is_refused(value: Any) -> None:
 def test_a_row_keeps_how_many_domains_were_learnt_at_once() -> None:
     assert from_line(to_line(HAND[-1])) == HAND[-1]
     assert "at_once" not in to_line(HAND[0]), "rows of before keep their bytes"
+
+
+BACK = [
+    *(loss("base", (), task, value) for task, value in (("a", 4.0), ("b", 5.0))),
+    loss("ncl", ("a",), "a", 2.0),
+    loss("ncl", ("a", "b"), "a", 2.5), loss("ncl", ("a", "b"), "b", 3.0),
+    loss("ncl", ("a", "b", "a"), "a", 1.0), loss("ncl", ("a", "b", "a"), "b", 3.25),
+    loss("ncl", ("a", "b", "a", "c"), "a", 1.125), loss("ncl", ("a", "b", "a", "c"), "b", 3.5), loss("ncl", ("a", "b", "a", "c"), "c", 6.0),
+]  # fmt: skip
+
+
+def test_a_domain_that_returns_counts_once_and_from_its_last_visit() -> None:
+    """Counted from the first visit, learning it again would hide what the others forgot; counted twice, it would weigh double."""
+    (line,) = (line for line in summarize(BACK).lines if line.method == "ncl")
+    assert {name: estimate.mean for name, estimate in line.per_domain.items()} == {"a": 0.125, "b": 0.5}
+    assert line.forgetting is not None
+    assert line.forgetting.mean == 0.3125
+    assert line.final is not None
+    assert line.final.mean == pytest.approx((1.125 + 3.5 + 6.0) / 3)
+    assert line.no_rate == ""
+    assert summarize(BACK).unfinished == []
+    assert summarize([row for row in BACK if (row.learnt, row.task) != (("a", "b", "a"), "a")]).lacking == 1
+    until = [row for row in BACK if len(row.learnt) < 4]
+    (line,) = (line for line in summarize(until).lines if line.method == "ncl")
+    assert list(line.per_domain) == ["b"], "what was learnt last cannot be forgotten yet"
+
+
+def test_the_map_of_a_domain_that_returns_has_one_column_and_all_rows() -> None:
+    (scores,) = matrices(BACK)
+    svg = heat_maps([scores], "x")[0]
+    words = re.findall(r">([^<>]+)</text>", svg)
+    assert [w for w in words if w in ("1 a", "2 b", "3 a", "4 c")] == ["1 a", "2 b", "4 c", "1 a", "2 b", "3 a", "4 c"]
+    assert "+0.500" in words, "a moved by so much until it was learnt again"
+    assert "+0.125" in words
+    assert "\u22121.000" not in words

@@ -14,6 +14,7 @@ from rich.console import Console
 from eunoe.errors import EunoeError
 from eunoe.report import answer as answers
 from eunoe.report import files, metrics
+from eunoe.report import matrices as matrix_rows
 from eunoe.report import summary as summaries
 from eunoe.report.classes import class_counts
 from eunoe.report.matrices import matrices, write_matrix
@@ -57,7 +58,7 @@ def printed(rows: list[Row], width: int = 80) -> str:
 
 
 def test_the_examples_of_the_docstrings_hold() -> None:
-    results = [doctest.testmod(module) for module in (answers, files, metrics, summaries)]
+    results = [doctest.testmod(module) for module in (answers, files, matrix_rows, metrics, summaries)]
     assert sum(one.attempted for one in results) >= 7
     assert sum(one.failed for one in results) == 0
 

@@ -185,7 +185,7 @@ def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
     )
     if any(value is not None for scores in summary.matrices for value in scores.mean_before()):
         note += " The row “none yet” is the pretrained model."
-    if any(at != j for scores in summary.matrices for j, at in enumerate(scores.learnt_at)):
+    if any(at != j for scores in summary.matrices for j, at in enumerate(scores.places)):
         note += " Domains that were learnt at once have one row, and nothing before it that could be forgotten."
     if any(not scores.seeds for scores in summary.matrices):
         note += " The row “learns none” is a method without post-training, for reference."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
@@ -47,7 +47,8 @@ class Scores:
     ``seeds[s][i][j]`` is the score of domain j after learning domains 0..i, None where not measured. ``before[s][j]`` is
     that of the pretrained model. ``reference[s][j]`` is that of a method that learns no domain, which has no ``seeds``.
     ``tasks`` are the columns that this metric exists for in the run. ``n[j]`` is how many items a score of column j is a
-    mean over. ``learnt_at[j]`` is the row right after domain j was learnt: j, unless several were learnt at once.
+    mean over. ``places[j]`` is the row right after domain j was learnt: j, unless several were learnt at once. The column of a
+    domain that an order names again is the first of its name; the others are empty and no ``tasks``.
     """
 
     key: Key
@@ -56,7 +57,7 @@ class Scores:
     seeds: dict[int, list[list[float | None]]]
     before: dict[int, list[float | None]]
     n: dict[int, int]
-    learnt_at: tuple[int, ...]
+    places: tuple[int, ...]
     reference: dict[int, list[float | None]]
 
     def mean(self) -> list[list[float | None]]:
@@ -76,7 +77,21 @@ class Scores:
     @property
     def at_once(self) -> bool:
         """Were all of several domains learnt at once?"""
-        return len(self.domains) > 1 and all(at == len(self.domains) - 1 for at in self.learnt_at)
+        return len(self.domains) > 1 and set(self.places) == {len(self.domains) - 1}
+
+    @property
+    def columns(self) -> list[int]:
+        """Those that can hold scores: the first of each domain."""
+        return [self.domains.index(name) for name in dict.fromkeys(self.domains)]
+
+    def visits(self, j: int) -> list[int]:
+        """The rows right after domain j was learnt: several where it returns."""
+        return [at for at, name in zip(self.places, self.domains, strict=True) if name == self.domains[j]]
+
+    @property
+    def learnt_at(self) -> list[int]:
+        """Column -> the row right after its domain was learnt last: from there on it can be forgotten."""
+        return last_visits(self.places, self.domains)
 
 
 def _average(values: Iterable[float | None]) -> float | None:
@@ -124,8 +139,18 @@ def is_reference(row: Row) -> bool:
     return not row.learnt and row.method != BASE and row.task != GENERAL
 
 
-def learnt_at(rows: Iterable[Row], domains: int) -> tuple[int, ...]:
-    """Domain -> the domain after which it was first a learnt one, for the rows of one method in one order."""
+def last_visits(places: Sequence[int], domains: Sequence[str]) -> list[int]:
+    """Column -> the last of ``places`` of its domain.
+
+    >>> last_visits([0, 1, 2], ["a", "b", "a"])
+    [2, 1, 2]
+    """
+    last = dict(zip(domains, places, strict=True))
+    return [last[name] for name in domains]
+
+
+def places_of(rows: Iterable[Row], domains: int) -> tuple[int, ...]:
+    """Place in the order -> the row of the matrix right after it was learnt, for the rows of one method in one order."""
     places = list(range(domains))
     for row in rows:
         if row.at_once:
@@ -159,16 +184,23 @@ def _scores(
     key: Key, domains: tuple[str, ...], scored: Container[str], rows: Sequence[Row], base: Sequence[Row]
 ) -> Scores:
     cells, start = _cells(rows), _cells(base)
+    columns = [name if domains.index(name) == j else None for j, name in enumerate(domains)]
+
+    def line(
+        scores: Mapping[tuple[int, tuple[str, ...], str], float], seed: int, learnt: tuple[str, ...]
+    ) -> list[float | None]:
+        return [None if name is None else scores.get((seed, learnt, name)) for name in columns]
+
     states = [domains[: i + 1] for i in range(len(domains))]
     places = {name: j for j, name in reversed([*enumerate(domains)])}
     return Scores(
-        key=key, domains=domains, tasks=tuple(j for j, name in enumerate(domains) if name in scored),
-        seeds={s: [[cells.get((s, learnt, name)) for name in domains] for learnt in states]
+        key=key, domains=domains, tasks=tuple(j for j, name in enumerate(columns) if name is not None and name in scored),
+        seeds={s: [line(cells, s, learnt) for learnt in states]
                for s in dict.fromkeys(row.seed for row in rows if row.learnt)},
-        before={s: [start.get((s, (), name)) for name in domains] for s in dict.fromkeys(row.seed for row in base)},
+        before={s: line(start, s, ()) for s in dict.fromkeys(row.seed for row in base)},
         n={places[row.task]: row.n for row in rows if row.task in places},
-        learnt_at=learnt_at(rows, len(domains)),
-        reference={s: [cells.get((s, (), name)) for name in domains] for s in dict.fromkeys(r.seed for r in rows if not r.learnt)},
+        places=places_of(rows, len(domains)),
+        reference={s: line(cells, s, ()) for s in dict.fromkeys(r.seed for r in rows if not r.learnt)},
     )  # fmt: skip
 
 
@@ -218,6 +250,6 @@ def matrix_csv(rows: Sequence[Row]) -> bytes:
 
 
 __all__ = [
-    "BASE", "GENERAL", "Key", "Scores", "check_rows", "domain_orders", "final_scores", "is_reference", "learnt_at", "matrices",
-    "matrix_csv", "metric_rank", "write_matrix",
+    "BASE", "GENERAL", "Key", "Scores", "check_rows", "domain_orders", "final_scores", "is_reference", "last_visits", "matrices",
+    "matrix_csv", "metric_rank", "places_of", "write_matrix",
 ]  # fmt: skip

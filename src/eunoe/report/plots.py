@@ -38,10 +38,11 @@ def colour_limit(all_scores: Sequence[Scores]) -> float:
 
 
 def _changes(scores: Scores) -> dict[tuple[int, int], tuple[float, bool]]:
-    """(i, j) below the diagonal -> the mean move since j was learnt, above 0 if the score rose; and whether all are 0."""
+    """(i, j) below the diagonal -> the mean move since j was learnt, or learnt again, above 0 if the score rose; and whether all are 0."""
     changes = {}
     for i in range(len(scores.domains)):
-        for j, at in enumerate(scores.learnt_at[:i]):
+        for j in scores.columns:
+            at = max((visit for visit in scores.visits(j) if visit <= i), default=i)
             pairs = [(R[i][j], R[at][j]) for R in scores.seeds.values() if at < i]
             moves = [now - then for now, then in pairs if now is not None and then is not None]
             if moves:
@@ -50,7 +51,7 @@ def _changes(scores: Scores) -> dict[tuple[int, int], tuple[float, bool]]:
 
 
 def _heat_map(scores: Scores, limit: float, name: str) -> str:
-    metric, domains = metric_of(scores.key.metric), scores.domains
+    metric, domains = metric_of(scores.key.metric), [(j, scores.domains[j]) for j in scores.columns]
     before, changes = scores.mean_before(), _changes(scores)
     with_before = any(value is not None for value in before)
     rows = _rows(scores)
@@ -62,14 +63,14 @@ def _heat_map(scores: Scores, limit: float, name: str) -> str:
     figure, ax = draw.canvas(width, height)
     draw.text(ax, gutter - 8, top - 10, "after learning", ha="right", size=10.5)
     draw.text(ax, gutter + 2, 9, "score on", ha="left", size=10.5)
-    for j, domain in enumerate(domains):
-        draw.text(ax, gutter + wide * (j + 0.5), top - 10, f"{j + 1} {draw.short(domain, 8)}", size=10.5)
+    for c, (j, domain) in enumerate(domains):
+        draw.text(ax, gutter + wide * (c + 0.5), top - 10, f"{j + 1} {draw.short(domain, 8)}", size=10.5)
     y = top
     if with_before:
         draw.text(ax, gutter - 8, y + 14, "none yet", ha="right", size=10.5)
-        for j, value in enumerate(before):
-            if value is not None:
-                draw.text(ax, gutter + wide * (j + 0.5), y + 14, number(value, metric), size=11.5)
+        for c, (j, _) in enumerate(domains):
+            if (value := before[j]) is not None:
+                draw.text(ax, gutter + wide * (c + 0.5), y + 14, number(value, metric), size=11.5)
         y += 30
         ax.plot([gutter, width - 2], [y + gap / 2 - 1] * 2, color=RULE, linewidth=1)
         y += gap
@@ -77,16 +78,16 @@ def _heat_map(scores: Scores, limit: float, name: str) -> str:
     for k, (label, i, means) in enumerate(rows):
         middle = y + high * (k + 0.5)
         draw.text(ax, gutter - 8, middle, label, ha="right", size=10.5)
-        for j, value in enumerate(means):
-            x = gutter + wide * j
-            if value is None:
-                if scores.learnt_at[j] < i and j in scores.tasks:
+        for c, (j, _) in enumerate(domains):
+            x = gutter + wide * c
+            if (value := means[j]) is None:
+                if scores.places[j] < i and j in scores.tasks:
                     draw.text(ax, x + wide / 2, middle, "·", size=12)
                 continue
             move, exact = changes.get((i, j), (0.0, False))
             colour = CHANGE(0.5 + 0.5 * sign * move / limit) if limit else CHANGE(0.5)
             ax.add_patch(Rectangle((x + 1, y + high * k + 1), wide - 2, high - 2, facecolor=colour, edgecolor=RULE,
-                                   linewidth=1.6 if i == scores.learnt_at[j] else 0.4))  # fmt: skip
+                                   linewidth=1.6 if i in scores.visits(j) else 0.4))  # fmt: skip
             lift = 7 if (i, j) in changes else 0
             draw.text(ax, x + wide / 2, middle - lift, number(value, metric), size=12.5, color="#0c0d0e")
             if lift:
@@ -101,7 +102,7 @@ def _rows(scores: Scores) -> list[tuple[str, int, list[float | None]]]:
         return [("learns none", -1, scores.mean_end())]
     rows = []
     for i, means in enumerate(scores.mean()):
-        together = scores.learnt_at.count(i)
+        together = scores.places.count(i)
         if together:
             label = (
                 f"{i + 1} {draw.short(scores.domains[i], 15)}"

@@ -25,9 +25,10 @@ from eunoe.report.matrices import (
     domain_orders,
     final_scores,
     is_reference,
-    learnt_at,
+    last_visits,
     matrices,
     metric_rank,
+    places_of,
 )
 from eunoe.report.metrics import LM_LOSS, Estimate, Metric, metric_of
 from eunoe.report.schema import Row
@@ -247,7 +248,7 @@ def _unfinished(
         needed = {
             (method, order): _needed(
                 orders[(run, order)], kinds,
-                None if method in scored_in else learnt_at(by_way.get((method, order), ()), len(orders[(run, order)])),
+                None if method in scored_in else places_of(by_way.get((method, order), ()), len(orders[(run, order)])),
             )
             for method in dict.fromkeys(method for method, *_ in begun)
             for order in ([scored_in[method]] if method in scored_in else dict.fromkeys(order for order, _ in pairs))
@@ -288,15 +289,16 @@ def _unfinished(
 
 
 def _needed(
-    domains: Sequence[str], kinds: Mapping[tuple[str | None, str], Container[str]], learnt_at: Sequence[int] | None
+    domains: Sequence[str], kinds: Mapping[tuple[str | None, str], Container[str]], places: Sequence[int] | None
 ) -> list[tuple[str | None, str, int | None, int]]:
     """(transfer, metric, i, j) of each cell right after domain j was learnt or in the last row, where column j has that kind of
-    score; i is None, once a column, where ``learnt_at`` is None as no domain is learnt."""
-    last = len(domains) - 1
+    score; i is None, once a column, where ``places`` is None as no domain is learnt."""
+    last, first = len(domains) - 1, {name: j for j, name in reversed([*enumerate(domains)])}
+    learnt_at = None if places is None else last_visits(places, domains)
     return [
         (transfer, name, i, j)
         for (transfer, name), tasks in kinds.items()
-        for j, task in enumerate(domains)
+        for task, j in sorted(first.items(), key=lambda column: column[1])
         if task in tasks
         for i in ([None] if learnt_at is None else sorted({learnt_at[j], last}))
     ]
