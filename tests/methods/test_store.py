@@ -12,7 +12,7 @@ import torch
 from eunoe.contract.way import Way, digest
 from eunoe.errors import EunoeError
 from eunoe.methods import METHODS
-from eunoe.methods.store import Keep, frozen_copy, kept, nbytes
+from eunoe.methods.store import Keep, frozen_copy, kept
 from tests.tiny import tiny_bert, tiny_gpt2
 
 PLACES = get_args(Keep)
@@ -27,7 +27,6 @@ def test_what_is_kept_stays_when_the_original_changes(keep: Any, tmp_path: Path)
         t.zero_()
     assert copies.keys() == expected.keys()
     assert all(torch.equal(copies[n], t) and copies[n].dtype == t.dtype for n, t in expected.items())
-    assert nbytes(copies) == 3 * 4 * 4 + 5 * 2 * 4 + 3 * 8 + 2 * 2
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
     assert kept({}, keep, tmp_path) == {}
 
@@ -77,13 +76,37 @@ KEEPING = [name for name, entry in METHODS.items() if "keep" in entry.settings._
 
 @pytest.mark.parametrize("name", KEEPING)
 def test_a_method_learns_the_same_bits_wherever_it_keeps_things(name: str) -> None:
-    ends = set()
+    ends, sizes = set(), []
     for keep in PLACES:
         way = Way({"name": name, "keep": keep}, order=("food", "law")).walked(steps=3)
         ends.add(digest(way.after(1)))
+        sizes.append(way.after(1).sizes())
     assert len(ends) == 1
+    on_device, on_cpu, on_disk = sizes
+    assert sum(on_device.values()) > 0
+    assert list(on_cpu.values()) == list(on_disk.values()) == list(on_device.values()), "as many bytes, elsewhere"
+    assert (
+        [n.replace(", on the CPU", "") for n in on_cpu]
+        == [n.replace(", on disk", "") for n in on_disk]
+        == list(on_device)
+    )
+    assert any("on the CPU" in n for n in on_cpu)
+    assert any("on disk" in n for n in on_disk)
     with pytest.raises(EunoeError, match="keep: must be 'device', 'cpu' or 'disk'"):
         Way({"name": name, "keep": "tape"})
+
+
+def test_sizes_are_those_of_the_model_and_of_what_is_kept() -> None:
+    model = sum(4 * p.numel() for p in tiny_bert().parameters())
+    sizes = {
+        name: Way(name).walked(1, steps=2).after(0).sizes() for name in ("kd", "ewc", "l2", "wise", "merge", "replay")
+    }
+    assert sizes == {
+        "kd": {"teacher": model}, "ewc": {"Fisher": model, "anchor": model}, "l2": {"anchor": model}, "wise": {"anchor": model},
+        "merge": {"pretrained weights": model}, "replay": {},
+    }  # fmt: skip
+    buffer = Way({"name": "der++", "top": 3, "capacity": 5}, tiny_gpt2).walked(1, steps=2).after(0).sizes()
+    assert buffer["logits of the buffer"] == 5 * 15 * 3 * (4 + 4)
 
 
 def test_many_methods_keep_things_where_they_are_told() -> None:

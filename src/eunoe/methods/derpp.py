@@ -40,8 +40,8 @@ from eunoe.data.buffer import Mixed, lm_batches, target_rows
 from eunoe.data.collate import NO_TARGET, Batch, LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError
-from eunoe.methods.base import Batches, Method, Outputs, Stage, nothing_to_keep
-from eunoe.methods.store import Keep, kept
+from eunoe.methods.base import Batches, Method, Outputs, Stage, bytes_of, nothing_to_keep
+from eunoe.methods.store import Keep, kept, named_place
 from eunoe.models.heads import at_least_float32
 
 _ANSWERS, _LABELS = "der_answers", "der_labels"
@@ -206,6 +206,14 @@ class Derpp(Method):
                     largest = here.topk(self.settings.top)
                     entry |= {"logits": largest.values, "tokens": largest.indices.int()}
                 yield entry
+
+    def sizes(self) -> dict[str, int]:
+        logits = {n: t for n, t in self.kept.items() if n in ("logits", "tokens")}
+        rest = {n: t for n, t in self.kept.items() if n not in logits}
+        return {
+            named_place("logits of the buffer", self.settings.keep): bytes_of(logits),
+            "text of the buffer": bytes_of(rest),
+        }
 
     # -- state -------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from eunoe import checkpoint, stop
 from eunoe.data.buffer import lm_batches
 from eunoe.errors import EunoeError, Interrupted
-from eunoe.methods.base import Method, Stage, nothing_to_keep, trainable
+from eunoe.methods.base import Method, Stage, bytes_of, nothing_to_keep, trainable
 from eunoe.methods.l2 import Anchor, pull
-from eunoe.methods.store import Keep, kept
+from eunoe.methods.store import Keep, kept, named_place
 from eunoe.progress import Bar
 
 _LOOK = 32
@@ -95,6 +95,9 @@ class Ewc(Method):
             total = new.get(name, torch.zeros_like(before))
             new[name] = (total + done * before) / (done + 1) if own.merge == "mean" else own.gamma * before + total
         self.fisher, self.measured = kept(new, own.keep, stage.folder), done + 1
+
+    def sizes(self) -> dict[str, int]:
+        return {named_place("Fisher", self.settings.keep): bytes_of(self.fisher), **self.anchor.sizes()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"fisher": self.fisher, "measured": self.measured}

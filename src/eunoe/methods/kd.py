@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 from eunoe.data.buffer import lm_batches
 from eunoe.data.collate import NO_TARGET, Batch
-from eunoe.methods.base import Method, Outputs, Stage, nothing_to_keep
-from eunoe.methods.store import Keep, frozen_copy
+from eunoe.methods.base import Method, Outputs, Stage, bytes_of, nothing_to_keep
+from eunoe.methods.store import Keep, frozen_copy, named_place
 from eunoe.models.heads import at_least_float32, target_logits
 
 
@@ -72,6 +72,9 @@ class Kd(Method):
 
     def end(self, stage: Stage) -> None:
         del self.teacher
+
+    def sizes(self) -> dict[str, int]:
+        return {named_place("teacher", self.settings.keep): bytes_of(dict(self.model.named_parameters()))}
 
     def extra_items(self, batch: Batch) -> int:
         """All target positions; those of a buffer's rows too, where another method adds them."""

@@ -23,8 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from eunoe.errors import EunoeError
-from eunoe.methods.base import Method, Stage, nothing_to_keep, trainable
-from eunoe.methods.store import Keep, kept
+from eunoe.methods.base import Method, Stage, bytes_of, nothing_to_keep, trainable
+from eunoe.methods.store import Keep, kept, named_place
 
 
 @dataclass(kw_only=True)
@@ -57,6 +57,9 @@ class L2(Method):
     def on_gradients(self) -> None:
         pull(dict(trainable(self.model)), self.anchor.tensors, self.settings.strength)
 
+    def sizes(self) -> dict[str, int]:
+        return self.anchor.sizes()
+
 
 class Anchor:
     """The trainable weights of ``model``, as they were: when the running stage began, or (``at`` base) now.
@@ -77,6 +80,10 @@ class Anchor:
                              "Use anchor: stage, or name this method after the other.")  # fmt: skip
         device = next(iter(named.values())).device
         self.tensors = kept(self.tensors if self.at == "base" else named, self.keep, stage.folder, device)
+
+    def sizes(self) -> dict[str, int]:
+        """As ``Method.sizes``: what it holds while a stage is learnt."""
+        return {named_place("anchor", self.keep): bytes_of(dict(trainable(self.model)))}
 
 
 @torch.no_grad()

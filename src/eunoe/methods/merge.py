@@ -26,8 +26,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from eunoe.methods.base import Method, nothing_to_keep, restore
-from eunoe.methods.store import Keep, kept
+from eunoe.methods.base import Method, bytes_of, nothing_to_keep, restore
+from eunoe.methods.store import Keep, kept, named_place
 
 SCALES = {"average": 1.0, "task_arithmetic": 0.4, "ties": 1.0}
 
@@ -96,6 +96,10 @@ class Merge(Method):
             each = [c[name].to(tensor) for c in self.changes]
             total = agreed(each) if own.how == "ties" else each[0]
             tensor.copy_(self.base[name].to(tensor) + scale * total)
+
+    def sizes(self) -> dict[str, int]:
+        """The pretrained weights; what domains changed is needed in use alone, where their finals are merged."""
+        return {named_place("pretrained weights", self.settings.keep): bytes_of(self.base)}
 
 
 __all__ = ["Merge", "MergeSettings", "agreed", "trim"]

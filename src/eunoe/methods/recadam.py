@@ -105,5 +105,8 @@ class AnnealedPull(Method):
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
 
+    def sizes(self) -> dict[str, int]:
+        return self.anchor.sizes()
+
 
 __all__ = ["AnnealedPull", "AnnealedSettings"]

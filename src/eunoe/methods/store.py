@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eunoe.errors import EunoeError
+from eunoe.methods.base import bytes_of
 
 Keep = Literal["device", "cpu", "disk"]
 
@@ -51,17 +52,21 @@ def kept(
             return {n: file.get_tensor(n) for n in tensors}
     except (OSError, RuntimeError) as error:  # what safetensors makes of a full disk
         raise EunoeError(
-            f"keep: disk needs {nbytes(tensors):,} bytes in {folder or tempfile.gettempdir()}, which cannot be written: {error}. Free "
-            "space there, set TMPDIR to another folder, or choose keep: cpu."
+            f"keep: disk needs {bytes_of(dict(tensors)):,} bytes in {folder or tempfile.gettempdir()}, which cannot be written: {error}. "
+            "Free space there, set TMPDIR to another folder, or choose keep: cpu."
         ) from error
     finally:
         if path is not None:
             os.unlink(path)
 
 
-def nbytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all of them."""
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+def named_place(what: str, keep: Keep) -> str:
+    """``what``, and where it lies unless with the model: as ``Method.sizes`` names it.
+
+    >>> named_place("Fisher", "disk")
+    'Fisher, on disk'
+    """
+    return what + {"device": "", "cpu": ", on the CPU", "disk": ", on disk"}[keep]
 
 
 def frozen_copy(model: nn.Module, keep: Keep, folder: Path | None = None) -> nn.Module:
@@ -99,4 +104,4 @@ def _bring(module: nn.Module, own: list[nn.Parameter], device: torch.device) -> 
     module.register_forward_hook(drop, always_call=True)
 
 
-__all__ = ["Keep", "frozen_copy", "kept", "nbytes"]
+__all__ = ["Keep", "frozen_copy", "kept", "named_place"]

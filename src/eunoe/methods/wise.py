@@ -95,6 +95,10 @@ class Wise(Method):
             means.append(sum(float(s.total) for s in sums) / sum(s.items for s in sums))
         return sum(means) / len(means)
 
+    def sizes(self) -> dict[str, int]:
+        """The old weights; beside them the new ones as well while a stage ends."""
+        return self.old.sizes()
+
     def state_dict(self) -> dict[str, Any]:
         return {"alphas": dict(self.alphas)}
 
