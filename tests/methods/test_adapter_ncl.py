@@ -7,7 +7,7 @@ import torch
 
 from eunoe.contract.tiny import tiny_bert
 from eunoe.errors import EunoeError
-from eunoe.methods import choose_method
+from eunoe.methods import Method, choose_method
 from eunoe.plugins.bottleneck import AdapterSettings, attach
 from tests.methods.by_hand import MODELS, batches, cross_entropy, descend, learn, plain, way
 
@@ -36,10 +36,21 @@ def test_the_second_domain_goes_on_where_the_first_left_the_adapters(kind: str) 
             assert torch.equal(p, begun[name]), f"{name} is the pretrained model's"
 
 
+def combined(names: list[str]) -> Method:
+    chosen = choose_method({"name": names}, "here")
+    chosen.stages(["a", "b"])
+    return chosen.build(tiny_bert(), ["a", "b"])
+
+
 @pytest.mark.parametrize("other", ["ncl", "joint", "cpt", "adapter-one", "demix"])
 def test_what_trains_other_weights_or_attaches_its_own_clashes(other: str) -> None:
     for names in (["adapter-ncl", other], [other, "adapter-ncl"]):
         with pytest.raises(EunoeError, match="cannot be combined"):
-            chosen = choose_method({"name": names}, "here")
-            chosen.stages(["a", "b"])
-            chosen.build(tiny_bert(), ["a", "b"])
+            combined(names)
+
+
+def test_what_adds_a_term_goes_with_it_in_either_order() -> None:
+    for names in (["adapter-ncl", "ewc"], ["ewc", "adapter-ncl"], ["ncl", "ewc"], ["l2", "ncl"]):
+        trains = {name for name, p in combined(names).model.named_parameters() if p.requires_grad}
+        assert any("_adapter." not in name for name in trains) == ("ncl" in names)
+        assert any("_adapter." in name for name in trains) == ("adapter-ncl" in names)

@@ -36,7 +36,8 @@ class Joint(Method):
         return [tuple(domains)]
 
     def clashes(self, other: Method) -> str | None:
-        return None if other.forgets else "joint trains weights that the other keeps still"
+        all_train = all(p.requires_grad for p in self.model.parameters())
+        return None if all_train and other.forgets else "joint trains weights that the other keeps still"
 
 
 __all__ = ["Joint", "JointSettings"]

@@ -25,7 +25,9 @@ class Ncl(Method):
     returns = True
 
     def clashes(self, other: Method) -> str | None:
-        return None if other.forgets and not other.needs_domain else "ncl trains weights that the other keeps still"
+        all_train = all(p.requires_grad for p in self.model.parameters())
+        fits = all_train and other.forgets and not other.needs_domain
+        return None if fits else "ncl trains weights that the other keeps still"
 
     def __init__(self, model: nn.Module, settings: NclSettings, domains: Sequence[str]) -> None:
         super().__init__(model, settings, domains)
