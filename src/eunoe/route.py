@@ -170,7 +170,7 @@ def _table(routings: list[Routing], top: int) -> str:
         *text,
         f"right: {100 * whole[0] / whole[1]:.1f} % of {whole[1]:,} whole blocks; {100 * half[0] / half[1]:.1f} % where the first "
         "half chooses",
-        f"LM loss of the second halves, nats: told the domain {loss['told']:.3f}, chosen by the first half {loss['routed']:.3f}, "
+        f"LM loss of the second halves, nats: with the domain given {loss['told']:.3f}, chosen by the first half {loss['routed']:.3f}, "
         f"best {top} mixed {loss['mixed']:.3f}, no plug-in {loss['base']:.3f}",
     ])  # fmt: skip
 

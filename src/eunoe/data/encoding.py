@@ -136,7 +136,7 @@ def _is_utf8(file: IO[bytes]) -> bool:
     return True
 
 
-# -- what is wrong with a file, told once it is known to be broken -------------------------------------------------------
+# -- what is wrong with a file, said once it is known to be broken -------------------------------------------------------
 def _binary(path: Path, number: int) -> EunoeError:
     with _opened(path) as file:
         start = file.read(4096)

@@ -1,6 +1,6 @@
 """Which files of a folder belong together: a subfolder's, or those of one name but for train, dev and test.
 
-Whatever is left out is told with its reason.
+Whatever is left out is named with its reason.
 """
 
 from __future__ import annotations

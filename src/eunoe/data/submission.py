@@ -28,7 +28,7 @@ OLDEST = (1980, 1, 1, 0, 0, 0)
 LARGEST = 64 * 2**20
 """Bytes of a whole submission at most; GLUE's have about 5 MB."""
 SHOWN = 5
-"""Faults told of one file; the rest are counted."""
+"""Faults listed of one file; the rest are counted."""
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", re.IGNORECASE)
 """A number as every reader takes it: Python's own also takes ``1_0``, blanks and other digits."""
 

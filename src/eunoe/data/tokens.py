@@ -118,7 +118,7 @@ def around(tokenizer: Any) -> tuple[list[int], list[int]]:
 def encode(documents: Iterable[str], tokenizer: Any, doing: str) -> Iterator[list[int]]:
     """The token ids of the documents, each with its marks, in pieces that follow one another.
 
-    ``doing``: what is told where a signal stops it, as in ``tokenising news.txt``.
+    ``doing``: what is said where a signal stops it, as in ``tokenising news.txt``.
     """
     before, after = around(tokenizer)
     for batch in _batches(_pieces(documents)):

@@ -1,4 +1,4 @@
-"""What RecAdam's settings will do over a run, told before anything trains.
+"""What RecAdam's settings will do over a run, shown before anything trains.
 
 RecAdam (https://arxiv.org/abs/2004.12651) has three knobs, k, t0 and gamma, that act together with the learning rate, its schedule
 and the length of the run. A wrong choice is silent: with the defaults of the released script a run of 200 steps learns
