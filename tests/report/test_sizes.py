@@ -82,7 +82,7 @@ def test_the_page_shows_them_by_method(made: Path) -> None:
     lines = [line for line in section.splitlines() if line.startswith("<tr>")]
     assert len(lines) == 3
     (keeps,) = (line for line in lines if ">keeps<" in line)
-    assert "buffer 800 B, teacher &lt;on disk&gt; 5.00 MB" in keeps
+    assert "teacher &lt;on disk&gt; 5.00 MB, buffer 800 B" in keeps
     (alone,) = (line for line in lines if ">alone<" in line)
     assert "64 B" in alone, "16 numbers of one domain"
 
@@ -100,6 +100,15 @@ def test_damaged_sizes_are_named_and_the_page_goes_without(made: Path, tmp_path:
     page = write_report(out).read_text(encoding="utf-8")
     assert "does not hold" in page
     assert "<h2>Memory it keeps</h2>" in page, "of the others"
+
+
+def test_of_many_parts_the_largest_are_named(made: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "out"))
+    file = next(out.glob("sequences/keeps*/domains/1-*/sizes.json"))
+    file.write_text(json.dumps({"checkpoint": 1, "beside": {f"layer {i}": i for i in range(1, 31)}}))
+    page = write_report(out).read_text(encoding="utf-8")
+    assert "465 B" in page, "the sum of all"
+    assert "layer 30 30 B, layer 29 29 B, layer 28 28 B, layer 27 27 B, layer 26 26 B, layer 25 25 B, 24 more" in page
 
 
 def test_together_keeps_what_its_parts_keep() -> None:

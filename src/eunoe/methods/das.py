@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from eunoe import stop
 from eunoe.data.collate import Batch
 from eunoe.errors import EunoeError
-from eunoe.methods.base import Method, Outputs, Stage
+from eunoe.methods.base import Method, Outputs, Stage, bytes_of
 from eunoe.models.anatomy import anatomy
 from eunoe.models.dropout import CheapDropout
 from eunoe.models.heads import at_least_float32, mean_pool
@@ -175,6 +175,9 @@ class Das(Method):
     # -- state and facts ---------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         return dict(self.importance)
+
+    def sizes(self) -> dict[str, int]:
+        return {"importance of units": bytes_of(dict(self.importance))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         shapes = {name: (units,) for name, units in self.gates.units.items()}

@@ -9,6 +9,9 @@ from eunoe.report import html
 from eunoe.report.metrics import typeset
 from eunoe.report.read import Run, Sizes
 
+PARTS = 6
+"""Of what a method keeps, the largest that are named."""
+
 
 def bytes_text(count: int) -> str:
     """A number of bytes, to three digits.
@@ -35,7 +38,8 @@ def sizes_section(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> 
     lines = []
     for label, places in by_label.items():
         first, last = (_largest(places[place]) for place in (min(places), max(places)))
-        parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in last.beside.items())
+        named = [f"{name} {bytes_text(size)}" for name, size in sorted(last.beside.items(), key=lambda part: -part[1])]
+        parts = ", ".join([*named[:PARTS], *([f"{len(named) - PARTS} more"] if len(named) > PARTS else [])])
         lines.append([escape(label), *(bytes_text(one.checkpoint) for one in (first, last)),
                       *(bytes_text(sum(one.beside.values())) for one in (first, last)), escape(parts) or html.NONE])  # fmt: skip
     if not lines:
