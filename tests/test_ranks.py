@@ -5,12 +5,14 @@ And what other launchers, or half of one, left in the environment: refused or ov
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
 import re
-import socket
+import signal
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,44 +29,43 @@ from eunoe.errors import EunoeError
 from eunoe.recipe import load_recipe
 from eunoe.report.schema import read_rows
 from eunoe.verify import verify
-from tests.faults.test_kill import EXEMPT, forks
+from tests.faults.moments import counted, signal_at
+from tests.faults.test_kill import EXEMPT, KILLS, forks
+from tests.pairs import ended, start_pair
 from tests.tiny_run import state, tiny_recipe, tiny_settings
 
 __all__ = ["forks"]
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch with gloo")
 
 
-def one_of_two(rank: int, port: int, recipe: str, out: str) -> None:
-    """``eunoe run`` with the surroundings that ``torchrun --nproc-per-node 2`` gives."""
-    import torch
+def one_of_two(rank: int, recipe: str, out: str, moments: tuple[int, int], which: int, slow: bool) -> None:
+    """``eunoe run`` in one of two, which is sent a signal at its moment (0: never; then it says how many there were).
 
-    torch.set_num_threads(1)
+    ``slow``: the second one sees the marks of what is done late, as over a network.
+    """
+    if slow and rank:
+        real = Path.read_bytes
+
+        def late(self: Path) -> bytes:
+            time.sleep(0.2 * (self.name == "cell.json"))
+            return real(self)
+
+        Path.read_bytes = late  # type: ignore[method-assign]
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        EUNOE_CACHE=str(Path(recipe).parent / "cache"), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false",
-    )  # fmt: skip
+        EUNOE_CACHE=str(Path(recipe).parent / "cache"), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+    )
     os.chdir(Path(out).parent)
-    with open(os.devnull, "w") as silent, redirect_stdout(silent), redirect_stderr(silent):
+    with nullcontext() if moments[rank] else counted(Path(f"moments-{rank}")):
+        if moments[rank]:
+            signal_at(moments[rank], which)
         code = main(["run", recipe, "--out", Path(out).name])
     sys.exit(code)
 
 
-def start(forks: ForkServerContext, recipe: Path, out: Path) -> list[BaseProcess]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [forks.Process(target=one_of_two, args=(rank, port, str(recipe), str(out))) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def finish(forks: ForkServerContext, recipe: Path, out: Path) -> None:
-    processes = start(forks, recipe, out)
-    for process in processes:
-        process.join(180)
-    assert [process.exitcode for process in processes] == [0, 0]
+def start(
+    forks: ForkServerContext, recipe: Path, out: Path, moments: tuple[int, int] = (0, 0), which: int = signal.SIGKILL, slow: bool = False
+) -> list[BaseProcess]:  # fmt: skip
+    return start_pair(forks, out.parent, one_of_two, str(recipe), str(out), moments, which, slow)
 
 
 def recipe_without_chance(folder: Path) -> Path:
@@ -78,15 +79,13 @@ def recipe_without_chance(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_end_where_one_does_are_proved_and_survive_a_kill(
+def test_two_processes_end_where_one_does_are_proved_and_survive_kills(
     forks: ForkServerContext, tmp_path: Path
 ) -> None:
     recipe = recipe_without_chance(tmp_path)
     one, two, killed = tmp_path / "one" / "out", tmp_path / "two" / "out", tmp_path / "killed" / "out"
     run(load_recipe(str(recipe)), one)
-    began = time.monotonic()
-    finish(forks, recipe, two)
-    seconds = time.monotonic() - began
+    ended(start(forks, recipe, two, slow=True), two.parent)
     alone, shared = read_rows(one / "rows.jsonl"), read_rows(two / "rows.jsonl")
     assert [(row.method, row.learnt, row.task, row.metric) for row in alone] == [
         (row.method, row.learnt, row.task, row.metric) for row in shared
@@ -100,15 +99,35 @@ def test_two_processes_end_where_one_does_are_proved_and_survive_a_kill(
     model = AutoModelForMaskedLM.from_pretrained(next(tmp_path.glob("*/config.json")).parent)
     eunoe.load_plugins(model, two / "sequences" / "cpt.given.seed0" / "plugins")
 
-    processes = start(forks, recipe, killed)
-    time.sleep(seconds / 2)
-    processes[1].kill()
-    time.sleep(0.2)
-    processes[0].kill()  # torchrun ends the others when one is gone
-    for process in processes:
-        process.join()
-    finish(forks, recipe, killed)
+    chance = random.Random(3)
+    for kill in range(max(2, KILLS - 1)):  # in turn one of them; each life finds what the ones before left
+        victim = 1 - kill % 2
+        many = int((two.parent / f"moments-{victim}").read_text())
+        moments = [0, 0]
+        moments[victim] = round(chance.uniform(0.1, 0.6) * many)
+        codes = [2, 2]
+        codes[victim] = -signal.SIGKILL
+        said = ended(start(forks, recipe, killed, (moments[0], moments[1])), killed.parent, codes)
+        lines = said[1 - victim].splitlines()
+        assert len(lines) == 1, said
+        assert re.fullmatch(rf"eunoe: process {1 - victim} of 2 stops, as another one ended or gives no sign \(.+\) What that one said "
+                            r"last .* What is done is kept; run the same command to resume\.", lines[0])  # fmt: skip
+    ended(start(forks, recipe, killed, slow=True), killed.parent)
     assert state(killed, EXEMPT) == state(two, EXEMPT)
+
+
+@pytest.mark.slow
+def test_what_the_first_process_finds_wrong_both_say(forks: ForkServerContext, tmp_path: Path) -> None:
+    """It alone looks at the run folder: the other one would wait for it."""
+    recipe = recipe_without_chance(tmp_path)
+    taken = tmp_path / "taken" / "out"
+    taken.mkdir(parents=True)
+    with open(taken / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = ended(start(forks, recipe, taken), taken.parent, (2, 2))
+    assert {line for text in said for line in text.splitlines()} == {
+        "eunoe: another process is running in out. Wait for it, or choose another --out."
+    }
 
 
 def test_more_processes_than_blocks_in_a_micro_batch_are_refused(

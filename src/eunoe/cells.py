@@ -78,6 +78,10 @@ class Plan(Protocol):
         """Every file or folder that will be read, as recipes name them."""
         ...
 
+    def refuse_ranks(self) -> None:
+        """Raise ``EunoeError`` for what several processes of a launcher cannot do; nothing is read for it."""
+        ...
+
     def prepare(self, out: Path) -> dict[str, str]:
         """Read and check everything, before anything is written; name -> SHA-256 of what is read. Raises ``EunoeError``."""
         ...

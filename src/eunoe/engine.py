@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -36,6 +36,7 @@ from eunoe.folder import (
     refuse_other,
     try_lock,
 )
+from eunoe.foreign import first_line
 from eunoe.jobs import alone, number, share
 from eunoe.models.load import clear_shelf
 from eunoe.plan import resolve
@@ -76,7 +77,7 @@ def run(
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     out = Path("runs") / recipe.name if out is None else as_path(out, "out")
-    with stop.watching(), _same_threads_after():
+    with stop.watching(), _same_threads_after(), _one_line_where_a_process_is_lost(), ExitStack() as held:
         stop.check("starting")  # torch and transformers are imported by now, which takes seconds
         for line in ranks.check():
             say(line)
@@ -84,10 +85,11 @@ def run(
             raise EunoeError(f"--jobs is {jobs}, but torchrun started {ranks.world()} processes: these share each batch, jobs would share "
                              "the cells. Leave --jobs out, or start without torchrun.")  # fmt: skip
         plan = plan_of(recipe)
-        plan.recipe = _with_threads_of(plan.recipe, out)
-        refuse_other(plan.recipe, out, _resolved)
+        plan.refuse_ranks()
         # before model and text are loaded: a finished run is known without them
-        if not relearn and _finished(plan, out):
+        threads, is_finished = ranks.decide(lambda: _begun(plan, out, relearn))
+        plan.recipe = replace(plan.recipe, threads=threads)
+        if is_finished:
             added = fill_constant(out) if fill else []
             say(
                 f"{out} is finished: every score of the recipe is there. {'Only submission.zip' if added else 'Nothing'} was changed."
@@ -96,29 +98,54 @@ def run(
         refuse_inside(out, plan.sources())
         reads = plan.prepare(out)
         plan.recipe = settled(plan)
-        with (
-            claimed(plan.recipe, out, command, reads, resolve=_resolved, shared=ranks.world() == 1)
-            if ranks.first()
-            else nullcontext("")
-        ):
-            ranks.wait()
-            board = Board(out, fingerprint(out))
-            torch.set_num_threads(plan.recipe.threads)
+        claim = claimed(plan.recipe, out, command, reads, resolve=_resolved, shared=ranks.world() == 1)
+        board = Board(out, ranks.decide(lambda: held.enter_context(claim)))
+        torch.set_num_threads(plan.recipe.threads)
+        ranks.decide(lambda: _begin(plan, board, relearn))
+        count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell
+        if count > 1:
+            plan = plan_of(plan.recipe)  # one that holds neither model nor text, while the jobs do
+            clear_shelf()
+            share(out, count)
+            board = Board(out, board.run)
             plan.begin(board)
-            if relearn and ranks.first():
-                plan.drop_damaged(board)
-            ranks.wait()
-            count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell
-            if count > 1:
-                plan = plan_of(plan.recipe)  # one that holds neither model nor text, while the jobs do
-                clear_shelf()
-                share(out, count)
-                board = Board(out, board.run)
-                plan.begin(board)
-                if any(not board.done(cell) for cell in plan.cells(board)):  # some were killed
-                    plan.prepare(out)
-            work(plan, board)
-            return _finish(plan, board, fill) if ranks.first() else out / "report.html"
+            if any(not board.done(cell) for cell in plan.cells(board)):  # some were killed
+                plan.prepare(out)
+        work(plan, board)
+        return _finish(plan, board, fill) if ranks.first() else out / "report.html"
+
+
+@contextmanager
+def _one_line_where_a_process_is_lost() -> Iterator[None]:
+    """What torch raises where another process of the launcher ended, or gives no sign, as an ``EunoeError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ranks.lost(error):
+            raise
+        stop.check(
+            "working through the recipe", "what is done is kept"
+        )  # all were asked to stop, and it was the first to
+        raise EunoeError(
+            f"process {ranks.rank()} of {ranks.world()} stops, as another one ended or gives no sign ({first_line(error)}) What that one "
+            "said last gives the reason. What is done is kept; run the same command to resume."
+        ) from error
+
+
+def _begun(plan: Plan, out: Path, relearn: bool) -> tuple[Any, bool]:
+    """The threads that the run computes with (those it was begun with), and whether nothing is left to do.
+
+    Raises ``EunoeError`` for the folder of another recipe.
+    """
+    plan.recipe = _with_threads_of(plan.recipe, out)
+    refuse_other(plan.recipe, out, _resolved)
+    return plan.recipe.threads, not relearn and _finished(plan, out)
+
+
+def _begin(plan: Plan, board: Board, relearn: bool) -> None:
+    plan.begin(board)
+    if relearn:
+        plan.drop_damaged(board)
 
 
 @contextmanager
@@ -160,16 +187,15 @@ def _state_intact(out: Path, cell: Cell) -> bool:
 def work(plan: Plan, board: Board) -> None:
     """Do every cell that is owed, sharing with other processes; returns when all are done."""
     torch.set_num_threads(plan.recipe.threads)
+    if ranks.world() > 1:
+        _work_in_step(plan, board)
+        return
     group = ""
     while True:
         stop.check("working through the recipe", "what is done is kept")
         owed = [cell for cell in plan.cells(board) if not board.done(cell)]
         if not owed:
             return
-        if ranks.world() > 1:
-            _carry_out(plan, board, owed[0])
-            ranks.wait()
-            continue
         ready = [cell for cell in owed if board.ready(cell)]
         # the lock decides, not the list: between looking and taking another process may have been quicker
         taken = next((cell for cell in _in_turn(ready, group) if _take(plan, board, cell)), None)
@@ -179,6 +205,17 @@ def work(plan: Plan, board: Board) -> None:
             group = taken.group
             if alone():
                 _gather(plan, board)
+
+
+def _work_in_step(plan: Plan, board: Board) -> None:
+    """Every cell that is owed, by all processes of a launcher together; which is next the first one says, as it writes the marks."""
+    cells = {cell.key: cell for cell in plan.cells(board)}
+    while True:
+        stop.check("working through the recipe", "what is done is kept")
+        key = ranks.decide(lambda: next((key for key, cell in cells.items() if not board.done(cell)), None))
+        if key is None:
+            return
+        _carry_out(plan, board, cells[key])
 
 
 def join(out: Path) -> None:

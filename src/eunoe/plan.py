@@ -150,7 +150,6 @@ class RunPlan:
     # -- before anything is written ------------------------------------------------------------------------------------
     def prepare(self, out: Path) -> dict[str, str]:
         recipe, self.out = self.recipe, out
-        self._refuse_ranks()
         for domain in recipe.domains:
             if domain.task is not None:
                 check_task(domain.task, f"task of {domain.name!r}")
@@ -196,8 +195,7 @@ class RunPlan:
         text = [(s, corpus.files, False) for corpus in corpora for s in (corpus.source, corpus.valid) if s is not None]
         return text + [(s, None, True) for task in tasks for s in (task.train, task.dev, task.test) if s is not None]
 
-    def _refuse_ranks(self) -> None:
-        """What several processes cannot do."""
+    def refuse_ranks(self) -> None:
         world = ranks.world()
         if world > 1 and self.recipe.model.head == "train":
             raise EunoeError("model.head: train is for one process. Train the head first, then give its folder to the run of several: "
@@ -211,8 +209,7 @@ class RunPlan:
 
     # -- one cell ------------------------------------------------------------------------------------------------------
     def begin(self, board: Board) -> None:
-        if ranks.first():
-            self._rows_before(board)  # put aside before rows.jsonl is gathered anew
+        self._rows_before(board)  # put aside before rows.jsonl is gathered anew
 
     def carry_out(self, cell: Cell, board: Board) -> list[str]:
         work = cell.work

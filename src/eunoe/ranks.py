@@ -2,15 +2,23 @@
 
 Only the batches of post-training are divided (data/collate.py, train.py). Everything else is computed by each process
 alike, so that none has to be told what another computed; what is written is written by the first, and read by all after
-``wait``. What a launcher may have set besides is refused or overruled by name (``check``), never followed in silence.
+``wait``. But what is found in the run folder (what is done, from where to resume, whose it is) the first process alone looks
+up and tells the others (``decide``): it writes there, so each of them could find something else and wait for ever.
+What a launcher may have set besides is refused or overruled by name (``check``), never followed in silence.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from eunoe.errors import EunoeError
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for another that gives no sign; one that ended is noticed at once."""
 
 _UNSUPPORTED = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -100,17 +108,50 @@ def on_cpu() -> bool:
 def device() -> Any:
     """The ``torch.device`` that this process computes on: what accelerate takes for training, so that scores, probes and
     ``eunoe verify`` see the numbers of the device that trained."""
-    from accelerate import PartialState
+    return joined().device
 
-    return PartialState(cpu=on_cpu()).device
+
+def joined() -> Any:
+    """accelerate's ``PartialState``: the first call joins the processes, and waits until all are there."""
+    from accelerate import PartialState  # slow to import
+
+    return PartialState(cpu=on_cpu(), timeout=PATIENCE)
 
 
 def wait() -> None:
     """Until all processes are here. Alone: nothing."""
     if world() > 1:
-        from accelerate import PartialState
+        joined().wait_for_everyone()
 
-        PartialState(cpu=on_cpu()).wait_for_everyone()
+
+def decide(look: Callable[[], T]) -> T:
+    """What ``look`` returns, or the ``EunoeError`` that it raises, in the first process: it alone calls it, and tells the others.
+
+    All processes must come here; none leaves before the first one has looked. What it returns must be picklable.
+    """
+    if world() == 1:
+        return look()
+    from torch.distributed import broadcast_object_list
+
+    joined()
+    told: list[Any] = [None, None]
+    if first():
+        try:
+            told[0] = look()
+        except EunoeError as error:
+            told[1] = error
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    found: T = told[0]
+    return found
+
+
+def lost(error: RuntimeError) -> bool:
+    """Does torch raise this because another process is gone, or gives no sign?"""
+    from torch.distributed import DistError
+
+    return world() > 1 and (isinstance(error, DistError) or "gloo" in str(error))
 
 
 def _number(name: str, default: int) -> int:
@@ -125,4 +166,4 @@ def _number(name: str, default: int) -> int:
         ) from None
 
 
-__all__ = ["check", "device", "first", "on_cpu", "rank", "refuse_several", "wait", "world"]
+__all__ = ["check", "decide", "device", "first", "joined", "lost", "on_cpu", "rank", "refuse_several", "wait", "world"]

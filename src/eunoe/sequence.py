@@ -190,7 +190,7 @@ class Walk:
     def learn(self, i: int, material: Material) -> None:
         """Learn stage ``i`` and save its final checkpoint; resumes inside. Does nothing where the final is there."""
         sequence, folder = self.sequence, self.out / self.sequence.stage_key(i)
-        if self._learnt(i):
+        if ranks.decide(lambda: self._learnt(i)):
             return
         self.after(-1 if not sequence.needs(i) else i - 1)
         domains, name, job = sequence.stages[i], sequence.names[i], self.job(i, material)
@@ -228,10 +228,8 @@ class Walk:
         if said in (None, now):
             return True
         say(f"{final} was learnt from a state that is no longer there: that stage is learnt again.")
-        if ranks.first():
-            shutil.rmtree(final)
-            (final.parent / "cell.json").unlink(missing_ok=True)
-        ranks.wait()
+        shutil.rmtree(final)
+        (final.parent / "cell.json").unlink(missing_ok=True)
         return False
 
     def own(self, i: int) -> None:

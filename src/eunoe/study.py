@@ -106,9 +106,11 @@ class StudyPlan:
         return next(row.value for row in board.rows(work.key) if row.at == self.recipe.search.by)
 
     # -- before anything is written ------------------------------------------------------------------------------------
+    def refuse_ranks(self) -> None:
+        ranks.refuse_several("a study")
+
     def prepare(self, out: Path) -> dict[str, str]:
         study, self.out = self.recipe, out
-        ranks.refuse_several("a study")
         self.lm = pretrained(study.model)
         self.lm.model.to(ranks.device())
         self.tasks = {task.name: load_study_task(task) for task in study.tasks}

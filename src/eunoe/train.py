@@ -228,6 +228,7 @@ def _cut(job: Job, trial: tuple[int, float, list[Tried]]) -> Job:
 def _accelerator(settings: LoopSettings) -> Accelerator:
     """The device, the processes and the precision; what the surroundings say of gradient accumulation is overruled."""
     ranks.check()
+    ranks.joined()
     AcceleratorState._reset_state()  # else a second training of the process could not have another precision
     once = GradientAccumulationPlugin(num_steps=1)
     return Accelerator(mixed_precision=precision(settings), cpu=ranks.on_cpu(), gradient_accumulation_plugin=once)
@@ -351,7 +352,7 @@ def _resume(job: Job, identity: Mapping[str, str], optimizer: Optimizer, schedul
     """Restore the newest checkpoint that verifies; say which were skipped and why. One of another training is refused."""
     if job.folder is None:
         return Trained(0)
-    saved, skipped = checkpoint.newest(job.folder, identity)
+    saved, skipped = _newest(job.folder, identity)
     if saved is None:
         return Trained(0, notes=skipped)
     groups = saved.groups
@@ -365,6 +366,21 @@ def _resume(job: Job, identity: Mapping[str, str], optimizer: Optimizer, schedul
             job.carry.load_state_dict(loop["carry"])
         return Trained(int(loop["steps"]), bool(loop["ended"]), [tuple(point) for point in loop["curve"]], int(loop["tokens"]),
                        float(loop["seconds"]), skipped, [tuple(point) for point in loop["observed"]])  # fmt: skip
+
+
+def _newest(folder: Path, identity: Mapping[str, str]) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """``checkpoint.newest`` of the first process, for all: two that resumed from different steps would wait for each other."""
+    own: list[checkpoint.Checkpoint | None] = []
+
+    def look() -> tuple[Path | None, list[str]]:
+        saved, skipped = checkpoint.newest(folder, identity)
+        own.append(saved)
+        return (saved.folder if saved else None), skipped
+
+    chosen, skipped = ranks.decide(look)
+    if not own:
+        own.append(None if chosen is None else checkpoint.load(chosen, identity))
+    return own[0], skipped
 
 
 __all__ = ["Job", "Trained", "Tried", "precision", "train", "trial"]
