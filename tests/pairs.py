@@ -49,6 +49,9 @@ def ended(pair: Sequence[BaseProcess], folder: Path, codes: Sequence[int] = (0, 
 def _in_pair(rank: int, port: int, folder: Path, target: Callable[..., None], args: tuple[Any, ...]) -> None:
     import torch
 
+    from eunoe import progress
+
+    progress.console.quiet = True  # its half minute began when the server started, so a line could be due at once
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),

@@ -110,7 +110,7 @@ def test_two_processes_end_where_one_does_are_proved_and_survive_kills(
         said = ended(start(forks, recipe, killed, (moments[0], moments[1])), killed.parent, codes)
         lines = said[1 - victim].splitlines()
         assert len(lines) == 1, said
-        assert re.fullmatch(rf"eunoe: process {1 - victim} of 2 stops, as another one ended or gives no sign \(.+\) What that one said "
+        assert re.fullmatch(rf"eunoe: process {1 - victim} of 2 stops, as another one ended or gives no sign\. What that one said "
                             r"last .* What is done is kept; run the same command to resume\.", lines[0])  # fmt: skip
     ended(start(forks, recipe, killed, slow=True), killed.parent)
     assert state(killed, EXEMPT) == state(two, EXEMPT)

@@ -36,7 +36,6 @@ from eunoe.folder import (
     refuse_other,
     try_lock,
 )
-from eunoe.foreign import first_line
 from eunoe.jobs import alone, number, share
 from eunoe.models.load import clear_shelf
 from eunoe.plan import resolve
@@ -127,7 +126,7 @@ def _one_line_where_a_process_is_lost() -> Iterator[None]:
             "working through the recipe", "what is done is kept"
         )  # all were asked to stop, and it was the first to
         raise EunoeError(
-            f"process {ranks.rank()} of {ranks.world()} stops, as another one ended or gives no sign ({first_line(error)}) What that one "
+            f"process {ranks.rank()} of {ranks.world()} stops, as another one ended or gives no sign. What that one "
             "said last gives the reason. What is done is kept; run the same command to resume."
         ) from error
 

@@ -143,8 +143,8 @@ def decide(look: Callable[[], T]) -> T:
     broadcast_object_list(told)
     if told[1] is not None:
         raise told[1]
-    found: T = told[0]
-    return found
+    answer: T = told[0]
+    return answer
 
 
 def lost(error: RuntimeError) -> bool:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import psutil
 
 from eunoe import progress
 from eunoe.cli import main
+from tests.faults.moments import counted, signal_at
 
 LIMIT = 120.0
 COMMAND = "import sys; from eunoe.cli import main; sys.exit(main())"
@@ -50,7 +50,7 @@ def life(words: list[str], folder: str, before: str, jobs: int) -> None:
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = ["eunoe", *words]
-    exec(before, {})
+    exec(before, {"counted": counted, "signal_at": signal_at})
     sys.exit(main())
 
 
@@ -73,16 +73,6 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.005)
-
-
-def catches(pid: int) -> bool:
-    """Does the process have its own handler of SIGTERM yet? Before, Python itself is starting."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-    mask = next((line for line in status.splitlines() if line.startswith("SigCgt")), "SigCgt: 0")
-    return bool(int(mask.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def jobs_of(process: BaseProcess) -> list[psutil.Process]:

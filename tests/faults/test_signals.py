@@ -6,15 +6,13 @@ import os
 import random
 import signal
 import sys
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
-from tests.faults.process import LIMIT, catches, command, end, start, until
+from tests.faults.process import LIMIT, command, end, start
 from tests.faults.test_kill import EXEMPT, forks
 from tests.tiny_run import state, tiny_recipe
 
@@ -33,6 +31,13 @@ def at(module, name, count=1, which=signal.SIGTERM):
             os.kill(os.getpid(), which)
         return real(*args, **kwargs)
     setattr(home, name, watched)
+"""
+COUNTED = """
+from multiprocessing.util import Finalize
+from pathlib import Path
+count = counted(Path("moments"))
+count.__enter__()
+Finalize(None, count.__exit__, (None, None, None), exitpriority=1)
 """
 PLACES = {
     "reading the model": "at('eunoe.models.load', 'load_lm')",
@@ -63,12 +68,12 @@ builtins.__import__ = seen
 
 @dataclass(frozen=True)
 class Tiny:
-    """A recipe, the words that run it, the folder and the state of its run that nothing disturbed, and how long that took."""
+    """A recipe, the words that run it, the folder and the state of its run that nothing disturbed, and how many moments that had."""
 
     words: list[str]
     folder: Path
     whole: dict[str, str]
-    seconds: float
+    moments: int
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +83,11 @@ def tiny(forks: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> 
         folder, methods=["cpt"], seeds=[0], evaluation={"blocks": 6, "batch": 8, "base": False},
         training={"block": 16, "batch": 4, "steps": 4, "lr": 0.005, "checkpoint_every": 1},
     )  # fmt: skip
-    words, began = ["run", str(recipe), "--out", "out"], time.monotonic()
-    ended = end(start(forks, words, folder / "whole"), folder / "whole")
+    words = ["run", str(recipe), "--out", "out"]
+    ended = end(start(forks, words, folder / "whole", COUNTED), folder / "whole")
     assert ended == (0, "")
-    return Tiny(words, folder, state(folder / "whole" / "out", EXEMPT), time.monotonic() - began)
+    moments = int((folder / "whole" / "moments").read_text())
+    return Tiny(words, folder, state(folder / "whole" / "out", EXEMPT), moments)
 
 
 def assert_stopped(code: int | None, err: str, name: str = "SIGTERM") -> None:
@@ -111,27 +117,16 @@ def test_a_signal_while_python_imports_the_engine(tiny: Tiny) -> None:
 
 
 def test_signals_at_random_moments_are_never_lost(forks: ForkServerContext, tiny: Tiny) -> None:
-    """``EUNOE_SIGNALS`` sets how many (20 is the full trial). Each run has ended by itself, or ends by the signal."""
-    chance, ends = random.Random(5), []
+    """``EUNOE_SIGNALS`` sets how many (20 is the full trial)."""
+    chance = random.Random(5)
     for k in range(MOMENTS):
         folder, which = tiny.folder / f"at{k}", chance.choice([signal.SIGINT, signal.SIGTERM])
-        process = start(forks, tiny.words, folder)
-        assert process.pid is not None
-        until(lambda process=process: catches(process.pid) or not process.is_alive())  # type: ignore[misc]
-        time.sleep(chance.uniform(0, tiny.seconds))
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, which)
-        code, err = end(process, folder)
-        ends.append(code)
-        if code:
-            assert_stopped(code, err, which.name)
-            assert end(start(forks, tiny.words, folder), folder)[0] == 0  # it may say that the run was finished
-        else:
-            assert err == ""
-            assert "report:" in (folder / "stdout").read_text()
+        moment = 1 + int(tiny.moments * (k + chance.random()) / MOMENTS)
+        before = f"signal_at({moment}, {int(which)})"
+        code, err = end(start(forks, tiny.words, folder, before), folder)
+        assert_stopped(code, err, which.name)
+        assert end(start(forks, tiny.words, folder), folder)[0] == 0  # it may say that the run was finished
         assert state(folder / "out", EXEMPT) == tiny.whole
-    print("ended with", ends)
-    assert 130 in ends
 
 
 def test_a_second_signal_ends_it_at_once_and_nothing_is_torn(forks: ForkServerContext, tiny: Tiny) -> None:
