@@ -49,7 +49,7 @@ PLACES = {
     "saving": "at('eunoe.checkpoint', 'save', 2)",
     "writing a cell": "at('eunoe.cells', 'write_mark', 3)",
     "gathering rows": "at('eunoe.engine', '_gather', 2)",
-    "writing the report": "at('eunoe.engine', 'write_report')",
+    "writing the report": "at('eunoe.report.page', 'write_report')",
     "marking the end": "at('eunoe.engine', 'mark_finished')",
 }  # fmt: skip
 
