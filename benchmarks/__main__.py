@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cpt, jobs, posttraining, protocol, recadam, startup
+from benchmarks import contention, cpt, jobs, posttraining, protocol, recadam, startup
 from eunoe.lookup import lookup
 
 BENCHMARKS = {
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "cpt": cpt.main,
     "protocol": protocol.main,
     "jobs": jobs.main,
+    "contention": contention.main,
 }
 
 LONG = ("protocol",)

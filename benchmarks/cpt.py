@@ -1,26 +1,23 @@
-"""CPT's step: tokens/s against the released way, its share of the machine's matrix-product peak, and its cost as domains
-pile up.
+"""CPT's step: its speed against the released way, in float32 and in bfloat16, its share of the matrix-product peak, and its cost as
+domains pile up.
 
 RoBERTa-base's shape (12 layers, width 768, vocabulary 50,265; random weights, dropout 0.1), plug-ins of 512 and 768 inner units,
-4 x 164 tokens a step, float32, two threads, AdamW, each tensor clipped by itself. Ours is ``eunoe.train.train`` as users run
-it: masking, blocking, clipping, the optimizer's step and records included. After six of its steps the others take
-their turn: products of two 2048 x 2048 matrices (the peak), and six steps the released way. The first three of six are not
-counted: they ask the system again for memory that the other gave back, which a training by itself does in its first steps alone.
+4 x 164 tokens a step, AdamW, each tensor clipped by itself. Ours is ``eunoe.train.train`` as users run it: masking, blocking,
+clipping, the optimizer's step and records included, in float32 and (where the CPU has units for it) in bfloat16. The two and the
+released way in float32 take turns step by step; what is compared is the processor time of one thread.
 
 The released way (https://github.com/UIC-Liu-Lab/CPT) is done by plain transformers with the same plug-ins and masks: labels
 given, so every position passes the vocabulary product; LayerNorms and the LM head's dense layer train too. It gets ready-made
 batches and torch's fused AdamW, which the release has not.
 
 Step cost against finished domains: three models, of which 1, 10 and 100 domains are finished, take turns step by step; one row
-of 164 tokens a step, so that what does not depend on tokens (blocking, the optimizer) weighs four times as much; processor time on
-one thread, which a busy machine moves less than the clock on the wall.
+of 164 tokens a step, so that what does not depend on tokens (blocking, the optimizer) weighs four times as much.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -29,18 +26,21 @@ from torch import nn
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from benchmarks.arithmetic import Shape, as_released, plugins_alone
-from benchmarks.measure import peak_flops, quartiles, ratio, side_by_side, taking_turns
+from benchmarks.measure import DTYPE, Precision, peak_flops, quartiles, ratio, side_by_side
 from eunoe.choices import make_optimizer
 from eunoe.data.collate import LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.methods.base import Batches, Method, Stage
 from eunoe.methods.cpt import Cpt, CptSettings
 from eunoe.models.anatomy import anatomy
+from eunoe.models.half import can_half
 from eunoe.models.heads import lm_loss
 from eunoe.recipe import LoopSettings
 from eunoe.train import Job
 
-ROWS, ATTENTION, FFN, TURNS, EACH, SETTLE, AGAINST = 4, 512, 768, 3, 6, 3, 15
+ROWS, ATTENTION, FFN, ROUNDS, AGAINST = 4, 512, 768, 4, 12
+AIMS: dict[Precision, float] = {"float32": 1.8, "bf16": 2.3}
+"""What is aimed at against the released way in float32."""
 SHAPE = Shape(layers=12, width=768, inner=3072, vocabulary=50265, block=164)
 FINISHED = (1, 10, 100)
 
@@ -67,11 +67,11 @@ def domain_stage(domain: str, ready: Batches) -> Stage:
     return Stage(name=domain, domains=(domain,), batches=ready)
 
 
-def job(lm: nn.Module, method: Cpt, domain: str, steps: int, rows: int = ROWS) -> Job:
+def job(lm: nn.Module, method: Cpt, domain: str, steps: int, rows: int = ROWS, precision: Precision = "float32") -> Job:
     """One domain to learn with the published settings, as a run composes it."""
     return Job(
         name=domain, model=lm, batches=batches(steps, rows), loss=lm_loss, seed=0, method=method,
-        settings=LoopSettings(batch=rows, steps=steps, lr=1e-4, clip_by="tensor"),
+        settings=LoopSettings(batch=rows, steps=steps, lr=1e-4, clip_by="tensor", precision=precision),
         optimizer=lambda m: make_optimizer("adamw", m, 1e-4, steps),
     )  # fmt: skip
 
@@ -117,28 +117,24 @@ def released(lm: nn.Module, method: Method, domain: str, ready: LMBatches, half:
 
 
 def speed() -> None:
-    """Our step, the released way and the machine's peak in turn."""
-    peaks: list[float] = []
-    steps = TURNS * EACH
-    ours, theirs = taking_turns(
-        job(*model(1), "0", steps),
-        released(*model(1), "0", batches(steps)),
-        each=EACH,
-        settle=SETTLE,
-        before=lambda: peaks.append(peak_flops(seconds=0.6)),
-    )
+    """Our step in each precision and the released way in float32, in turn."""
+    precisions: list[Precision] = ["float32", "bf16"] if can_half() else ["float32"]
+    if not can_half():
+        print("this CPU has no units for bfloat16 (AVX512_BF16, AMX): no row for bf16")
+    steps = ROUNDS + 1
+    jobs = [job(*model(1), "0", steps, precision=precision) for precision in precisions]
+    *mine, theirs = side_by_side(jobs, released(*model(1), "0", batches(steps)))
     targets = sum(len(batches(steps)[step][0]["labels"]) for step in range(steps)) / (steps * ROWS * SHAPE.block)
     need, tokens = plugins_alone(SHAPE, ATTENTION, FFN, targets), ROWS * SHAPE.block
-    around = [max(pair) for pair in pairwise(peaks)]  # the better of the peaks before and after a turn
-    beside = [peak for peak in around for _ in range(EACH - SETTLE)]
-    shares = sorted(need * tokens / seconds / peak for seconds, peak in zip(ours, beside, strict=True))
-    print(
-        f"{ratio(theirs, ours)} the released way's tokens/s ({tokens / median(ours):.0f} against {tokens / median(theirs):.0f}; "
-        f"needed {need / 1e6:.0f} MFLOP a token, theirs {as_released(SHAPE, ATTENTION, FFN) / 1e6:.0f}); "
-        f"{median(shares):.0%} ({shares[0]:.0%} to {shares[-1]:.0%}) of the matrix-product peak "
-        f"({median(beside) / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads)",
-        flush=True,
-    )
+    for precision, own in zip(precisions, mine, strict=True):
+        peak = peak_flops(dtype=DTYPE[precision])
+        rates = f"{tokens / median(own):.0f} against {tokens / median(theirs):.0f} tokens/s of one core"
+        sums = f"needed {need / 1e6:.0f} MFLOP a token, theirs {as_released(SHAPE, ATTENTION, FFN) / 1e6:.0f}"
+        share = f"{need * tokens / median(own) / peak:.0%} of the matrix-product peak ({peak / 1e9:.0f} GFLOP/s)"
+        print(
+            f"{precision}: {ratio(theirs, own)} the released way's speed in float32, aim {AIMS[precision]} x ({rates}; {sums}); {share}",
+            flush=True,
+        )
 
 
 def finish(method: Cpt, domains: int) -> None:

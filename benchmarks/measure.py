@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median, quantiles
+from typing import Literal
 
 import torch
 
 from eunoe.train import Job, train
 
+Precision = Literal["float32", "bf16"]
+DTYPE: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 
-def peak_flops(size: int = 2048, seconds: float = 1.5) -> float:
-    """The best float32 matrix-product rate seen over a while, in FLOP/s, with the threads in use."""
-    a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
-    best, stop = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < stop:
-        began = time.perf_counter()
-        torch.mm(a, b, out=out)
-        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+
+def peak_flops(size: int = 1536, seconds: float = 1.0, dtype: torch.dtype = torch.float32) -> float:
+    """The best matrix-product rate of one thread seen over a while, in FLOP a second of its processor time."""
+    a, b, out = (torch.randn(size, size).to(dtype) for _ in range(3))
+    best, stop = 0.0, time.thread_time() + seconds
+    with one_thread():
+        while time.thread_time() < stop:
+            began = time.thread_time()
+            torch.mm(a, b, out=out)
+            best = max(best, 2 * size**3 / (time.thread_time() - began))
     return best
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block torch has one thread, so that processor time is all of that thread's own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def in_turn(*work: Callable[[], float], rounds: int) -> list[list[float]]:
@@ -45,47 +62,15 @@ def ratio(a: list[float], b: list[float]) -> str:
     return f"{median(each):.2f} x ({each[0]:.2f} to {each[-1]:.2f})"
 
 
-def taking_turns(
-    job: Job, *others: Callable[[], float], each: int, settle: int, before: Callable[[], object] = lambda: None
-) -> list[list[float]]:
-    """Seconds of the steps of ``train(job)``, and what each other function returns, in turns of ``each`` steps or calls.
-
-    The first ``settle`` of each turn are not counted: they ask the system again for memory that the others gave back, which a
-    training by itself does in its first steps alone. ``before`` is called before each of our turns and after the last, outside the
-    clock.
-    """
-    if not 1 <= settle < each or len(job.batches) % each:
-        raise ValueError(f"{len(job.batches)} steps are no whole turns of {each} steps, of which {settle} settle")
-    clock = _Clock(job)
-    columns: list[list[float]] = [[] for _ in range(1 + len(others))]
-
-    def turn(step: int) -> dict[str, float]:
-        place = (step - 1) % each
-        if place >= settle:
-            columns[0].append(clock.read())
-        if place == each - 1:
-            for column, other in zip(columns[1:], others, strict=True):
-                column += [other() for _ in range(each)][settle:]
-            before()
-        clock.start()
-        return {}
-
-    before()
-    train(replace(job, batches=clock, observe=turn))
-    return columns
-
-
-def side_by_side(jobs: list[Job]) -> list[list[float]]:
-    """Seconds of processor time of each step of several trainings, which take turns; the first of each is not counted.
+def side_by_side(jobs: list[Job], *others: Callable[[], object]) -> list[list[float]]:
+    """Seconds of processor time of each step of several trainings and of each call of ``others``, in turn; the first are not counted.
 
     Each training has a thread, of which one runs at a time: a training cannot be left in the middle and resumed. It passes the turn
-    on after each step but its last, and then when it has ended: what ``train`` does after the last step is also its own.
-    torch is given one thread meanwhile, so that the time is all of that thread's own: what else the machine does, which moves
-    a clock on the wall by more than the differences looked for, is hardly in it.
+    on after each step but its last, and then when it has ended: what ``train`` does after the last step is also its own. ``others``
+    are called after the last training's steps. torch is given one thread meanwhile, so that the time is all of that thread's own: what
+    else the machine does, which moves a clock on the wall by more than the differences looked for, is hardly in it.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    columns: list[list[float]] = [[] for _ in jobs]
+    columns: list[list[float]] = [[] for _ in (*jobs, *others)]
     batons = [threading.Semaphore(0) for _ in jobs]
 
     going = list(range(len(jobs)))
@@ -95,10 +80,16 @@ def side_by_side(jobs: list[Job]) -> list[list[float]]:
             batons[next((k for k in going if k > i), going[0])].release()
 
     def run(i: int) -> None:
+        torch.set_num_threads(1)  # each thread has a number of its own
         clock = _Clock(jobs[i], time.thread_time)
 
         def turn(step: int) -> dict[str, float]:
             columns[i].append(clock.read())
+            if i == len(jobs) - 1:
+                for column, other in zip(columns[len(jobs) :], others, strict=True):
+                    began = time.thread_time()
+                    other()
+                    column.append(time.thread_time() - began)
             if step < len(jobs[i].batches):
                 pass_on(i)
                 batons[i].acquire()
@@ -112,12 +103,11 @@ def side_by_side(jobs: list[Job]) -> list[list[float]]:
             going.remove(i)
             pass_on(i)
 
-    with ThreadPoolExecutor(len(jobs)) as pool:
+    with one_thread(), ThreadPoolExecutor(len(jobs)) as pool:
         running = [pool.submit(run, i) for i in range(len(jobs))]
         batons[0].release()
         for one in running:
             one.result()
-    torch.set_num_threads(threads)
     return [column[1:] for column in columns]
 
 

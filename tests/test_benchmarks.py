@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import jobs
+from benchmarks import contention, jobs, posttraining
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.arithmetic import Shape, all_weights, as_released, plugins_alone
 from benchmarks.cpt import ATTENTION, FFN, SHAPE, finish, released, speed
-from benchmarks.measure import ratio, side_by_side, taking_turns
+from benchmarks.measure import ratio, side_by_side
 from benchmarks.protocol import REST, STAGES, Stages, ours, owed, pad, table, theirs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,22 +104,6 @@ def test_the_released_step_does_what_is_counted() -> None:
     assert counted.get_total_flops() == round(as_released(SMALL, 2, 3) * ROWS * SMALL.block)
 
 
-def test_turns_are_taken_after_so_many_steps_and_the_first_of_each_are_not_counted() -> None:
-    told: list[str] = []
-
-    def other() -> float:
-        told.append("other")
-        return float(len(told))
-
-    ours, theirs = taking_turns(job(4), other, each=2, settle=1, before=lambda: told.append("before"))
-    assert told == ["before", *["other", "other", "before"] * 2]
-    assert len(ours) == 2
-    assert theirs == [3.0, 6.0], "the second call of each turn"
-    assert all(seconds > 0 for seconds in ours)
-    with pytest.raises(ValueError, match="4 steps are no whole turns of 3"):
-        taking_turns(job(4), each=3, settle=1)
-
-
 def test_trainings_side_by_side_end_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Tensor] = []
 
@@ -130,39 +115,93 @@ def test_trainings_side_by_side_end_as_they_do_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Cpt, "end", end)
     alone, first, second, longer = job(3), job(3), job(3), job(4)
     train(alone)
-    columns = side_by_side([first, longer, second])
-    assert [len(column) for column in columns] == [2, 3, 2]
+    called: list[int] = []
+    columns = side_by_side([first, longer, second], lambda: called.append(1))
+    assert [len(column) for column in columns] == [2, 3, 2, 2]
+    assert len(called) == 3
+    assert all(seconds > 0 for column in columns for seconds in column)
     for name, value in alone.model.state_dict().items():
         assert torch.equal(value, first.model.state_dict()[name])
         assert torch.equal(value, second.model.state_dict()[name])
     assert sum(torch.equal(drawn[0], other) for other in drawn[1:]) == 2
 
 
+@pytest.mark.parametrize("units", [True, False])
 def test_the_speed_of_the_step_is_told_beside_the_released_way_and_the_peak(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], units: bool
 ) -> None:
     monkeypatch.setattr("eunoe.progress.console.quiet", True)
-    for name, value in (("model", lambda n: tiny()), ("job", lambda lm, method, domain, steps: job(steps)), ("batches", batches),
-                        ("released", lambda *a: lambda: 1.0), ("peak_flops", lambda seconds: 1e9)):  # fmt: skip
+    asked: list[str] = []
+
+    def small(lm: Any, method: Any, domain: str, steps: int, precision: str) -> Job:
+        asked.append(precision)
+        return job(steps)
+
+    for name, value in (("model", lambda n: tiny()), ("job", small), ("batches", batches), ("can_half", lambda: units),
+                        ("released", lambda *a: lambda: 1.0), ("peak_flops", lambda dtype: 1e9)):  # fmt: skip
         monkeypatch.setattr(f"benchmarks.cpt.{name}", value)
     speed()
-    assert re.fullmatch(
-        r"[\d.]+ x \(.*tokens/s.*% \(\d+% to \d+%\) of the matrix-product peak \(1 GFLOP/s.*\)\n",
-        capsys.readouterr().out,
-    )
+    told = capsys.readouterr().out.splitlines()
+    assert asked == (["float32", "bf16"] if units else ["float32"])
+    assert units or "no units for bfloat16" in told.pop(0)
+    assert [line.partition(":")[0] for line in told] == asked
+    for line in told:
+        assert re.search(r": [\d.]+ x \(.*tokens/s.*%? of the matrix-product peak \(1 GFLOP/s\)$", line), line
 
 
+@pytest.mark.parametrize("units", [True, False])
 def test_post_training_is_told_beside_the_plain_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], units: bool
 ) -> None:
     monkeypatch.setattr("eunoe.progress.console.quiet", True)
-    small = {"ROWS": 2, "BLOCK": 8, "STEPS": 2, "ROUNDS": 1, "LAYERS": 1, "WIDTH": 12, "INNER": 12, "VOCABULARY": 1100}
-    for name, value in {**small, "peak_flops": lambda: 1e9}.items():
+    shape = Shape(layers=1, width=12, inner=12, vocabulary=1100, block=8)
+    models = {name: posttraining.Model(shape, 2, 2, roberta) for name, roberta in (("bert", False), ("roberta", True))}
+    for name, value in {
+        "MODELS": models,
+        "ROUNDS": 1,
+        "can_half": lambda: units,
+        "peak_flops": lambda dtype: 1e9,
+    }.items():
         monkeypatch.setattr(f"benchmarks.posttraining.{name}", value)
     BENCHMARKS["posttraining"]()
     told = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in told] == ["all weights train", "frozen model, CPT plug-ins train"]
-    assert all(" x (" in line and "MFLOP a token needed, 1 GFLOP/s peak" in line for line in told)
+    assert units or "no units for bfloat16" in told.pop(0)
+    ways = ("all weights train", "frozen model, CPT plug-ins train")
+    rows = [f"{model}, {way}, {p}" for model in models for way in ways for p in ("float32", "bf16")[: 1 + units]]
+    assert [line.partition(":")[0] for line in told if "plain loop" in line] == rows
+    assert all(" x (" in line and ", aim " in line for line in told)
+    assert sum("as fast as our own float32, aim 1.7 x" in line for line in told) == 4 * units
+
+
+def test_a_step_beside_a_busy_process_is_told_against_one_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eunoe.progress.console.quiet", True)
+    sizes = {
+        "vocab_size": 10,
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 6,
+    }
+    for name, value in {"PAIRS": 2, "STEPS": 2, "SETTLE": 1, "ROWS": 2, "TOKENS": 3, "SIZES": sizes}.items():
+        monkeypatch.setattr(contention, name, value)
+    started: list[list[str]] = []
+    monkeypatch.setattr(contention.subprocess, "Popen", lambda words: started.append(words) or Ended())
+    pairs = contention.measure()
+    assert [len(pair) for pair in pairs] == [2, 2]
+    assert len(started) == 2, "one busy process in each pair"
+    answer = subprocess.CompletedProcess([], 0, "talk\n[[0.2, 0.4], [0.2, 0.3], [0.1, 0.4]]\n")
+    monkeypatch.setattr(contention.subprocess, "run", lambda words, **how: answer)
+    BENCHMARKS["contention"]()
+    assert "200 ms alone, 400 ms beside one busy process: 2.00 x (1.50 to 4.00), limit 2.5 x" in capsys.readouterr().out
+
+
+class Ended:
+    """A process that does nothing."""
+
+    def kill(self) -> None: ...
+    def wait(self) -> None: ...
 
 
 class Calls(TorchDispatchMode):

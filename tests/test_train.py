@@ -47,7 +47,9 @@ def batches(objective: Any = "masked", batch: int = 8, steps: int = 6, micro: in
 
 
 def job(model: nn.Module, given: Batches | None = None, folder: Path | None = None, **change: Any) -> Job:
-    settings = LoopSettings(**{"batch": 8, "lr": 1e-3, "warmup": 0.0, "checkpoint_every": 2, **change})
+    settings = LoopSettings(
+        **{"batch": 8, "lr": 1e-3, "warmup": 0.0, "checkpoint_every": 2, "precision": "float32", **change}
+    )
     given = batches(micro=settings.micro_batch) if given is None else given
     return Job(name="food", model=model, batches=given, loss=lm_loss, settings=settings, seed=5, folder=folder,
                optimizer=lambda m: make_optimizer(settings.optimizer, m, settings.lr, len(given)))  # fmt: skip

@@ -39,6 +39,7 @@ from eunoe.folder import (
 from eunoe.jobs import alone, number, share
 from eunoe.models.load import clear_shelf
 from eunoe.plan import resolve
+from eunoe.precision import written_out
 from eunoe.progress import say
 from eunoe.recipe import Recipe, Study, as_path, load_recipe, recipe_of_run, refuse_inside
 from eunoe.study import fill_constant, resolve_study
@@ -49,18 +50,31 @@ SMALL = 100_000_000
 """Models below this many weights compute with one thread a cell: two such processes do more than one with two threads."""
 
 
-def plan_of(recipe: Recipe | Study) -> Plan:
-    """A recipe made ready, whichever kind it is; raises ``EunoeError`` for what the recipe alone gets wrong."""
-    return resolve_study(recipe) if isinstance(recipe, Study) else resolve(recipe)
+def plan_of(recipe: Recipe | Study, out: Path | None = None) -> Plan:
+    """A recipe made ready, whichever kind it is; raises ``EunoeError`` for what the recipe alone gets wrong.
+
+    ``precision: auto`` is written out: as the run folder ``out`` has it, if it was begun, else as this machine does.
+    """
+    plan = _made_ready(recipe)
+    begun = out is not None and (out / "recipe.yaml").is_file()
+    kept = _made_ready(recipe_of_run(out)).recipe if out is not None and begun else None
+    written = written_out(plan.recipe, kept)
+    return plan if written is plan.recipe else _made_ready(written)
 
 
 def load_plan(out: Path) -> Plan:
     """The plan of a run folder, from its recipe.yaml; raises ``EunoeError`` if there is none, or if it is damaged."""
-    return plan_of(recipe_of_run(out))
+    return plan_of(recipe_of_run(out), out)
 
 
-def _resolved(recipe: Any) -> Any:
-    return plan_of(recipe).recipe
+def _made_ready(recipe: Recipe | Study) -> Plan:
+    return resolve_study(recipe) if isinstance(recipe, Study) else resolve(recipe)
+
+
+def _as_begun(recipe: Recipe | Study) -> Any:
+    """The resolved recipe of a folder; one of an earlier version may hold ``precision: auto``."""
+    resolved = _made_ready(recipe).recipe
+    return written_out(resolved, resolved)
 
 
 def run(
@@ -83,7 +97,7 @@ def run(
         if ranks.world() > 1 and jobs not in (1, "auto"):
             raise EunoeError(f"--jobs is {jobs}, but torchrun started {ranks.world()} processes: these share each batch, jobs would share "
                              "the cells. Leave --jobs out, or start without torchrun.")  # fmt: skip
-        plan = plan_of(recipe)
+        plan = plan_of(recipe, out)
         plan.refuse_ranks()
         # before model and text are loaded: a finished run is known without them
         threads, is_finished = ranks.decide(lambda: _begun(plan, out, relearn))
@@ -97,7 +111,7 @@ def run(
         refuse_inside(out, plan.sources())
         reads = plan.prepare(out)
         plan.recipe = settled(plan)
-        claim = claimed(plan.recipe, out, command, reads, resolve=_resolved, shared=ranks.world() == 1)
+        claim = claimed(plan.recipe, out, command, reads, resolve=_as_begun, shared=ranks.world() == 1)
         board = Board(out, ranks.decide(lambda: held.enter_context(claim)))
         torch.set_num_threads(plan.recipe.threads)
         ranks.decide(lambda: _begin(plan, board, relearn))
@@ -223,7 +237,7 @@ def join(out: Path) -> None:
     plan.recipe = _with_threads_of(plan.recipe, out)
     reads = plan.prepare(out)
     plan.recipe = settled(plan)
-    with claimed(plan.recipe, out, "", reads, resolve=_resolved, shared=True) as run:
+    with claimed(plan.recipe, out, "", reads, resolve=_as_begun, shared=True) as run:
         work(plan, Board(out, run))
 
 

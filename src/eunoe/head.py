@@ -56,7 +56,12 @@ def head_job(
     torch.manual_seed(seed)
     prepare_head(lm.model, head.rank)
     loop = LoopSettings(
-        batch=head.batch, steps=head.steps, lr=head.lr, warmup=head.warmup, checkpoint_every=head.checkpoint_every
+        batch=head.batch,
+        steps=head.steps,
+        lr=head.lr,
+        warmup=head.warmup,
+        checkpoint_every=head.checkpoint_every,
+        precision="float32",  # it is shipped, and read by every run that starts from it
     )
     batches = LMBatches(blocks, lm.objective, lm.mask_id, len(lm.tokenizer), head.batch, head.steps, seed,
                         mask_rate=head.mask_rate)  # fmt: skip

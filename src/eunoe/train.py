@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,8 +35,11 @@ from eunoe.methods.base import Batches, Loss, Method, Stage, restore
 from eunoe.methods.together import terms
 from eunoe.models.anatomy import anatomy
 from eunoe.models.dropout import CheapDropout
+from eunoe.models.half import HalfProducts
+from eunoe.models.heads import at_least_float32
 from eunoe.optim.protect import Protected
 from eunoe.optim.schedules import make_scheduler
+from eunoe.precision import auto
 from eunoe.progress import Bar
 from eunoe.recipe import LoopSettings
 
@@ -104,7 +107,8 @@ def train(job: Job) -> Trained:
     settings, method = job.settings, job.method or Method(job.model, None, [])
     accelerator = _accelerator(settings)
     job.model.to(accelerator.device)
-    stage = _bound(job, accelerator)
+    products = _products(accelerator)
+    stage = _bound(job, accelerator, products)
     torch.manual_seed(_seed(job.seed, len(job.batches), 0, 0))  # what a method draws does not depend on what ran before
     method.begin(stage)
     batches, extras = method.batches(stage), terms(method)
@@ -129,7 +133,7 @@ def train(job: Job) -> Trained:
                 torch.manual_seed(_seed(job.seed, step, i, accelerator.process_index))
                 last = i == len(micro) - 1
                 with CheapDropout(), nullcontext() if last or world == 1 else model.no_sync():
-                    with accelerator.autocast():
+                    with products():
                         loss = job.loss(model, batch)
                         objective = loss.total * (world / items)
                         for term, n in zip(extras, extra_items, strict=True):
@@ -231,29 +235,38 @@ def _accelerator(settings: LoopSettings) -> Accelerator:
     ranks.joined()
     AcceleratorState._reset_state()  # else a second training of the process could not have another precision
     once = GradientAccumulationPlugin(num_steps=1)
-    return Accelerator(mixed_precision=precision(settings), cpu=ranks.on_cpu(), gradient_accumulation_plugin=once)
+    chosen = auto() if settings.precision == "auto" else settings.precision
+    mixed = {"float32": "no", "bf16": "bf16"}[chosen]
+    return Accelerator(mixed_precision=mixed, cpu=ranks.on_cpu(), gradient_accumulation_plugin=once)
 
 
-def precision(settings: LoopSettings) -> str:
-    """``bf16`` where asked for, or where ``auto`` finds an accelerator that has it; else ``no``, which is float32."""
-    if settings.precision == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return {"float32": "no", "bf16": "bf16"}[settings.precision]
+def _products(accelerator: Accelerator) -> Callable[[], ExitStack]:
+    """Contexts in which the model computes in the run's precision; one set of rounded frozen weights serves them all."""
+    half = HalfProducts() if accelerator.mixed_precision == "bf16" else None
+
+    def entered() -> ExitStack:
+        stack = ExitStack()
+        if half is not None:
+            stack.enter_context(accelerator.autocast())
+            stack.enter_context(half)
+        return stack
+
+    return entered
 
 
-def _bound(job: Job, accelerator: Accelerator) -> Stage:
+def _bound(job: Job, accelerator: Accelerator, products: Callable[[], ExitStack]) -> Stage:
     """The stage, with its loss and its forward pass bound to the bare model in the run's precision."""
     stage = job.stage or Stage(name=job.name, domains=(job.name,), seed=job.seed, batches=job.batches)
 
     def loss(batch: Batch) -> Any:
-        with accelerator.autocast():
+        with products():
             return job.loss(job.model, {k: v.to(accelerator.device) for k, v in batch.items()})
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
         ids = batch["input_ids"].to(accelerator.device)
         mask = batch["attention_mask"].to(ids.device) if "attention_mask" in batch else torch.ones_like(ids)
-        with accelerator.autocast():
-            return anatomy(job.model).base(input_ids=ids, attention_mask=mask)[0], mask
+        with products():
+            return at_least_float32(anatomy(job.model).base(input_ids=ids, attention_mask=mask)[0]), mask
 
     return stage.bind(loss=loss, forward=forward)
 
@@ -368,6 +381,7 @@ def _resume(job: Job, identity: Mapping[str, str], optimizer: Optimizer, schedul
                        float(loop["seconds"]), skipped, [tuple(point) for point in loop["observed"]])  # fmt: skip
 
 
+<<<<<<< HEAD
 def _newest(folder: Path, identity: Mapping[str, str]) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     """``checkpoint.newest`` of the first process, for all: two that resumed from different steps would wait for each other."""
     own: list[checkpoint.Checkpoint | None] = []
@@ -384,3 +398,6 @@ def _newest(folder: Path, identity: Mapping[str, str]) -> tuple[checkpoint.Check
 
 
 __all__ = ["Job", "Trained", "Tried", "precision", "train", "trial"]
+=======
+__all__ = ["Job", "Trained", "Tried", "train", "trial"]
+>>>>>>> 92c7231 (precision: auto takes bfloat16 on CPUs with units for it, and its step is more than products no longer)

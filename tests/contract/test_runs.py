@@ -154,7 +154,9 @@ def test_every_stage_and_end_task_of_a_run_is_in_bf16_also_after_a_resume(
     assert half(seen) == trained
     assert state(killed, EXEMPT) == state(whole, EXEMPT)
     seen.clear()
-    run(load_recipe(recipe(tmp_path, methods=["ncl"])), tmp_path / "c", "x")
+    plain["training"]["precision"] = plain["transfer"]["precision"] = "float32"
+    file = recipe(tmp_path, methods=["ncl"], training=plain["training"], transfer=plain["transfer"])
+    run(load_recipe(file), tmp_path / "c", "x")
     assert {(on, dtype) for _, on, dtype in seen} == {(False, torch.float32)}, "and what is told apart can be told"
 
 

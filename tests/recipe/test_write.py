@@ -10,10 +10,9 @@ import pytest
 import yaml
 
 from eunoe.cli import main
-from eunoe.engine import run
+from eunoe.engine import plan_of, run
 from eunoe.errors import EunoeError
 from eunoe.methods.cpt import Cpt
-from eunoe.plan import resolve
 from eunoe.recipe import load_recipe, recipe_of_run, same_run, to_yaml
 from eunoe.report.page import write_report
 from eunoe.verify import verify
@@ -54,7 +53,7 @@ def without(text: str, *keys: str) -> str:
 
 
 def resolved(recipe: Any) -> Any:
-    return resolve(recipe).recipe
+    return plan_of(recipe).recipe
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,9 @@ class Way:
                      earlier={domain: text(domain) for domain in earlier})  # fmt: skip
 
     def job(self, method: Method, i: int, folder: Path | None = None, steps: int = STEPS, **change: Any) -> Job:
-        settings = LoopSettings(**{"batch": 6, "lr": 0.01, "warmup": 0.0, "checkpoint_every": 2, **change})
+        settings = LoopSettings(
+            **{"batch": 6, "lr": 0.01, "warmup": 0.0, "checkpoint_every": 2, "precision": "float32", **change}
+        )
         stage = self.stage(i, steps, settings.micro_batch)
         # gradients are compared in float64, and Adam would make a rounding of 1e-16 in a gradient near 0 a step of its full size
         plain = lambda model: torch.optim.SGD([p for _, p in trainable(model)], lr=0.1)  # noqa: E731

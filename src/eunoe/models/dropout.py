@@ -49,7 +49,11 @@ def keep(shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
     n = prod(shape)
     # all 64 bits: without bounds torch would draw 63, and every fourth element would see half the numbers
     draws = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:n]
-    return (draws >= fall - _PARTS // 2).to(dtype).mul_(_PARTS / (_PARTS - fall)).view(shape)
+    stays, scale = fall - _PARTS // 2, _PARTS / (_PARTS - fall)
+    if dtype == torch.bfloat16:  # its 16 bits take the draws' place: a fifth of the time of going there by way of bool
+        bits = int(torch.tensor(scale, dtype=dtype).view(torch.int16))
+        return draws.ge_(stays).mul_(bits).view(dtype).view(shape)
+    return (draws >= stays).to(dtype).mul_(scale).view(shape)
 
 
 def _draws(x: Tensor, rate: float) -> bool:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from eunoe.data.collate import NO_TARGET
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import anatomy
+from eunoe.models.half import half_cross_entropy
 from eunoe.optim.names import plain_name, plain_names
 
 
@@ -69,7 +70,7 @@ def target_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Outputs:
     """Logits and hidden states at the n target positions of a batch made by ``data.collate``."""
     with only_positions(getattr(model, "module", model), batch["positions"]) as seen:
         logits: Tensor = model(input_ids=batch["input_ids"]).logits
-    return Outputs(logits[0], *seen[-1])
+    return Outputs(logits.flatten(0, 1), *map(at_least_float32, seen[-1]))
 
 
 def target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -80,6 +81,13 @@ def target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in float32 where it was in half precision; float64 stays, so that sums can be checked to its last digits."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy (nats) of ``logits`` (n, classes) at ``labels`` (n,), summed in float32 or better; ``NO_TARGET`` counts nothing."""
+    if logits.device.type == "cpu" and logits.dtype == torch.bfloat16:
+        return half_cross_entropy(logits, labels, NO_TARGET)
+    return F.cross_entropy(at_least_float32(logits), labels, reduction="sum", ignore_index=NO_TARGET)
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -97,10 +105,7 @@ class LMLoss:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:
         outputs = target_outputs(model, batch)
-        total = F.cross_entropy(
-            at_least_float32(outputs.logits), batch["labels"], reduction="sum", ignore_index=NO_TARGET
-        )
-        return LossSum(total, self.items(batch), outputs)
+        return LossSum(cross_entropy(outputs.logits, batch["labels"]), self.items(batch), outputs)
 
 
 lm_loss = LMLoss()

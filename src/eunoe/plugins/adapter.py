@@ -111,11 +111,13 @@ class Adapter(nn.Module):
         _start(self, lookup(INITS, init, "init"))
 
     def forward(self, x: Tensor) -> Tensor:
-        h2: Tensor = self.change(x.to(self.fc1.weight.dtype)).to(x.dtype)
+        # under autocast the products' dtype is autocast's, and going there by way of the weights' would be two copies for nothing
+        inside = x if torch.is_autocast_enabled(x.device.type) else x.to(self.fc1.weight.dtype)
+        h2: Tensor = self.change(inside).to(x.dtype)
         return x + h2 if self.skip else h2
 
     def change(self, inside: Tensor) -> Tensor:
-        """h2 (..., out), from what enters (..., width) in the weights' dtype."""
+        """h2 (..., out), from what enters (..., width) in the weights' dtype, or autocast's."""
         h1 = self._activate(self.fc1(inside))
         total = self.fc2(self.mask1().to(h1.dtype) * h1)
         for block in self.blocks():

@@ -175,7 +175,8 @@ class LoopSettings:
     optimizer: Any = "adamw"
     """A name of the optimizer table, or a mapping ``{name: recadam, gamma: 5000, ...}``."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """``auto``: bf16 where the accelerator has it, else float32."""
+    """``auto``: bf16 on a GPU that has it and on a CPU with units for it (AVX512_BF16, AMX), else float32; it is written out.
+    Weights, scores and anchors are float32 in any case."""
     checkpoint_every: Count = 200
     """Steps between checkpoints."""
 

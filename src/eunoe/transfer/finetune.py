@@ -25,7 +25,7 @@ from eunoe.evaluate.evaluator import Score, predictions, task_scores
 from eunoe.evaluate.retention import distances
 from eunoe.lookup import lookup
 from eunoe.models.anatomy import anatomy
-from eunoe.models.heads import Classifier, LossSum, Pooling, at_least_float32
+from eunoe.models.heads import Classifier, LossSum, Pooling, at_least_float32, cross_entropy
 from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.optim.advice import lambda_curve
 from eunoe.optim.advice import warnings as advice
@@ -224,7 +224,7 @@ class TaskLoss:
         if labels.dtype.is_floating_point:
             total = F.mse_loss(at_least_float32(logits[:, 0]), labels, reduction="sum")
         else:
-            total = F.cross_entropy(at_least_float32(logits), labels, reduction="sum")
+            total = cross_entropy(logits, labels)
         return LossSum(total, self.items(batch), logits)
 
 
