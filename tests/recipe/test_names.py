@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from eunoe.errors import EunoeError
 from eunoe.plan import resolve
-from eunoe.recipe import load_recipe
+from eunoe.recipe import check_names, load_recipe
 from eunoe.study import resolve_study
 from tests.recipe.refusal import refusal
 
@@ -39,6 +40,15 @@ def test_a_method_label_that_other_rows_have_is_refused(label: str, read: Any) -
 @pytest.mark.parametrize("label", ["a/b", "", "é", "x" * 65, "..", ["x"]])
 def test_a_method_label_that_is_no_safe_name_is_refused(label: Any, read: Any) -> None:
     assert "is not allowed: use 1 to 64 letters" in refusal(read, RUN, methods=[{"name": "ncl", "label": label}])
+
+
+def test_a_method_label_alone_may_have_a_plus(read: Any) -> None:
+    """der++ is a method's name; a domain a+b would read as the stage of two domains."""
+    check_names(["der++", "replay-der++"], "method label")
+    assert "use 1 to 64 letters, digits, -, + and _" in refusal(read, RUN, methods=[{"name": "ncl", "label": "++"}])
+    for kind in ("domain", "order", "task"):
+        with pytest.raises(EunoeError, match=r"the name 'a\+b' is not allowed: use 1 to 64 letters, digits, - and _,"):
+            check_names(["a+b"], kind)
 
 
 @pytest.mark.parametrize(
