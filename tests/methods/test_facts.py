@@ -54,15 +54,15 @@ def test_the_choices_follow_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     before = choices()
     monkeypatch.setitem(METHODS, "new", new)
     for what, named in (
-        ("nobody names", True),
-        ("is known at use", False),
+        ("forgotten, and nobody", True),
+        ("forgotten, and the domain", False),
         ("earlier domains is", True),
         ("less memory", True),
         ("1.2", False),
     ):
         assert ("new" in fits(what)) == named, what
-    assert "cpt" in fits("is known at use")
-    assert "ncl" not in fits("is known at use")
+    assert "cpt" in fits("forgotten, and the domain")
+    assert "ncl" not in fits("forgotten, and the domain")
     monkeypatch.setitem(METHODS, "new", dataclasses.replace(new, package="other 1.0"))
     assert choices() == before, "the page is the same wherever it is made"
 

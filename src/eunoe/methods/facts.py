@@ -59,7 +59,9 @@ def choices() -> str:
     lines = (
         ("nothing may be forgotten, and the domain is known at use", those(lambda e: not e.method.forgets and e.method.needs_domain)),
         ("nothing may be forgotten, and nobody names the domain", those(lambda e: not e.method.forgets and not e.method.needs_domain)),
-        ("one model for all domains, without old text; some forgetting is accepted", those(lambda e: e.method.forgets and not e.reads)),
+        ("the domain is known at use, and some forgetting is accepted", those(lambda e: e.method.forgets and e.method.needs_domain)),
+        ("nobody names the domain, and earlier corpora are not read again; some forgetting is accepted",
+         those(lambda e: e.method.forgets and not e.method.needs_domain and not e.reads)),
         ("text of earlier domains is still there", those(lambda e: "earlier" in e.reads)),
         ("general text is there and may be learnt from", those(lambda e: "general" in e.reads)),
         ("less memory in training than all weights take", those(lambda e: e.memory.startswith("-"))),
