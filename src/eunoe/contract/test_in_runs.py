@@ -31,7 +31,7 @@ def recipe(folder: Path, name: str, kind: str) -> Path:
     made["model"] = {"name": str(tiny_folder(folder, kind)), "dropout": 0.1}
     made["domains"][1]["task"] = None
     made["training"] |= {"steps": 3, "micro_batch": 2, "precision": "bf16"}
-    made["transfer"] |= {"epochs": 1, "precision": "bf16"}
+    made["transfer"] |= {"epochs": 1, "precision": "bf16", "max_length": 28}  # of 128 positions: beside a prompt of 100
     made["evaluation"] |= {"blocks": 4, "base": False}
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
