@@ -151,7 +151,7 @@ def _begun(plan: Plan, out: Path, relearn: bool) -> tuple[Any, bool]:
     Raises ``EunoeError`` for the folder of another recipe.
     """
     plan.recipe = _with_threads_of(plan.recipe, out)
-    refuse_other(plan.recipe, out, _resolved)
+    refuse_other(plan.recipe, out, _as_begun)
     return plan.recipe.threads, not relearn and _finished(plan, out)
 
 

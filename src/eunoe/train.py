@@ -381,7 +381,6 @@ def _resume(job: Job, identity: Mapping[str, str], optimizer: Optimizer, schedul
                        float(loop["seconds"]), skipped, [tuple(point) for point in loop["observed"]])  # fmt: skip
 
 
-<<<<<<< HEAD
 def _newest(folder: Path, identity: Mapping[str, str]) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     """``checkpoint.newest`` of the first process, for all: two that resumed from different steps would wait for each other."""
     own: list[checkpoint.Checkpoint | None] = []
@@ -397,7 +396,4 @@ def _newest(folder: Path, identity: Mapping[str, str]) -> tuple[checkpoint.Check
     return own[0], skipped
 
 
-__all__ = ["Job", "Trained", "Tried", "precision", "train", "trial"]
-=======
 __all__ = ["Job", "Trained", "Tried", "train", "trial"]
->>>>>>> 92c7231 (precision: auto takes bfloat16 on CPUs with units for it, and its step is more than products no longer)
