@@ -123,10 +123,10 @@ def speed() -> None:
         print("this CPU has no units for bfloat16 (AVX512_BF16, AMX): no row for bf16")
     steps = ROUNDS + 1
     jobs = [job(*model(1), "0", steps, precision=precision) for precision in precisions]
-    *mine, theirs = side_by_side(jobs, released(*model(1), "0", batches(steps)))
+    *ours, theirs = side_by_side(jobs, released(*model(1), "0", batches(steps)))
     targets = sum(len(batches(steps)[step][0]["labels"]) for step in range(steps)) / (steps * ROWS * SHAPE.block)
     need, tokens = plugins_alone(SHAPE, ATTENTION, FFN, targets), ROWS * SHAPE.block
-    for precision, own in zip(precisions, mine, strict=True):
+    for precision, own in zip(precisions, ours, strict=True):
         peak = peak_flops(dtype=DTYPE[precision])
         rates = f"{tokens / median(own):.0f} against {tokens / median(theirs):.0f} tokens/s of one core"
         sums = f"needed {need / 1e6:.0f} MFLOP a token, theirs {as_released(SHAPE, ATTENTION, FFN) / 1e6:.0f}"

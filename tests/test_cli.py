@@ -117,7 +117,7 @@ BAD: dict[str, tuple[Callable[[Path], Callable[[dict[str, Any]], None]], list[st
                         ["rows.csv, line 2: unknown column 'label'. Did you mean lable?"]),
     "unseen label": (put("rows.csv", ROWS + b"dull match,dull\n", "domains.0.task.test"),
                      ["rows.csv, line 4: no training row has the label 'dull'. The 2 classes are 'bad', 'good'"]),
-    "unknown method": (setting("methods", ["cbt"]), ["unknown method 'cbt'. Did you mean cpt?", "Allowed: cpt, ncl."]),
+    "unknown method": (setting("methods", ["cbt"]), ["unknown method 'cbt'. Did you mean cpt?", "Allowed: adapter, "]),
     "unknown key": (setting("trainin", {}), ["unknown key in recipe 'trainin'. Did you mean training?"]),
     "unknown option": (setting("methods", [{"name": "cpt", "ffn_sise": 3}]), ["'ffn_sise'. Did you mean ffn_size?"]),
     "unknown transfer": (setting("transfer", "finetun"), ["unknown transfer 'finetun'. Did you mean finetune?"]),

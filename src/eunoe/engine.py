@@ -90,7 +90,7 @@ def run(
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     out = Path("runs") / recipe.name if out is None else as_path(out, "out")
-    with stop.watching(), _same_threads_after(), _one_line_where_a_process_is_lost(), ExitStack() as held:
+    with stop.watching(), _same_threads_after(), _one_line_where_a_process_is_lost(), ExitStack() as contexts:
         stop.check("starting")  # torch and transformers are imported by now, which takes seconds
         for line in ranks.check():
             say(line)
@@ -112,7 +112,7 @@ def run(
         reads = plan.prepare(out)
         plan.recipe = settled(plan)
         claim = claimed(plan.recipe, out, command, reads, resolve=_as_begun, shared=ranks.world() == 1)
-        board = Board(out, ranks.decide(lambda: held.enter_context(claim)))
+        board = Board(out, ranks.decide(lambda: contexts.enter_context(claim)))
         torch.set_num_threads(plan.recipe.threads)
         ranks.decide(lambda: _begin(plan, board, relearn))
         count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell

@@ -134,16 +134,16 @@ def decide(look: Callable[[], T]) -> T:
     from torch.distributed import broadcast_object_list
 
     joined()
-    told: list[Any] = [None, None]
+    shared: list[Any] = [None, None]
     if first():
         try:
-            told[0] = look()
+            shared[0] = look()
         except EunoeError as error:
-            told[1] = error
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    answer: T = told[0]
+            shared[1] = error
+    broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise shared[1]
+    answer: T = shared[0]
     return answer
 
 
