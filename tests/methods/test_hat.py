@@ -202,12 +202,39 @@ def test_soft_masks_cannot_be_written_as_cpts_plug_ins(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("other", ["cpt", "ncl", "das"])
+@pytest.mark.parametrize("other", ["cpt", "ncl", "das", "lora", "adapter-ncl", "classic", "l2", "ewc", "recadam"])
 @pytest.mark.parametrize("turned", [False, True])
-def test_what_needs_the_model_for_itself_is_refused(other: str, turned: bool) -> None:
+def test_what_needs_the_model_for_itself_or_pulls_on_masks_is_refused_by_name(other: str, turned: bool) -> None:
+    """In either order, and where it is about what trains, when the recipe is read."""
     names = [other, "hat"] if turned else ["hat", other]
-    with pytest.raises(EunoeError, match=r"plug-ins already|cannot be combined: (each wants|(ncl|das|one) trains)"):
-        choose_method({"name": names}, "test").build(tiny_bert(), ["food"])
+    why = {"ncl": "ncl trains weights that hat", "das": "das trains weights that hat"}.get(
+        other, "each wants to attach"
+    )
+    if other in ("l2", "ewc", "recadam"):
+        chosen = choose_method({"name": names}, "test")
+        with pytest.raises(
+            EunoeError, match=f"{names[0]} and {names[1]} cannot be combined: the other would pull mask"
+        ):
+            chosen.build(tiny_bert(), ["food"])
+    else:
+        with pytest.raises(EunoeError, match=f"{names[0]} and {names[1]} cannot be combined: {why}"):
+            choose_method({"name": names}, "test")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("other", ["lora", "o-lora", "peft", "adapter-ncl"])
+def test_what_trains_all_weights_is_refused_beside_what_keeps_the_model_frozen(other: str, turned: bool) -> None:
+    names = [other, "das"] if turned else ["das", other]
+    with pytest.raises(EunoeError, match=f"cannot be combined: das trains weights that {other} keeps still"):
+        choose_method({"name": names}, "test")
+
+
+@pytest.mark.parametrize("other", ["kd", "replay", "der++"])
+def test_what_adds_a_term_or_rows_goes_together_with_masks(other: str) -> None:
+    way = Way({"name": ["hat", other]}, order=("food", "law")).walked(None, steps=2)
+    alone = Way("hat", order=("food", "law")).walked(None, steps=2)
+    first = [dict(one.after(1).model.named_parameters()) for one in (way, alone)]
+    assert any(not torch.equal(p, first[1][n]) for n, p in first[0].items()), "the other does something"
 
 
 @pytest.mark.parametrize(

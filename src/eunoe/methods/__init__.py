@@ -40,7 +40,7 @@ from eunoe.methods.prompt_one import PromptOne, PromptSettings
 from eunoe.methods.recadam import AnnealedPull, AnnealedSettings
 from eunoe.methods.replay import Replay, ReplaySettings
 from eunoe.methods.table import Entry, Table
-from eunoe.methods.together import Together
+from eunoe.methods.together import Together, refuse_kinds
 from eunoe.methods.wise import Wise, WiseSettings
 from eunoe.plugins.bottleneck import AdapterSettings
 
@@ -240,6 +240,7 @@ def choose_method(choice: Any, where: str) -> Chosen:
     if unread := sorted(set(options) - set(names)):
         raise EunoeError(f"{where}: {', '.join(unread)} is read by none of the methods {', '.join(names)}; options of several stand below "
                          f"their names, as in `{names[0]}: {{{unread[0]}: ...}}`.")  # fmt: skip
+    refuse_kinds(names, [row.method for _, row, _ in chosen])
     return Chosen(tuple(names), tuple(row for _, row, _ in chosen), tuple(settings for *_, settings in chosen))
 
 

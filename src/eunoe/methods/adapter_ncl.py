@@ -19,6 +19,7 @@ from eunoe.plugins.bottleneck import AdapterSettings, Bottleneck, attach
 class AdapterNcl(Method):
     """One set of adapters for all domains on a frozen model."""
 
+    trains = "own"
     returns = True
 
     def __init__(self, model: nn.Module, settings: AdapterSettings, domains: Sequence[str]) -> None:

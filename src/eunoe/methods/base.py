@@ -100,6 +100,11 @@ class Method:
     """May an order name a domain again? Its second stage is then called ``name#2``, and is a domain of its own to a method: the
     names that ``activate``, ``reads`` and ``for_end_task`` get are those of ``domains``, and who calls them has chosen the stage
     (the latest that learnt the domain, for scores and end tasks; each one, for ``eunoe verify``)."""
+    trains: Literal["all", "own", "given"] = "given"
+    """``all``: every weight of the model; ``own``: weights that it brings, and the model stays frozen; ``given``: whichever train.
+    Two methods can be combined only where this agrees."""
+    pulls: bool = False
+    """Does it pull each weight that trains toward a value that it keeps?"""
     contrasts: bool = False
     """Does its extra loss compare the rows of a micro-batch with each other? Then, and only then, a step's gradient depends on
     how the step is cut. Such a method has a setting ``contrast``, the weight of that term, and at 0 it does not depend on it."""

@@ -97,6 +97,7 @@ class Das(Method):
     >>> Das(model, DasSettings(samples=2_000), ["law", "sport"])  # doctest: +SKIP
     """
 
+    trains = "all"
     contrasts = True
     returns = True
 

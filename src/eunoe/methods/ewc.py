@@ -66,6 +66,7 @@ class EwcSettings:
 class Ewc(Method):
     """Learn each domain with all weights, each of them held as firmly as its Fisher says."""
 
+    pulls = True
     returns = True
 
     def __init__(self, model: nn.Module, settings: EwcSettings, domains: Sequence[str]) -> None:

@@ -27,6 +27,8 @@ class JointSettings:
 class Joint(Method):
     """All weights learn all domains' text in one stage."""
 
+    trains = "all"
+
     def __init__(self, model: nn.Module, settings: JointSettings, domains: Sequence[str]) -> None:
         super().__init__(model, settings, domains)
         model.requires_grad_(True)

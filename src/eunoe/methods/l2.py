@@ -42,6 +42,7 @@ class L2Settings:
 class L2(Method):
     """Learn each domain with all weights, pulled to where they were."""
 
+    pulls = True
     returns = True
 
     def __init__(self, model: nn.Module, settings: L2Settings, domains: Sequence[str]) -> None:

@@ -78,6 +78,7 @@ class Masked(Method):
     Raises ``EunoeError`` for a model family without anatomy, a model that has plug-ins, and domains' names that are not allowed.
     """
 
+    trains = "own"
     needs_domain = True
     closed_at: float = 0.5
     """A weight whose gradient's factor is this or less is left alone by the finished update too (CPT's rule)."""
@@ -246,8 +247,10 @@ class Masked(Method):
         return {"general": "general text is read with the plug-ins off"}
 
     def clashes(self, other: Method) -> str | None:
-        if isinstance(other, Masked) or not other.forgets:
+        if not other.forgets:
             return "each wants to attach weights of its own to the frozen model"
+        if other.pulls:
+            return "the other would pull mask embeddings to those of earlier domains, but each domain draws its own"
         own = self.own()
         if any(p not in own for _, p in trainable(self.model)):
             return f"one trains weights that {self.label} keeps still"

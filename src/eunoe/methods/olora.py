@@ -56,6 +56,8 @@ def overlap(old: Tensor, new: Tensor, norm: str) -> Tensor:
 class OLora(Method):
     """Learn each domain with a LoRA of its own, orthogonal to the earlier ones, which stay frozen and active."""
 
+    trains = "own"
+
     def __init__(self, model: nn.Module, settings: OLoraSettings, domains: Sequence[str]) -> None:
         super().__init__(model, settings, domains)
         config = make_config(

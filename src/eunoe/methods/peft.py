@@ -79,6 +79,7 @@ class Peft(Method):
     the weights are all there is. Raises ``EunoeError`` where the library is missing or does not take the options.
     """
 
+    trains = "own"
     returns = True
 
     def __init__(self, model: nn.Module, settings: Any, domains: Sequence[str]) -> None:

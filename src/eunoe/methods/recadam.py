@@ -61,6 +61,7 @@ class AnnealedSettings:
 class AnnealedPull(Method):
     """Learn each domain with all weights while a pull to where they were fades."""
 
+    pulls = True
     returns = True
 
     def __init__(self, model: nn.Module, settings: AnnealedSettings, domains: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ class Together(Method):
         self.parts = list(parts)
         called = list(names or (type(part).__name__.lower() for part in parts))
         self.keys = [name if called.count(name) == 1 else f"{name}{i}" for i, name in enumerate(called)]
+        refuse_kinds(called, [type(part) for part in parts])
         for i, one in enumerate(parts):
             for k, other in enumerate(parts[i + 1 :], i + 1):
                 why = one.clashes(other) or other.clashes(one)
@@ -45,9 +46,7 @@ class Together(Method):
                 if not why and one.starts_from != other.starts_from:
                     why = "one starts each stage from the pretrained model and the other from the stage before"
                 if why:
-                    raise EunoeError(
-                        f"the methods {called[i]} and {called[k]} cannot be combined: {why}. Leave one out."
-                    )
+                    raise _refused(called[i], called[k], why)
         self.forgets = all(part.forgets for part in parts)
         self.needs_domain = any(part.needs_domain for part in parts)
         self.starts_from = parts[0].starts_from
@@ -180,9 +179,24 @@ class Together(Method):
         return next((why for part in self.parts if (why := part.clashes(other))), None)
 
 
+def refuse_kinds(names: Sequence[str], kinds: Sequence[type[Method]]) -> None:
+    """Raises ``EunoeError`` for methods, called ``names``, of which one trains what another keeps frozen; asked before any is built."""
+    for i, one in enumerate(kinds):
+        for k, other in enumerate(kinds[i + 1 :], i + 1):
+            if {one.trains, other.trains} == {"all", "own"}:
+                frozen, trained = (names[i], names[k]) if one.trains == "own" else (names[k], names[i])
+                raise _refused(names[i], names[k], f"{trained} trains weights that {frozen} keeps still")
+            if one.trains == other.trains == "own":
+                raise _refused(names[i], names[k], "each wants to attach weights of its own to the frozen model")
+
+
+def _refused(one: str, other: str, why: str) -> EunoeError:
+    return EunoeError(f"the methods {one} and {other} cannot be combined: {why}. Leave one out.")
+
+
 def terms(method: Method) -> list[Method]:
     """The methods whose extra losses are means of their own: the method itself, or each part of several."""
     return [term for part in method.parts for term in terms(part)] if isinstance(method, Together) else [method]
 
 
-__all__ = ["Together", "terms"]
+__all__ = ["Together", "refuse_kinds", "terms"]
