@@ -235,7 +235,7 @@ def test_plug_ins_that_learnt_nothing_yet_are_not_written(tmp_path: Path) -> Non
 def test_the_example_of_set_domain_names_a_folder_as_runs_write_it() -> None:
     example = 'load_plugins(model, "runs/mine/sequences/cpt.given.seed0/plugins")'
     assert example in (set_domain.__doc__ or "")
-    assert example in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert example in (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 def test_options_and_grown_units_are_saved_and_restored(tmp_path: Path) -> None:
