@@ -219,3 +219,14 @@ def test_a_single_tensor_is_the_anchor_of_a_single_weight() -> None:
     p.grad = torch.zeros(1, 2)
     optimizer.step()
     assert p.tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    "given", [None, [], {}, {"state": [], "param_groups": []}, {"state": {}, "param_groups": None}]
+)
+def test_what_is_no_state_of_an_optimizer_is_refused(given: Any) -> None:
+    optimizer = RecAdam([nn.Parameter(torch.ones(2))], lr=0.1, anchor=None)
+    with pytest.raises(
+        EunoeError, match=r"saved optimizer state is a \w+ without param_groups .* give what state_dict\(\) returned"
+    ):
+        optimizer.load_state_dict(given)

@@ -466,3 +466,9 @@ def test_tables_made_in_python_obey_no_name_either() -> None:
 def test_the_limits_are_far_from_what_runs_hold() -> None:
     assert len(to_line(ROW)) * 1000 < files.LINE
     assert files.DOCUMENT > files.LINE
+
+
+@pytest.mark.parametrize("given", [None, 3, [None]])
+def test_what_is_no_run_folder_is_refused_by_value(given: Any) -> None:
+    with pytest.raises(EunoeError, match=r"a run folder is given as (None|3); give a path"):
+        write_report(given)

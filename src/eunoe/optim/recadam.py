@@ -283,6 +283,7 @@ class RecAdam(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; raises ``EunoeError``, before anything changes, for a state of other anchors, models or optimizers."""
+        refuse.refuse_no_state(state_dict)
         groups, weights = self.param_groups, [p for group in self.param_groups for p in group["params"]]
         anchors = [anchors_of(group) for group in groups]
         # before torch loads anything, so that a refused state has changed nothing

@@ -178,6 +178,14 @@ def refuse_unmovable(p: Tensor, anchor: Tensor | None, fused: bool | None) -> No
 
 
 # -- saved states ------------------------------------------------------------------------------------------------------
+def refuse_no_state(given: Any) -> None:
+    """Raise ``EunoeError`` for what is not the ``state_dict()`` of an optimizer."""
+    kinds = {"param_groups": list, "state": Mapping}
+    if not isinstance(given, Mapping) or not all(isinstance(given.get(key), kind) for key, kind in kinds.items()):
+        raise EunoeError(f"the saved optimizer state is a {type(given).__name__} without param_groups (a list) and state (a dict): give "
+                         "what state_dict() returned.")  # fmt: skip
+
+
 def refuse_other_settings(saved: Mapping[str, Any], group: Mapping[str, Any], index: int) -> None:
     """A saved group must have every setting of RecAdam, in range: AdamW's lack most, and a step would fail on them."""
     missing = [name for name in SETTINGS if name not in saved]

@@ -42,7 +42,7 @@ from eunoe.plugins.inject import (
     refuse_skip,
 )
 from eunoe.plugins.task_mask import Active, OpenMask, TaskMask, packed_bytes
-from eunoe.recipe import check_names
+from eunoe.recipe import as_path, check_names
 
 KIND = "CL_PLUGIN"
 """What ``peft_type`` says in our config."""
@@ -137,7 +137,7 @@ def load_plugins(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
     >>> load_plugins(model, "runs/mine/sequences/cpt.given.seed0/plugins")  # doctest: +SKIP
     >>> set_domain(model, "claims")  # doctest: +SKIP
     """
-    path = Path(folder)
+    path = as_path(folder, "the folder of plug-ins")
     config = _config(path)
     parts = anatomy(model)
     if config["model_type"] != parts.model_type:

@@ -33,7 +33,8 @@ def write_report(runs: str | Path | Iterable[str | Path], out: str | Path | None
     >>> write_report("runs/demo")  # doctest: +SKIP
     PosixPath('runs/demo/report.html')
     """
-    given = [as_path(run, "a run folder") for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    each = runs if isinstance(runs, Iterable) and not isinstance(runs, str | os.PathLike) else [runs]
+    given = [as_path(run, "a run folder") for run in each]
     if not given:
         raise EunoeError("no run folder was given. Name one or more: eunoe report RUN [RUN ...]")
     folders = list({existing(run).resolve(): run for run in given}.values())
