@@ -137,15 +137,18 @@ def main() -> None:
                 [ours(model, frozen, precision) for precision in precisions],
                 *(plain(model, frozen, precision) for precision in precisions),
             )
-            mine, theirs = columns[: len(precisions)], columns[len(precisions) :]
-            for precision, own, other in zip(precisions, mine, theirs, strict=True):
+            own_times, theirs = columns[: len(precisions)], columns[len(precisions) :]
+            for precision, own, other in zip(precisions, own_times, theirs, strict=True):
                 needed, tokens = _needed(model, frozen), model.rows * model.shape.block
                 share = needed * tokens / median(own) / peaks[precision]
                 print(f"{name}, {way}, {precision}: {ratio(other, own)} the plain loop's speed, aim {aims[precision]} x; "
                       f"{tokens / median(own):.0f} tokens/s of one core, {share:.0%} of its matrix-product peak "
                       f"({needed / 1e6:.0f} MFLOP a token needed, {peaks[precision] / 1e9:.0f} GFLOP/s peak)", flush=True)  # fmt: skip
-            if len(mine) == 2:
-                print(f"{name}, {way}: bf16 is {ratio(*mine)} as fast as our own float32, aim {AIM_HALF} x", flush=True)
+            if len(own_times) == 2:
+                print(
+                    f"{name}, {way}: bf16 is {ratio(*own_times)} as fast as our own float32, aim {AIM_HALF} x",
+                    flush=True,
+                )
 
 
 def _needed(model: Model, frozen: bool) -> float:
