@@ -104,7 +104,7 @@ class Method:
     """``all``: every weight of the model; ``own``: weights that it brings, and the model stays frozen; ``given``: whichever train.
     Two methods can be combined only where this agrees."""
     pulls: bool = False
-    """Does it pull each weight that trains toward a value that it keeps?"""
+    """Does it pull each trainable weight toward a value that it keeps?"""
     contrasts: bool = False
     """Does its extra loss compare the rows of a micro-batch with each other? Then, and only then, a step's gradient depends on
     how the step is cut. Such a method has a setting ``contrast``, the weight of that term, and at 0 it does not depend on it."""
