@@ -446,3 +446,21 @@ def test_blocks_do_not_depend_on_who_tokenised_first(text: CorpusSettings, monke
     monkeypatch.setattr(corpus, "encode", racing)
     blocks = load_blocks(text, TOKENIZER, 32, "all")
     assert cached() == [blocks.digest]
+
+
+@pytest.mark.parametrize("how", ["inside the folder", "the same file", "by a link"])
+def test_held_out_text_among_the_text_to_learn_is_refused(how: str, tmp_path: Path) -> None:
+    """It would be trained on, and its loss be that of known text."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("train", "valid"):
+        (folder / f"{name}.txt").write_text("\n".join(sentences(60)), encoding="utf-8")
+    (tmp_path / "linked.txt").symlink_to(folder / "valid.txt")
+    source, valid = {
+        "inside the folder": (folder, folder / "valid.txt"),
+        "the same file": (folder / "valid.txt", folder / "valid.txt"),
+        "by a link": (folder, tmp_path / "linked.txt"),
+    }[how]
+    with pytest.raises(EunoeError, match=r"of `valid` would be trained on too.*separate folders"):
+        check(CorpusSettings(source=str(source), valid=str(valid)))
+    check(CorpusSettings(source=str(folder / "train.txt"), valid=str(valid)))

@@ -214,3 +214,13 @@ def test_names_with_a_dollar_and_names_that_are_no_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("source", "message"), [("a\0b.txt", "NUL"), ("a" * 5000 + ".txt", "more than 255 bytes")])
 def test_what_no_path_can_be_is_refused(source: str, message: str) -> None:
     assert message in refusal(source)
+
+
+def test_a_packed_copy_beside_its_file_is_read_once_and_one_alone_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n"))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"two\n"))
+    assert texts(tmp_path) == ["one", "two"]
+    assert "not read: 1 packed copies" in " ".join(capsys.readouterr().err.split())

@@ -25,6 +25,7 @@ from eunoe.data.records import read_rows, text_cell
 from eunoe.data.shots import evenly
 from eunoe.data.tokens import Named, encode
 from eunoe.errors import EunoeError
+from eunoe.foreign import visible
 from eunoe.progress import say_once
 from eunoe.recipe import CorpusSettings
 
@@ -104,6 +105,12 @@ def check(settings: CorpusSettings) -> None:
     for key, only in unread.items():
         if only is not None and getattr(settings, key) is not None:
             raise EunoeError(f"corpus {settings.source!r}: {key} is read only {only}; leave it out.")
+    if settings.valid is not None and not hub:
+        own, held_out = ({path.resolve(): path for path in resolve(s, settings.files)} for s in sources)
+        if both := [held_out[path] for path in held_out if path in own]:
+            more = f" and {len(both) - 1} more" * (len(both) > 1)
+            raise EunoeError(f"corpus {settings.source!r}: {visible(both[0])}{more} of `valid` would be trained on too, for `source` "
+                             "holds it. Keep them in separate folders, or leave `valid` out: a share is then held out.")  # fmt: skip
     if settings.valid_share is not None and not 0 <= settings.valid_share <= 1:
         raise EunoeError(
             f"corpus {settings.source!r}: valid_share must lie in [0, 1], received {settings.valid_share}."

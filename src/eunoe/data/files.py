@@ -166,7 +166,11 @@ def _below(folder: Path, files: str | None, labelled: bool) -> tuple[list[Path],
             left_out[why] += 1
         else:
             paths.append(path)
-    return paths, left_out
+    plain = set(paths)
+    packed = {path for path in paths if path.name.endswith(".gz") and path.with_suffix("") in plain}
+    if packed:
+        left_out["packed copies"] += len(packed)
+    return [path for path in paths if path not in packed], left_out
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
