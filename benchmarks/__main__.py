@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import contention, cpt, jobs, posttraining, protocol, recadam, startup
+from benchmarks import contention, cpt, jobs, methods, posttraining, protocol, recadam, science, startup
 from eunoe.lookup import lookup
 
 BENCHMARKS = {
@@ -15,6 +15,8 @@ BENCHMARKS = {
     "protocol": protocol.main,
     "jobs": jobs.main,
     "contention": contention.main,
+    "methods": methods.main,
+    "science": science.main,
 }
 
 LONG = ("protocol",)
