@@ -1,9 +1,9 @@
 """What sharing the work brings: the demo's recipe by ``--jobs auto`` (a process a core, one thread each) against one process with a
 thread a core.
 
-The demo with two of its four domains and half its steps, so that a round takes a minute or two. Both ways are the whole command, from
-starting Python to the report, in turn, each in a folder and with a cache of its own. The limit is the number of cores: work that is
-divided without loss, against a process to which more threads bring nothing.
+Both ways are the whole command, from starting Python to the report, in turn, each in a folder and with a cache of its own; a round takes
+about four minutes. The limit is the number of cores: work that is divided without loss, against a process to which more threads bring
+nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from statistics import median
 from benchmarks.measure import ratio
 from eunoe.engine import cores
 
-RECIPE = (
-    "demo", "--training.steps", "6", "--methods.1.training.steps", "10", "--orders", "{given: [business, politics]}",
-)  # fmt: skip
+RECIPE = ("demo",)
 ROUNDS = 3
 AIM = 1.3
 
@@ -45,6 +43,6 @@ def main() -> None:
         rounds.append([seconds(*way) for way in ways])
         print("a round: {:.0f} s by one process, {:.0f} s by jobs".format(*rounds[-1]), flush=True)
     alone, shared = zip(*rounds, strict=True)
-    print(f"the demo with two domains and half its steps, {cores()} cores: one process with {cores()} threads {median(alone):.0f} s, "
+    print(f"the demo, {cores()} cores: one process with {cores()} threads {median(alone):.0f} s, "
           f"--jobs auto {median(shared):.0f} s: {ratio(list(alone), list(shared))}, aim {AIM} x, limit {cores()} x; load of the machine "
           f"before and during it {os.getloadavg()[2]:.1f} over 15 minutes, of which about {cores()} is ours")  # fmt: skip

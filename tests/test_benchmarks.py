@@ -299,10 +299,3 @@ def test_jobs_are_compared_with_one_process_that_has_all_cores(
     assert asked[1][-2:] == ("--jobs", "auto")
     assert len(asked) == 2 * jobs.ROUNDS
     assert "2 threads 30 s, --jobs auto 20 s: 1.50 x (1.50 to 1.50), aim 1.3 x, limit 2 x" in capsys.readouterr().out
-    given = [(key[2:], value) for key, value in zip(jobs.RECIPE[1::2], jobs.RECIPE[2::2], strict=True)]
-    shortened, whole = load_recipe("demo", given), load_recipe("demo")
-    assert isinstance(shortened, Recipe)
-    assert isinstance(whole, Recipe)
-    assert shortened.training.steps == 6
-    assert whole.training.steps == 12
-    assert shortened.methods[1]["training"]["steps"] * 2 == whole.methods[1]["training"]["steps"]
