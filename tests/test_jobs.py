@@ -21,7 +21,7 @@ from eunoe import engine
 from eunoe.recipe import load_recipe
 from tests.faults.process import end, gone, jobs_of, start, until
 from tests.faults.test_kill import EXEMPT, forks
-from tests.tiny_run import state, tiny_recipe, tiny_settings
+from tests.tiny_run import count, state, tiny_recipe, tiny_settings
 
 __all__ = ["forks"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -79,7 +79,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(
         jobs = both(process)
         many = chance.randint(0, cells)  # at 0 the jobs are reading
         until(
-            lambda out=folder / "out", jobs=jobs, many=many: gone(jobs) or len([*out.rglob("cell.json")]) >= many  # type: ignore[misc]
+            lambda out=folder / "out", jobs=jobs, many=many: gone(jobs) or count(out, "cell.json") >= many  # type: ignore[misc]
         )
         victims = [[process.pid], [job.pid for job in jobs[:1]], [process.pid, *(job.pid for job in jobs)]][kill % 3]
         seen.append(("alive " if process.is_alive() else "ended ") + ("starter", "one job", "all")[kill % 3])
@@ -104,7 +104,7 @@ def test_a_signal_to_the_starter_stops_all_jobs_in_one_line(
     folder = home / "stopped"
     process = start(forks, WORDS, folder, jobs=2)
     jobs = both(process)
-    until(lambda: any((folder / "out").rglob("step-*/manifest.json")))
+    until(lambda: count(folder / "out", "manifest.json", "step-") > 0)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     assert end(process, folder) == (

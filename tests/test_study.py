@@ -20,7 +20,7 @@ from eunoe.recipe import Study, load_recipe
 from eunoe.report.schema import Row, read_rows
 from eunoe.study import resolve_study
 from tests.tiny import tiny_folder
-from tests.tiny_run import write_task, write_text
+from tests.tiny_run import count, write_task, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +151,7 @@ def test_two_processes_of_which_one_is_killed_end_in_the_bytes_of_one(made: tupl
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ})
         for _ in range(2)
     )
-    while len(list(out.rglob("cell.json"))) < 2 and first.poll() is None:
+    while count(out, "cell.json") < 2 and first.poll() is None:
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL, "it was killed in the middle of the work"

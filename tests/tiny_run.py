@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 from eunoe.contract.tiny_run import state, tiny_recipe, tiny_settings, write_task, write_text
+
+
+def count(folder: Path, name: str, inside: str = "") -> int:
+    """Files so called below a folder (in folders whose names begin with ``inside``), also while others write and remove there."""
+    return sum(name in files and Path(root).name.startswith(inside) for root, _, files in os.walk(folder))
 
 
 def as_before_0_2(out: Path) -> Path:
