@@ -289,6 +289,12 @@ def freeze(model: nn.Module) -> None:
         p.requires_grad_(False)
 
 
+def not_its_state(name: str, state: Mapping[str, Any], expected: str, owner: str = "method") -> EunoeError:
+    """The error of a method called ``name`` that was given a ``state`` of something else; ``expected``: what it needs, with its verb."""
+    listed = ", ".join(sorted(map(str, state))[:5]) or "nothing"
+    return EunoeError(f"{name}: the saved state holds {listed}, expected {expected}. It belongs to another {owner}.")
+
+
 def nothing_to_keep(other: Method) -> str | None:
     """Why a method that holds on to earlier domains cannot be combined with ``other``, if that forgets nothing."""
     return (

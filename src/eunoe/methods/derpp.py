@@ -39,8 +39,7 @@ from eunoe import stop
 from eunoe.data.buffer import Mixed, lm_batches, target_rows
 from eunoe.data.collate import NO_TARGET, Batch, LMBatches
 from eunoe.data.corpus import Blocks
-from eunoe.errors import EunoeError
-from eunoe.methods.base import Batches, Method, Outputs, Stage, bytes_of, nothing_to_keep
+from eunoe.methods.base import Batches, Method, Outputs, Stage, bytes_of, not_its_state, nothing_to_keep
 from eunoe.methods.store import Keep, kept, named_place
 from eunoe.models.heads import at_least_float32
 
@@ -222,8 +221,7 @@ class Derpp(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         whole = {"ids", "masks", "starts", "logits"}
         if set(state) != {"seen", "kept"} or (state["kept"] and not whole <= set(state["kept"]) <= whole | {"tokens"}):
-            raise EunoeError(f"der++: the saved state holds {', '.join(sorted(map(str, state))[:5]) or 'nothing'}, expected are seen and "
-                             "kept, a buffer. It belongs to another method.")  # fmt: skip
+            raise not_its_state("der++", state, "are seen and kept, a buffer")
         self.seen, self.kept = int(state["seen"]), self._put(state["kept"], None)
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from eunoe import checkpoint, stop
 from eunoe.data.buffer import lm_batches
 from eunoe.errors import EunoeError, Interrupted
-from eunoe.methods.base import Method, Stage, bytes_of, nothing_to_keep, trainable
+from eunoe.methods.base import Method, Stage, bytes_of, not_its_state, nothing_to_keep, trainable
 from eunoe.methods.l2 import Anchor, pull
 from eunoe.methods.store import Keep, kept, named_place
 from eunoe.progress import Bar
@@ -105,8 +105,7 @@ class Ewc(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if set(state) != {"fisher", "measured"} or not isinstance(state["fisher"], Mapping):
-            raise EunoeError(f"ewc: the saved state holds {', '.join(sorted(map(str, state))[:5]) or 'nothing'}, expected are fisher and "
-                             "measured. It belongs to another method.")  # fmt: skip
+            raise not_its_state("ewc", state, "are fisher and measured")
         named = dict(self.model.named_parameters())
         wrong = [n for n, t in state["fisher"].items() if n not in named or named[n].shape != t.shape]
         if wrong:

@@ -24,8 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from eunoe.errors import EunoeError
-from eunoe.methods.base import Method, Stage, freeze
+from eunoe.methods.base import Method, Stage, freeze, not_its_state
 from eunoe.methods.peft import adapted, inject, linear_layers, make_config, save_adapter, with_targets
 
 
@@ -113,8 +112,8 @@ class OLora(Method):
         learnt = state.get("learnt")
         known = isinstance(learnt, list) and learnt == self.names[: len(learnt)]
         if set(state) != {"learnt"} or not known:
-            raise EunoeError(f"o-lora: the saved state holds {', '.join(sorted(map(str, state))[:5]) or 'nothing'}, expected is a list of "
-                             f"learnt domains, from {', '.join(self.names)}. It belongs to another method or order.")  # fmt: skip
+            expected = f"is a list of learnt domains, from {', '.join(self.names)}"
+            raise not_its_state("o-lora", state, expected, "method or order")
         self.learnt = list(state["learnt"])
         self._use(len(self.learnt))
 

@@ -7,9 +7,8 @@ learnt with all weights and nothing else,
 
 theta_old: the weights at the start of the stage, or (``anchor: base``) the pretrained ones, which is the paper's zero-shot model.
 alpha = 0.5 is the paper's advice where nothing is known. ``alpha: null`` chooses it: of 0, 0.1, ..., 1 the one with the lowest
-mean, over the new
-and all earlier domains, of the LM loss on held-out text (of equal ones the largest). In a first stage there is no earlier domain, so
-it is then the best for the new one alone.
+mean, over the new and all earlier domains, of the LM loss on held-out text (of equal ones the largest). In a first stage there is no
+earlier domain, so it is then the best for the new one alone.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from eunoe.errors import EunoeError
-from eunoe.methods.base import Method, Stage, nothing_to_keep, trainable
+from eunoe.methods.base import Method, Stage, not_its_state, nothing_to_keep, trainable
 from eunoe.methods.l2 import Anchor
 from eunoe.methods.store import Keep, kept
 
@@ -104,8 +103,7 @@ class Wise(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if set(state) != {"alphas"} or not isinstance(state["alphas"], Mapping):
-            raise EunoeError(f"wise: the saved state holds {', '.join(sorted(map(str, state))[:5]) or 'nothing'}, expected is alphas. It "
-                             "belongs to another method.")  # fmt: skip
+            raise not_its_state("wise", state, "is alphas")
         self.alphas = dict(state["alphas"])
 
     def notes(self) -> dict[str, Any]:
