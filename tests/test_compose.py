@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eunoe.cli import main
+from eunoe.compose import finetune_study, glue_study
 from eunoe.data.submission import FILES, validate_submission
+from eunoe.errors import EunoeError
 from eunoe.report.schema import read_rows
+from eunoe.transfer import TRANSFERS
+from eunoe.transfer.finetune import FinetuneSettings
 from tests.data.glue_layout import TEST_ROWS, write_glue
 from tests.tiny import tiny_folder
 from tests.tiny_run import state, write_task, write_text
@@ -133,6 +139,78 @@ def test_an_override_of_a_system_that_is_not_there_names_the_option_that_adds_it
     assert "--optimizer adamw recadam" in capsys.readouterr().err
 
 
+@dataclass(kw_only=True)
+class Quick(FinetuneSettings):
+    """Fine-tuning with an option of its own, and text that it reads."""
+
+    extra: int = 0
+
+
+@dataclass(kw_only=True)
+class Bare:
+    """A transfer without an optimizer or epochs."""
+
+    batch: int = 4
+
+
+def systems(*words: str) -> dict[str, Any]:
+    from eunoe.cli import _parser
+
+    args, rest = _parser().parse_known_args([*words, "--model", "bert"])
+    assert not rest
+    return (finetune_study if words[0] == "finetune" else glue_study)(args, []).systems
+
+
+def test_each_transfer_is_a_system_with_the_options_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"quick": replace(TRANSFERS["finetune"], settings=Quick, composed={"extra": 3}, unlabelled=True),
+            "bare": replace(TRANSFERS["finetune"], settings=Bare, composed={})}  # fmt: skip
+    for name, entry in made.items():
+        monkeypatch.setitem(TRANSFERS, name, entry)
+    words = ["finetune", *PAIRS, "--batch", "8"]
+    plain = {"name": "finetune", "evaluate_every": 0.1, "batch": 8, "optimizer": {"name": "adamw"}}
+    assert systems(*words) == {"adamw": plain}
+    both = systems(*words, "--transfer", "finetune", "quick", "bare", "--lr", "0.1")
+    assert both == {"adamw": {**plain, "lr": 0.1}, "quick": {"name": "quick", "extra": 3, "batch": 8, "lr": 0.1},
+                    "bare": {"name": "bare", "batch": 8}}  # fmt: skip
+    compared = systems(*words, "--transfer", "quick", "--optimizer", "adamw", "recadam")
+    assert {label: system["optimizer"]["name"] for label, system in compared.items()} == {
+        "quick-adamw": "adamw", "quick-recadam": "recadam",
+    }  # fmt: skip
+    glue = systems("glue", "--data", ".", "--transfer", "finetune", "quick")
+    assert glue["adamw"]["epochs"] == 3
+    assert "epochs" not in glue["quick"]
+    for option in (["--lr", "0.1"], ["--optimizer", "adamw"]):
+        with pytest.raises(EunoeError, match=f"{option[0]} is not an option of bare"):
+            systems(*words, "--transfer", "bare", *option)
+
+
+def test_unlabelled_text_is_read_by_a_transfer_that_asks_for_it_or_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def check(lm: Any, task: Any, settings: Any, where: str) -> None:
+        seen.append(task.unlabelled)
+
+    entry = replace(TRANSFERS["finetune"], check=check, unlabelled=True)
+    monkeypatch.setitem(TRANSFERS, "quick", entry)
+    words = [*FILES_OF_TASK, "--unlabelled", "general.txt", "--epochs", "1", "--batch", "8"]
+    assert main(["finetune", *words]) == 2
+    assert "no transfer of the recipe reads it. Transfers that do:" in " ".join(capsys.readouterr().err.split())
+    (here / "empty.txt").write_text(" ", encoding="utf-8")
+    assert main(["finetune", *FILES_OF_TASK, "--unlabelled", "empty.txt", "--transfer", "quick"]) == 2
+    assert "empty.txt is empty" in capsys.readouterr().err
+    assert main(["finetune", *words, "--transfer", "finetune", "quick"]) == 0
+    paragraphs = (here / "general.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    assert seen == [tuple(paragraphs)]
+    (here / "general.txt").write_text("changed", encoding="utf-8")
+    shutil.rmtree(here / "runs/finetune/cells")
+    (here / "runs/finetune/finished.json").unlink()  # a finished study reads nothing
+    capsys.readouterr()
+    assert main(["finetune", *words, "--transfer", "finetune", "quick"]) == 2
+    assert "task (unlabelled)" in " ".join(capsys.readouterr().err.split())
+
+
 def test_glue_refuses_what_is_no_task_and_a_folder_that_holds_none(here: Path, capsys: Any) -> None:
     assert main(["glue", "--data", ".", "--tasks", "cola2"]) == 2
     assert "cola" in capsys.readouterr().err
@@ -153,6 +231,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
             ["--train", "rows.csv", "--test-share", "0.2"],
             ["--train", "rows.csv", "--test-share", "0.5"],
         ),
+        "--unlabelled": (PAIRS, [*PAIRS, "--unlabelled", "general.txt"]),
         "--text": (PAIRS, [*PAIRS, "--text", "second"]),
         "--pair": (PAIRS, [*PAIRS, "--pair", "second"]),
         "--label": (PAIRS, [*PAIRS, "--label", "class"]),
@@ -172,6 +251,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
 BOTH = {
     "--model": ("bert", "other/bert"),
     "--optimizer": ("adamw", "bert_adam"),
+    "--transfer": ("finetune", "finetone"),
     "--epochs": ("1", "2"),
     "--batch": ("4", "8"),
     "--lr": ("0.01", "0.02"),

@@ -128,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
         "--train", metavar="FILE", help="labelled rows: .csv, .tsv, .jsonl, .parquet or hub:OWNER/NAME"
     )
     finetune.add_argument("--test", metavar="FILE", help="labelled rows to score on")
+    finetune.add_argument(
+        "--unlabelled", metavar="FILE", help="more text of the task, for transfers that train on text first"
+    )
     finetune.add_argument("--test-share", type=float, help="without --test: this share of --train is split off")
     finetune.add_argument("--text", help="column of the text (default text)")
     finetune.add_argument("--pair", help="column of a second text")
@@ -140,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show RecAdam's lambda, pull and learning rate over the steps, also as OUT.lambda.html, and train nothing",
     )
-    _fine_tuning(finetune, optimizer=["adamw"], seeds=[0], epochs=None)
+    _fine_tuning(finetune, seeds=[0], epochs=20)
     _sharing(finetune, relearn=False)
     finetune.set_defaults(go=_finetune, overrides=True)
 
@@ -162,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with --submit, or --check ZIP: answer the tasks that are missing with a constant, as the server wants all files",
     )
     glue.add_argument("--check", type=Path, metavar="ZIP", help="only check a submission's files, headers and rows")
-    _fine_tuning(glue, optimizer=["adamw"], seeds=[0, 1, 2, 3, 4], epochs=3)
+    _fine_tuning(glue, seeds=[0, 1, 2, 3, 4], epochs=3)
     _sharing(glue, relearn=False)
     glue.set_defaults(go=_glue, overrides=True)
 
@@ -215,20 +218,24 @@ def _sharing(parser: argparse.ArgumentParser, relearn: bool = True) -> None:
         )
 
 
-def _fine_tuning(parser: argparse.ArgumentParser, optimizer: list[str], seeds: list[int], epochs: float | None) -> None:
+def _fine_tuning(parser: argparse.ArgumentParser, seeds: list[int], epochs: float) -> None:
     """The options that finetune and glue share."""
     name = parser.prog.split()[-1]
     parser.add_argument("--model", default="minilm", help="minilm, a folder or a Hugging Face name (default minilm)")
     parser.add_argument(
-        "--optimizer", nargs="+", default=optimizer, metavar="NAME",
-        help="adamw (the default), recadam or bert_adam; several are compared",
+        "--transfer", nargs="+", default=["finetune"], metavar="NAME",
+        help="how the model is brought to the task: finetune (the default) or another of `eunoe list transfers`; several are compared",
     )  # fmt: skip
     parser.add_argument(
-        "--epochs", type=float, default=epochs, help=f"passes over the training rows (default {epochs or 20:g})"
+        "--optimizer", nargs="+", metavar="NAME",
+        help="adamw (the default of finetune), recadam or bert_adam; several are compared",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=float, help=f"passes over the training rows (finetune: default {epochs:g})")
+    parser.add_argument("--batch", type=int, help="rows a step (finetune: default 20)")
+    parser.add_argument(
+        "--lr", type=float, help="highest learning rate (finetune: default 5e-5; it falls to 0 on a line)"
     )
-    parser.add_argument("--batch", type=int, help="rows a step (default 20)")
-    parser.add_argument("--lr", type=float, help="highest learning rate (default 5e-5; it falls to 0 on a line)")
-    parser.add_argument("--max-length", type=int, help="tokens of a row (default 164)")
+    parser.add_argument("--max-length", type=int, help="tokens of a row (finetune: default 164)")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=seeds,
         help=f"each is a fine-tuning of its own (default {' '.join(map(str, seeds))})",

@@ -26,16 +26,19 @@ from eunoe.recipe import Recipe, Study, recipe_of
 from eunoe.report.lines import together
 from eunoe.study import load_study_task, resolve_study
 from eunoe.transfer import TRANSFERS
+from eunoe.transfer.finetune import FinetuneSettings
 
 Overrides = list[tuple[str, str]]
+GLUE_EPOCHS = 3
+"""Passes that ``eunoe glue`` makes over the rows of a task where ``--epochs`` does not say."""
 
 
 def finetune_study(args: argparse.Namespace, overrides: Overrides) -> Study:
-    """The study of ``eunoe finetune``: one task from files or GLUE, one system an optimizer."""
+    """The study of ``eunoe finetune``: one task from files or GLUE, one system for each transfer and optimizer."""
     if (args.glue is None) == (args.train is None):
         raise EunoeError(f"eunoe {args.command} needs the labelled rows: --train FILE (and --test FILE or --test-share 0.2), or "
                          "--glue rte --data FOLDER; give one of the two.")  # fmt: skip
-    own = ("train", "test", "test_share", "text", "pair", "label", "kind")
+    own = ("train", "test", "test_share", "unlabelled", "text", "pair", "label", "kind")
     given = {key: value for key in own if (value := getattr(args, key)) is not None}
     if args.glue is not None:
         if given:
@@ -65,18 +68,12 @@ def glue_study(args: argparse.Namespace, overrides: Overrides) -> Study:
 
 
 def _study(args: argparse.Namespace, tasks: list[dict[str, Any]], overrides: Overrides, **more: Any) -> Study:
-    transfer = TRANSFERS[Recipe.transfer]
-    given = {field.name: getattr(args, field.name, None) for field in fields(transfer.settings)}
-    options = {key: value for key, value in given.items() if value is not None}
+    systems = _systems(args)
     for key, _ in overrides:
         system = key.removeprefix("systems.").split(".")[0]
-        if key.startswith("systems.") and system not in (*args.optimizer, "*"):
-            raise EunoeError(f"--{key} is about the system {system!r}, but the systems are {', '.join(args.optimizer)}. "
-                             "Add its optimizer, as in --optimizer adamw recadam.")  # fmt: skip
-    systems = {}
-    for name in args.optimizer:
-        lookup(OPTIMIZERS, name, "optimizer")
-        systems[name] = {"name": Recipe.transfer, **transfer.composed, **options, "optimizer": {"name": name}}
+        if key.startswith("systems.") and system not in (*systems, "*"):
+            raise EunoeError(f"--{key} is about the system {system!r}, but the systems are {', '.join(systems)}. "
+                             "Add its optimizer or transfer, as in --optimizer adamw recadam.")  # fmt: skip
     data = {
         "name": args.command, "model": {"name": args.model}, "tasks": tasks, "systems": systems, "seeds": args.seeds,
         "retention": {"general": {"source": args.general}} if args.general else {}, **more,
@@ -84,6 +81,36 @@ def _study(args: argparse.Namespace, tasks: list[dict[str, Any]], overrides: Ove
     study = recipe_of(data, overrides)
     assert isinstance(study, Study)
     return study
+
+
+def _systems(args: argparse.Namespace) -> dict[str, Any]:
+    """The systems that ``--transfer`` and ``--optimizer`` name, with the options that were given.
+
+    Fine-tuning is called by its optimizer, another transfer by its own name; and by both where several optimizers are
+    compared. An option that none of the transfers has is refused; each takes those that it has.
+    """
+    known = {field.name: getattr(args, field.name) for field in fields(FinetuneSettings) if hasattr(args, field.name)}
+    options = {key: value for key, value in known.items() if value is not None and key != "optimizer"}
+    chosen = {name: lookup(TRANSFERS, name, "transfer") for name in args.transfer}
+    names = {name: {field.name for field in fields(entry.settings)} for name, entry in chosen.items()}
+    for key in (*options, *(["optimizer"] if args.optimizer else [])):
+        if not any(key in has for has in names.values()):
+            raise EunoeError(f"--{key.replace('_', '-')} is not an option of {' or '.join(chosen)}, so nothing would read it. Leave it "
+                             "out, or add a transfer that has it, as in --transfer finetune.")  # fmt: skip
+    systems: dict[str, Any] = {}
+    for name, entry in chosen.items():
+        plain = name == Recipe.transfer
+        base = {"name": name, **({"epochs": GLUE_EPOCHS} if plain and args.command == "glue" else {}), **entry.composed}
+        base |= {key: value for key, value in options.items() if key in names[name]}
+        optimizers = args.optimizer or (["adamw"] if plain else [])
+        if "optimizer" not in names[name] or not optimizers:
+            systems[name] = base
+            continue
+        for optimizer in optimizers:
+            lookup(OPTIMIZERS, optimizer, "optimizer")
+            label = optimizer if plain else name if len(optimizers) == 1 else f"{name}-{optimizer}"
+            systems[label] = {**base, "optimizer": {"name": optimizer}}
+    return systems
 
 
 # -- what annealing will do -----------------------------------------------------------------------------------------

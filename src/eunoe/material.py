@@ -43,6 +43,8 @@ class Material:
                 for task in samples.values()
                 for part in (task.train, task.test)
             )
+            if more := [task.unlabelled for task in samples.values() if task.unlabelled]:
+                digests[f"{name} (end task's text)"] = sha256(more)
         return digests
 
 

@@ -193,6 +193,7 @@ class RunPlan:
         corpora += [recipe.general] if recipe.general else []
         tasks = [domain.task for domain in recipe.domains if domain.task is not None]
         text = [(s, corpus.files, False) for corpus in corpora for s in (corpus.source, corpus.valid) if s is not None]
+        text += [(task.unlabelled, None, False) for task in tasks if task.unlabelled is not None]
         return text + [(s, None, True) for task in tasks for s in (task.train, task.dev, task.test) if s is not None]
 
     def refuse_ranks(self) -> None:
@@ -416,6 +417,7 @@ def resolve(recipe: Recipe) -> RunPlan:
                  for label, method, training in chosen if k == 0 or method is None or method.stages(order)]  # fmt: skip
     name, entry, settings = choose(transfer.TRANSFERS, recipe.transfer, "recipe.transfer", "transfer")
     settings = entry.resolve(settings, "recipe.transfer")
+    transfer.refuse_unread({d.name: d.task for d in recipe.domains if d.task is not None}, [name])
     full = dataclasses.replace(
         recipe, methods=kept, orders={k: list(v) for k, v in orders.items()}, scales={},
         transfer={"name": name, **dataclasses.asdict(settings)},

@@ -133,6 +133,9 @@ class StudyPlan:
         digests |= {
             f"{name} (text)": sha256(b["input_ids"].tolist() for b in batches) for name, batches in texts.items()
         }
+        digests |= {
+            f"{name} (unlabelled)": sha256(task.unlabelled) for name, task in self.tasks.items() if task.unlabelled
+        }
         return digests | {
             name: sha256([(e.text, e.pair, str(e.label)) for e in part] for part in (task.train, task.test))
             for name, task in self.tasks.items()
@@ -142,7 +145,7 @@ class StudyPlan:
         """Every file or folder that the study will read, but GLUE's: its files are read by their names, whatever lies beside them."""
         study = self.recipe
         texts = [s for corpus in study.retention.values() for s in (corpus.source, corpus.valid)]
-        rows = [s for task in study.tasks for s in (task.train, task.dev, task.test)]
+        rows = [s for task in study.tasks for s in (task.train, task.dev, task.test, task.unlabelled)]
         return [s for s in [*texts, *rows] if s is not None]
 
     def weights(self) -> int:
@@ -247,6 +250,8 @@ def resolve_study(study: Study) -> StudyPlan:
     """Look up every name, type every option and expand every grid; raises ``EunoeError`` for what is unknown."""
     points: dict[tuple[str, str], list[Finetune]] = {}
     systems: dict[str, Any] = {}
+    names = [named(value, f"recipe.systems.{label}")[0] for label, value in study.systems.items()]
+    transfer.refuse_unread({task.name: task for task in study.tasks}, names)
     for label, value in study.systems.items():
         where = f"recipe.systems.{label}"
         name, options = named(value, where)

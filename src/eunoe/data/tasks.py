@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from eunoe.data.corpus import part_of, place
+from eunoe.data.corpus import part_of, place, texts
 from eunoe.data.records import cell, read_rows, shown_value, text_cell
 from eunoe.data.shots import describe, draw, evenly, random_split, resplit
 from eunoe.errors import EunoeError
@@ -55,6 +55,8 @@ class Task:
     """Seed that drew the shots; None where nothing was drawn at random."""
     metrics: tuple[str, ...] = ()
     """Metrics that come first, in this order, ``matthews`` and ``f1`` among them; the first is what systems are compared by."""
+    unlabelled: tuple[str, ...] = ()
+    """More text of the task, without labels, beside that of its rows."""
     short: dict[str, int] = field(default_factory=dict)
     """Class -> rows it has, where that is fewer than the few-shot draw takes; {} where every class had enough."""
 
@@ -102,7 +104,8 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
             f"warning: {where}: the test rows are the training rows, so its scores say how well they are remembered"
         )
     scored = [scored[i] for i in evenly(len(scored), settings.test_rows or len(scored))]
-    return Task(name, settings.kind, labels, tuple(chosen), tuple(every[i] for i in scored), seed, short=short)
+    return Task(name, settings.kind, labels, tuple(chosen), tuple(every[i] for i in scored), seed, short=short,
+                unlabelled=_unlabelled(settings))  # fmt: skip
 
 
 def draws(settings: TaskSettings) -> list[TaskSettings]:
@@ -195,6 +198,11 @@ def _read(source: str, split: str, settings: TaskSettings) -> list[tuple[str, Ex
     if not examples:
         raise EunoeError(f"{source} ({split}) has no rows. Give labelled rows.")
     return examples
+
+
+def _unlabelled(settings: TaskSettings) -> tuple[str, ...]:
+    """The texts of ``settings.unlabelled``; () where there is none."""
+    return () if settings.unlabelled is None else tuple(texts(CorpusSettings(source=settings.unlabelled)))
 
 
 def _number(value: Any, column: str, where: str) -> float:

@@ -65,6 +65,9 @@ class TaskSettings:
     """Labelled rows to score on; without it ``test_share`` of ``train`` is split off."""
     dev: str | None = None
     """More labelled rows; read only where ``resplit`` joins them to the test rows."""
+    unlabelled: str | None = None
+    """More text of the task, without labels: a file with a column ``text``, plain text (a document a paragraph) or
+    ``hub:OWNER/NAME#SPLIT``. Read by transfers that fine-tune the language model before the classifier."""
     config: str | None = None
     """Configuration of a hub dataset."""
     revision: str | None = None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+from eunoe.errors import EunoeError
+from eunoe.recipe import TaskSettings
 from eunoe.transfer import finetune
 from eunoe.transfer.base import Course, Entry, Start, Tuned
 
@@ -14,4 +18,16 @@ TRANSFERS: dict[str, Entry] = {
     ),
 }  # fmt: skip
 
-__all__ = ["TRANSFERS", "Course", "Entry", "Start", "Tuned"]
+
+def refuse_unread(tasks: Mapping[str, TaskSettings], names: Iterable[str]) -> None:
+    """Raise ``EunoeError`` for a task with unlabelled text that none of the transfers called ``names`` reads."""
+    read = [name for name, entry in TRANSFERS.items() if entry.unlabelled]
+    if any(name in read for name in names):
+        return
+    for task, settings in tasks.items():
+        if settings.unlabelled is not None:
+            raise EunoeError(f"task of {task!r}: unlabelled is {settings.unlabelled!r}, but no transfer of the recipe reads it. Transfers "
+                             f"that do: {', '.join(read) or 'none'}. Choose one of them, or leave unlabelled out.")  # fmt: skip
+
+
+__all__ = ["TRANSFERS", "Course", "Entry", "Start", "Tuned", "refuse_unread"]

@@ -6,7 +6,7 @@ method of ``Start`` are as they were when it returns. Whoever calls it knows nei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ class Start:
     """The classifier's start, the order of the rows and dropout depend on it alone, so equal models get equal scores."""
     batch: int
     """Labelled rows that pass the model at once when they are scored."""
-    unlabelled: Callable[[], Iterable[str]] | None = None
-    """The text of the task's rows without their labels, or of its domain: for transfers that fine-tune the LM first."""
     folder: Path | None = None
     """For checkpoints on the way; None: none are written, and a stopped transfer starts over."""
     name: str = ""
@@ -114,6 +112,8 @@ class Entry:
     """Options that ``eunoe finetune`` and ``eunoe glue`` set where the user sets none."""
     drafted: Callable[[int, int], dict[str, Any]] = lambda epochs, tokens: {}
     """(passes over the rows, tokens of a row) -> the options that stand in a recipe of ``eunoe new``."""
+    unlabelled: bool = False
+    """Does it read ``Task.unlabelled``? A task's ``unlabelled`` that no transfer of the recipe reads is refused."""
     no_best: Callable[[Any], str | None] = lambda settings: "this transfer scores once: choose another one"
     """settings -> why ``Tuned.best`` will be empty, and what to set; None where there are several evaluations."""
 
