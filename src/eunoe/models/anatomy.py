@@ -206,6 +206,18 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recurrent:
+    """A family whose layers have no sub-layers: dotted names from the base model, as in ``Family``."""
+
+    embeddings: str
+    layers: str
+
+
+RECURRENT: dict[str, Recurrent] = {"awd_lstm": Recurrent(embeddings="embeddings", layers="layers.*")}
+"""``config.model_type`` -> names, of families without attention and feed-forward sub-layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """The modules of one layer that ``Family`` names. Shapes are (batch, tokens, width) unless said otherwise."""
 
@@ -221,6 +233,23 @@ class Layer:
     norms: tuple[nn.Module, ...]
 
 
+class RecurrentLayer(Layer):
+    """A layer without sub-layers: what asks for a part of one is refused, in its place and by its name."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        for field, value in (("name", name), ("module", module), ("norms", ())):
+            object.__setattr__(self, field, value)  # the fields of sub-layers stay unset, so that __getattr__ is asked
+
+    def __getattr__(self, field: str) -> nn.Module:
+        if field.startswith(("attention_", "feed_forward_")):
+            raise EunoeError(
+                f"{type(self.module).__name__} is a recurrent layer: it has no attention and feed-forward sub-layers, so there is no "
+                f"{field} for a plug-in, a gate or an adapter of attention to stand at. Choose a method that trains the model's own "
+                "weights: ncl, one, joint, ewc, kd, replay, derpp, recadam (`eunoe list methods`)."
+            )
+        raise AttributeError(field)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
     """A model's parts. ``name`` of a layer counts from ``base``, so it is the same with any head or wrapper."""
@@ -234,7 +263,7 @@ class Anatomy:
     width: int
     """Width of the residual stream: of ``attention_out``, ``feed_forward_out`` and of what enters the sub-layers."""
     heads: int
-    """Attention heads of a layer."""
+    """Attention heads of a layer; 0 in recurrent families."""
     interleaved: bool
     """As ``Family`` says it of ``attention_heads``."""
     heads_width: int
@@ -253,6 +282,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     """
     base = _base(model)
     model_type = str(base.config.model_type)
+    if model_type in RECURRENT:
+        return _recurrent(base, RECURRENT[model_type])
     if model_type not in FAMILIES:
         names = ", ".join(f'{field.name}="..."' for field in fields(Family) if field.default is MISSING)
         raise EunoeError(
@@ -281,6 +312,20 @@ def anatomy(model: nn.Module) -> Anatomy:
         heads=heads,
         interleaved=family.interleaved,
         heads_width=heads * int(head_width),
+    )
+
+
+def _recurrent(base: PreTrainedModel, family: Recurrent) -> Anatomy:
+    return Anatomy(
+        model_type=str(base.config.model_type),
+        base=base,
+        embeddings=_find(base, family.embeddings, base),
+        positions=None,
+        layers=tuple(RecurrentLayer(name, module) for name, module in _every(base, family.layers)),
+        width=int(base.config.hidden_size),
+        heads=0,
+        interleaved=False,
+        heads_width=0,
     )
 
 
@@ -348,4 +393,4 @@ def _find(module: nn.Module, name: str, base: nn.Module) -> nn.Module:
     return reached
 
 
-__all__ = ["FAMILIES", "Anatomy", "Family", "Layer", "anatomy", "takes_token_types"]
+__all__ = ["FAMILIES", "RECURRENT", "Anatomy", "Family", "Layer", "Recurrent", "anatomy", "takes_token_types"]

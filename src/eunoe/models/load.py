@@ -38,6 +38,7 @@ from eunoe.data.collate import Objective
 from eunoe.errors import EunoeError
 from eunoe.foreign import first_line, reading, visible
 from eunoe.models.anatomy import anatomy, takes_token_types
+from eunoe.models.awd import register
 from eunoe.models.files import (
     Origin,
     Tensors,
@@ -59,9 +60,9 @@ from eunoe.recipe import ModelSettings, expand
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 LOADERS: dict[Objective, tuple[Any, Any]] = {
     "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
-    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "causal": (AutoModelForCausalLM, {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "awd_lstm"}),
 }
-"""What transformers loads each objective with, and the model types that it can."""
+"""What loads each objective, and the model types that it can: transformers' own, and ours."""
 
 
 @dataclass
@@ -232,6 +233,7 @@ def load_lm(settings: ModelSettings) -> LanguageModel:
     Raises ``EunoeError`` where it cannot be had, is damaged, has no LM head, is of no known family, or where tokenizer,
     objective, lengths and model do not fit each other.
     """
+    register()
     place = next(place for find in KINDS.values() if (place := find(settings.name)) is not None)
     with _quiet(place):
         lm, missing = _transformers(place, settings)

@@ -1,0 +1,28 @@
+"""AWD-LSTM and its tokenizer, as Hugging Face knows models: ``register()`` puts them into the Auto classes.
+
+``eunoe.models.load`` registers them by itself; a plain script calls ``register()`` once before ``AutoModel...from_pretrained``.
+"""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Make transformers' Auto classes know ``awd_lstm``; a second call does nothing."""
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
+
+    from eunoe.models.awd.classifier import AwdLstmForSequenceClassification
+    from eunoe.models.awd.config import AwdLstmConfig
+    from eunoe.models.awd.model import AwdLstmForCausalLM, AwdLstmModel
+
+    AutoConfig.register(AwdLstmConfig.model_type, AwdLstmConfig, exist_ok=True)
+    AutoModel.register(AwdLstmConfig, AwdLstmModel, exist_ok=True)
+    AutoModelForCausalLM.register(AwdLstmConfig, AwdLstmForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(AwdLstmConfig, AwdLstmForSequenceClassification, exist_ok=True)
+
+
+__all__ = ["register"]
