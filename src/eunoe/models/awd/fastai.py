@@ -54,9 +54,9 @@ def _ours(name: str) -> str | None:
     if part == "0":
         if rest in ("encoder.weight", "encoder_dp.emb.weight"):
             return "transformer.embeddings.weight"
-        found = _LAYER.fullmatch(rest)
-        if found is not None:
-            return f"transformer.layers.{found[1]}.{found[2].removesuffix('_raw').removesuffix('_l0')}"
+        match = _LAYER.fullmatch(rest)
+        if match is not None:
+            return f"transformer.layers.{match[1]}.{match[2].removesuffix('_raw').removesuffix('_l0')}"
     if part == "1":
         if rest == "decoder.weight":
             return "transformer.embeddings.weight"  # tied; two that differ are refused
@@ -99,18 +99,18 @@ def config_of(state: Mapping[str, Tensor], **change: Any) -> AwdLstmConfig:
     if not layers:
         raise EunoeError("the weights have an embedding but no LSTM layers: they are not those of an AWD-LSTM.")
     inner = state["transformer.layers.0.weight_hh"].shape[1]
-    found: dict[str, Any] = {
+    shapes: dict[str, Any] = {
         "vocab_size": words, "hidden_size": width, "cell_size": inner, "num_hidden_layers": max(layers) + 1,
     }  # fmt: skip
     if "head.linear_out.weight" in state:
-        found |= {
+        shapes |= {
             "num_labels": state["head.linear_out.weight"].shape[0],
             "head_size": state["head.linear_in.weight"].shape[0],
         }
-        found |= CLASSIFIER_RATES
+        shapes |= CLASSIFIER_RATES
     else:
-        found["output_bias"] = "lm_head.bias" in state
-    return AwdLstmConfig(**{**found, **change})
+        shapes["output_bias"] = "lm_head.bias" in state
+    return AwdLstmConfig(**{**shapes, **change})
 
 
 def load_fastai(weights: str | Path, **change: Any) -> AwdLstmForCausalLM | AwdLstmForSequenceClassification:

@@ -278,9 +278,9 @@ class AwdLstmModel(AwdLstmPreTrainedModel):
 
     def _refuse_state(self, state: AwdState, rows: int) -> None:
         widths = [layer.width for layer in self.layers]
-        found = [h.shape[1] for h, _ in state.layers]
-        if found != widths:
-            raise EunoeError(f"the state given as past_key_values is of layers {found} wide, the model's are {widths}. Start from "
+        given_widths = [h.shape[1] for h, _ in state.layers]
+        if given_widths != widths:
+            raise EunoeError(f"the state given as past_key_values is of layers {given_widths} wide, the model's are {widths}. Start from "
                              "model.start(rows), or from what this model returned.")  # fmt: skip
         if state.rows != rows:
             raise EunoeError(f"the state given as past_key_values is of {state.rows} rows, the text has {rows}. Choose rows with "
