@@ -223,6 +223,7 @@ def test_glue_refuses_what_is_no_task_and_a_folder_that_holds_none(here: Path, c
 # -- every option does something, or is refused -------------------------------------------------------------------
 SLOW = ["--optimizer", "recadam", "--lr", "1e-4"]
 PAIRS = ["--train", "pairs.csv", "--test", "pairs.csv"]
+FORMS = ["--train", "forms.jsonl", "--test", "forms.jsonl", "--kind", "choice"]
 OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
     "finetune": {
         "--train": (["--train", "rows.csv", "--test", "test.csv"], ["--train", "test.csv", "--test", "test.csv"]),
@@ -236,6 +237,8 @@ OPTIONS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "--pair": (PAIRS, [*PAIRS, "--pair", "second"]),
         "--label": (PAIRS, [*PAIRS, "--label", "class"]),
         "--kind": ([*PAIRS, "--label", "score"], [*PAIRS, "--label", "score", "--kind", "regression"]),
+        "--choices": ([*FORMS, "--choices", "few"], [*FORMS, "--choices", "many"]),
+        "--layout": (FORMS[:4], [*FORMS[:4], "--layout", "snli"]),
         "--glue": (["--data", "GLUE", "--glue", "rte"], ["--data", "GLUE", "--glue", "wnli"]),
         "--data": (["--glue", "rte", "--data", "GLUE"], ["--glue", "rte", "--data", "GLUE2"]),
         "--plot-lambda": ([*PAIRS, *SLOW], [*PAIRS, *SLOW, "--plot-lambda"]),
@@ -295,6 +298,9 @@ def test_every_option_changes_what_is_left(
         write_task(folder / "test.csv", 2, n=16)
         pairs = [f"{row},second {i},{'ab'[i % 2]},{i}" for i, row in enumerate(rows)]
         (folder / "pairs.csv").write_text("\n".join(["text,label,second,class,score", *pairs]), encoding="utf-8")
+        forms = [{"text": f"second {i}", "label": i % 2, "few": [row, "no"], "many": [row, "no", "or"], "sentence1": row,
+                  "sentence2": "no", "gold_label": "ab"[i % 3 == 0]} for i, row in enumerate(rows)]  # fmt: skip
+        (folder / "forms.jsonl").write_text("".join(f"{json.dumps(form)}\n" for form in forms), encoding="utf-8")
         for name, seed in (("general", 5), ("general2", 6)):
             write_text(folder / f"{name}.txt", seed=seed, n=20)
         write_glue(folder / "GLUE")

@@ -135,7 +135,17 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--text", help="column of the text (default text)")
     finetune.add_argument("--pair", help="column of a second text")
     finetune.add_argument("--label", help="column of the label (default label)")
-    finetune.add_argument("--kind", choices=["classification", "regression"], help="regression reads numbers as labels")
+    finetune.add_argument("--kind", choices=["classification", "regression", "choice"],
+                          help="regression reads numbers as labels, choice is multiple choice")  # fmt: skip
+    finetune.add_argument(
+        "--choices",
+        nargs="+",
+        metavar="COLUMN",
+        help="with --kind choice: the column with the list of them, or several",
+    )
+    finetune.add_argument(
+        "--layout", metavar="NAME", help="rows as a data set's own files hold them: race, story_cloze, snli or scitail"
+    )
     finetune.add_argument("--glue", metavar="TASK", help="a GLUE task from --data, instead of --train and --test")
     finetune.add_argument("--data", help="with --glue: folder of the official GLUE layout (default: the hub)")
     finetune.add_argument(

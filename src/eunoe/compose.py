@@ -38,8 +38,10 @@ def finetune_study(args: argparse.Namespace, overrides: Overrides) -> Study:
     if (args.glue is None) == (args.train is None):
         raise EunoeError(f"eunoe {args.command} needs the labelled rows: --train FILE (and --test FILE or --test-share 0.2), or "
                          "--glue rte --data FOLDER; give one of the two.")  # fmt: skip
-    own = ("train", "test", "test_share", "unlabelled", "text", "pair", "label", "kind")
+    own = ("train", "test", "test_share", "unlabelled", "text", "pair", "label", "kind", "choices", "layout")
     given = {key: value for key in own if (value := getattr(args, key)) is not None}
+    if len(given.get("choices", ())) == 1:
+        given["choices"] = given["choices"][0]
     if args.glue is not None:
         if given:
             options = ", ".join(f"--{key.replace('_', '-')}" for key in given)

@@ -39,7 +39,7 @@ class Material:
             digests[f"{name} (held out)"] = sha256(batch["input_ids"].tolist() for batch in batches)
         for name, samples in self.tasks.items():
             digests[f"{name} (end task)"] = sha256(
-                [(e.text, e.pair, e.label) for e in part]
+                [(e.text, e.pair, e.label, *e.choices) for e in part]
                 for task in samples.values()
                 for part in (task.train, task.test)
             )

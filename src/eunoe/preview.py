@@ -147,6 +147,8 @@ def _task(draws: Sequence[Task]) -> str:
     task, several = draws[0], f", {len(draws)} draws" * (len(draws) > 1)
     shown = ", ".join(task.labels[:6]) + ", ..." * (len(task.labels) > 6)
     classes = f"{len(task.labels)} classes: {shown}" if task.labels else "a number for each row"
+    if task.choices:
+        classes = f"{task.choices} choices a row"
     return f"{len(task.train):,} rows to fine-tune on{several}, {len(task.test):,} to score; {classes}"
 
 

@@ -137,7 +137,7 @@ class StudyPlan:
             f"{name} (unlabelled)": sha256(task.unlabelled) for name, task in self.tasks.items() if task.unlabelled
         }
         return digests | {
-            name: sha256([(e.text, e.pair, str(e.label)) for e in part] for part in (task.train, task.test))
+            name: sha256([(e.text, e.pair, str(e.label), *e.choices) for e in part] for part in (task.train, task.test))
             for name, task in self.tasks.items()
         }
 
@@ -173,7 +173,7 @@ class StudyPlan:
         for split, examples in self.more[work.task].items():
             predicted = tuned.predict(examples)
             if split.endswith("dev_mismatched"):
-                other = answer_scores([e.label for e in examples], predicted, task.labels)[0]
+                other = answer_scores(task, [e.label for e in examples], predicted)[0]
                 rows.append(self._row(work, replace(other, metric="accuracy_mm", detail=None), tuned.steps))
             else:
                 answers[split] = predicted
@@ -305,7 +305,9 @@ def load_study_task(settings: StudyTask) -> Task:
                 f"task of {settings.name!r}: a study's task has rows of its own; received made: {settings.made}."
             )
         own = {f.name: getattr(settings, f.name) for f in dataclasses.fields(TaskSettings)}
-        return load_task(settings.name, TaskSettings(**own), CorpusSettings(source=""))
+        task = load_task(settings.name, TaskSettings(**own), CorpusSettings(source=""))
+        kept = evenly(len(task.train), settings.train_rows or len(task.train))
+        return replace(task, train=tuple(task.train[i] for i in kept))
     unread = [
         f.name
         for f in dataclasses.fields(TaskSettings)

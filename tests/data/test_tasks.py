@@ -247,7 +247,8 @@ def test_a_made_task_refuses_the_keys_of_labelled_files(tmp_path: Path, change: 
 def test_every_setting_is_either_read_or_refused() -> None:
     """A new key of TaskSettings must get its place in check_task; this list is what it knows."""
     known = {"made", "train", "test", "dev", "config", "text", "pair", "pair_first", "label", "encoding", "line_limit", "kind", "shots",
-             "shots_seed", "resplit", "test_share", "test_rows", "shots_strict", "revision"}  # fmt: skip
+             "shots_seed", "resplit", "test_share", "test_rows", "shots_strict", "revision",
+                 "choices", "layout", "unlabelled"}  # fmt: skip
     assert set(TaskSettings.__dataclass_fields__) == known
 
 

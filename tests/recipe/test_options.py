@@ -79,6 +79,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (here / f"articles.txt/{i}.txt").write_text(f"headline {i}\n{text}", encoding="utf-8")
         for i, name in enumerate(("train", "dev", "test", "rows2")):
             write_task(here / f"{name}.csv", 20 + i, n=24)
+        (here / "forms.jsonl").write_text(
+            "".join(
+                json.dumps({"text": x, "label": i % 2, "few": [x, "no"], "many": [x, "no", "or"],
+                            "sentence1": x, "sentence2": "no", "gold_label": "ab"[i % 2]}) + "\n"
+                for i, x in enumerate(sentences(8, 5))
+            ),
+            encoding="utf-8",
+        )  # fmt: skip
         lines = (here / "train.csv").read_text(encoding="utf-8").splitlines()
         (here / "pairs.csv").write_text(
             "\n".join(
@@ -331,6 +339,7 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
         "train": ("train.csv", "rows2.csv", {"test": "test.csv"}),
         "test": ("test.csv", "rows2.csv", {"train": "train.csv"}),
         "dev": ("dev.csv", "rows2.csv", {"train": "train.csv", "test": "test.csv", "resplit": 0.5}),
+        "unlabelled": (None, "general.txt", {"train": "train.csv", "test": "test.csv"}),
         "config": ("a", "b", {"train": "hub:x/y", "test": "test.csv"}),
         "revision": ("a", "b", {"train": "hub:x/y", "test": "test.csv"}),
         "text": ("text", "second", {"train": "pairs.csv", "test": "pairs.csv"}),
@@ -340,6 +349,8 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
         "encoding": ("latin-1", "cp437", {"train": "latin.csv", "test_share": 0.2}),
         "line_limit": (None, 20, {"train": "train.csv", "test": "test.csv"}),
         "kind": ("classification", "regression", {"train": "pairs.csv", "test": "pairs.csv", "label": "score"}),
+        "choices": ("few", "many", {"train": "forms.jsonl", "test": "forms.jsonl", "kind": "choice"}),
+        "layout": (None, "snli", {"train": "forms.jsonl", "test": "forms.jsonl"}),
         "shots": ("all", 2, {"train": "train.csv", "test": "test.csv"}),
         "shots_seed": (1, 2, {"train": "train.csv", "test": "test.csv", "shots": 2}),
         "shots_strict": (False, True, {"train": "train.csv", "test": "test.csv", "shots": 20}),

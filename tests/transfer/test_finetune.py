@@ -71,6 +71,24 @@ def test_numbers_are_learnt_by_their_correlation(tmp_path: Path) -> None:
     assert actual["spearman"] > 0.8
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_the_right_choice_is_learnt_and_answered_by_its_place(tmp_path: Path, kind: str) -> None:
+    """The right choice is the word of the context; each choice is scored by itself, so which place it has means nothing."""
+
+    def row(i: int) -> Example:
+        word, other = ("good", "bad") if i % 3 else ("bad", "good")
+        place = i % 2
+        return Example(f"{WORDS[i]} {word}", None, place, (word, other) if place == 0 else (other, word))
+
+    made = Task("made", "choice", (), tuple(map(row, range(32))), tuple(map(row, range(32, 44))), None)
+    lm = load_lm(ModelSettings(name=str(tiny_folder(tmp_path, kind, initializer_range=0.3)), dropout=0.0))
+    tuned = fine(lm, made, epochs=40)
+    assert {s.metric: s.value for s in tuned.scores} == {"accuracy": 1.0}
+    assert tuned.predict(made.test) == [e.label for e in made.test]
+    swapped = [Example(e.text, None, 0, e.choices[::-1]) for e in made.test]
+    assert tuned.predict(swapped) == [1 - int(e.label) for e in made.test]
+
+
 def test_only_models_that_tell_segments_apart_are_given_them(tmp_path: Path) -> None:
     """GPT-2 would add the embedding of the word number 0 or 1 to every token."""
     for kind, wanted in (("bert", True), ("gpt2", False), ("llama", False)):

@@ -20,6 +20,8 @@ from torch import Tensor
 from eunoe import stop
 from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError
+from eunoe.foreign import visible
+from eunoe.progress import say_once
 
 Objective = Literal["masked", "causal"]
 Batch = dict[str, Tensor]
@@ -143,14 +145,25 @@ def collate_lm(
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokenised labelled rows: ``inputs[i]`` maps a model's argument to a list of ids, ``labels`` (n,) ints or floats."""
+    """Tokenised labelled rows: ``inputs`` maps a model's arguments to lists of ids, ``labels`` (n,) ints or floats.
+
+    A row is ``each`` sequences, one after the other in ``inputs``: one, or one for each choice.
+    """
 
     inputs: list[dict[str, list[int]]]
     labels: Tensor
     pad_id: int
+    each: int = 1
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.labels)
+
+    def sequences(self, row: int) -> list[dict[str, list[int]]]:
+        return self.inputs[row * self.each : (row + 1) * self.each]
+
+    def length(self, row: int) -> int:
+        """Tokens of the longest sequence of a row."""
+        return max(len(sequence["input_ids"]) for sequence in self.sequences(row))
 
 
 def encode_rows(
@@ -159,11 +172,14 @@ def encode_rows(
     labels: Sequence[int] | Sequence[float],
     max_length: int,
     token_types: bool = True,
+    each: int = 1,
 ) -> Rows:
     """Tokenise texts or pairs, cut to ``max_length`` tokens (of a pair the longer part first).
 
     ``token_types``: the model has a table to look up which text a token belongs to; without one it is not given them
-    (GPT-2 would look them up among its words). Raises ``EunoeError`` if ``max_length`` leaves no token of a text.
+    (GPT-2 would look them up among its words). ``each`` above 1: a label belongs to so many pairs of a context and a choice, one
+    after the other; the context alone is cut, and how many were is said. Raises ``EunoeError`` if ``max_length`` leaves no token
+    of a text.
     """
     if not texts:
         raise ValueError("no rows to encode")
@@ -173,6 +189,8 @@ def encode_rows(
     if max_length < least:
         raise EunoeError(f"max_length is {max_length}, which leaves nothing of a {what}: the tokenizer puts {around} tokens around it. "
                          f"Set it to {least} or more.")  # fmt: skip
+    if each > 1:
+        _refuse_long_choices(tokenizer, texts, max_length, around)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     # an empty text, around which the tokenizer puts nothing, is one padding token: no model reads a row of none
     nothing = {"input_ids": [pad], "token_type_ids": [0]}
@@ -183,7 +201,7 @@ def encode_rows(
         coded = tokenizer(
             [a for a, _ in some],
             [b or "" for _, b in some] if pairs else None,
-            truncation="longest_first" if pairs else True,
+            truncation=("only_first" if each > 1 else "longest_first") if pairs else True,
             max_length=max_length,
             padding=False,
             stride=0,
@@ -192,18 +210,58 @@ def encode_rows(
         keys = [key for key in ("input_ids", "token_type_ids")[: 1 + token_types] if key in coded]
         inputs += [{key: coded[key][i] or nothing[key] for key in keys} for i in range(len(some))]
     dtype = torch.float32 if any(isinstance(label, float) for label in labels) else torch.int64
-    return Rows(inputs, torch.tensor(labels, dtype=dtype), int(pad))
+    return Rows(inputs, torch.tensor(labels, dtype=dtype), int(pad), each)
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, whole, with nothing put around it."""
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), 256):
+        stop.check("tokenising labelled rows")
+        some = list(texts[start : start + 256])
+        ids += tokenizer(some, add_special_tokens=False, truncation=False, padding=False, verbose=False)["input_ids"]
+    return ids
+
+
+def say_cut(cut: int, rows: int, max_length: int) -> None:
+    """Say that of so many rows with choices the context was cut."""
+    if cut:
+        say_once(f"the context of {cut:,} of {rows:,} choices is longer than max_length = {max_length} tokens allows, and is "
+                 "cut at its end; choices and questions are whole")  # fmt: skip
+
+
+def long_choice(choice: str, tokens: int, most: int, max_length: int) -> EunoeError:
+    """The error for a choice (with its question) of ``tokens`` where ``most`` leave one token to the context."""
+    return EunoeError(f"the choice {visible(repr(choice), 80)} has {tokens} tokens with its question; max_length = {max_length} leaves "
+                      f"{most} beside one of the context. A choice is never cut: raise max_length, or shorten the row.")  # fmt: skip
+
+
+def _refuse_long_choices(tokenizer: Any, texts: Sequence[tuple[str, str | None]], max_length: int, around: int) -> None:
+    contexts = {text: len(ids) for text, ids in _by_text(tokenizer, [context for context, _ in texts])}
+    most, cut = max_length - around - 1, 0
+    for (context, choice), ids in zip(texts, token_ids(tokenizer, [choice or "" for _, choice in texts]), strict=True):
+        if len(ids) > most:
+            raise long_choice(choice or "", len(ids), most, max_length)
+        cut += contexts[context] + len(ids) > most + 1
+    say_cut(cut, len(texts), max_length)
+
+
+def _by_text(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    """Each different text with its ids."""
+    different = list(dict.fromkeys(texts))
+    yield from zip(different, token_ids(tokenizer, different), strict=True)
 
 
 def pad_rows(rows: Rows, chosen: Sequence[int]) -> Batch:
-    """The chosen rows, padded on the right to the longest of them: ids, ``attention_mask`` and ``labels``."""
-    lengths = torch.tensor([len(rows.inputs[i]["input_ids"]) for i in chosen])
+    """The chosen rows, padded on the right to the longest of them: ids and ``attention_mask`` (rows * each, T), ``labels`` (rows,)."""
+    sequences = [sequence for i in chosen for sequence in rows.sequences(i)]
+    lengths = torch.tensor([len(sequence["input_ids"]) for sequence in sequences])
     length = int(lengths.max())
     batch: Batch = {}
-    for key in rows.inputs[chosen[0]]:
-        padded = torch.full((len(chosen), length), rows.pad_id if key == "input_ids" else 0, dtype=torch.int64)
-        for row, i in zip(padded, chosen, strict=True):
-            ids = rows.inputs[i][key]
+    for key in sequences[0]:
+        padded = torch.full((len(sequences), length), rows.pad_id if key == "input_ids" else 0, dtype=torch.int64)
+        for row, sequence in zip(padded, sequences, strict=True):
+            ids = sequence[key]
             row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         batch[key] = padded
     batch["attention_mask"] = (torch.arange(length)[None, :] < lengths[:, None]).long()
@@ -213,8 +271,8 @@ def pad_rows(rows: Rows, chosen: Sequence[int]) -> Batch:
 
 def by_length(rows: Rows, batch: int) -> Iterator[tuple[list[int], Batch]]:
     """All rows, shortest first, in batches: hardly any padding is computed. Yields (which rows, batch)."""
-    order = sorted(range(len(rows)), key=lambda i: (len(rows.inputs[i]["input_ids"]), i))
-    refuse_larger(min(batch, len(rows)), len(rows.inputs[order[-1]]["input_ids"]), "rows")
+    order = sorted(range(len(rows)), key=lambda i: (rows.length(i), i))
+    refuse_larger(min(batch, len(rows)), rows.length(order[-1]) * rows.each, "rows")
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         yield chosen, pad_rows(rows, chosen)
@@ -245,7 +303,8 @@ class RowBatches:
     micro_batch: int | None = None
 
     def __post_init__(self) -> None:
-        refuse_larger(min(self.batch, len(self.rows)), max(len(row["input_ids"]) for row in self.rows.inputs), "rows")
+        longest = max(map(self.rows.length, range(len(self.rows))))
+        refuse_larger(min(self.batch, len(self.rows)), longest * self.rows.each, "rows")
 
     @property
     def per_epoch(self) -> int:
@@ -257,6 +316,6 @@ class RowBatches:
     def __getitem__(self, step: int) -> list[Batch]:
         epoch, place = divmod(step, self.per_epoch)
         order = permutation(self.seed, epoch, len(self.rows))[place * self.batch : (place + 1) * self.batch]
-        chosen = sorted((int(i) for i in order), key=lambda i: (len(self.rows.inputs[i]["input_ids"]), i))
+        chosen = sorted((int(i) for i in order), key=lambda i: (self.rows.length(i), i))
         size = self.micro_batch or self.batch
         return [pad_rows(self.rows, chosen[i : i + size]) for i in range(0, len(chosen), size)]

@@ -54,6 +54,8 @@ class GlueTask:
     """Other names of a split's file: (split, name)."""
     ragged: bool = False
     """Are labelled rows with too few or too many cells left out (else refused)?"""
+    symmetric: bool = False
+    """Do the two texts mean the same in either order?"""
     ids: tuple[str, ...] = ()
     """Columns that name a row, where development rows may lie among the training rows."""
     submit: tuple[tuple[str, str, int], ...] = ()
@@ -72,15 +74,15 @@ GLUE: dict[str, GlueTask] = {
     "mrpc": GlueTask(
         folder="MRPC", text="#1 String", pair="#2 String", label="Quality", metrics=("accuracy", "f1"),
         files=(("train", "msr_paraphrase_train.txt"), ("test", "msr_paraphrase_test.txt"), ("dev", "dev_ids.tsv")),
-        ids=("#1 ID", "#2 ID"),
+        ids=("#1 ID", "#2 ID"), symmetric=True,
         submit=(("test", "MRPC.tsv", 1725),),
     ),
     "stsb": GlueTask(
-        folder="STS-B", text="sentence1", pair="sentence2", label="score", labels=(), metrics=("pearson", "spearman"),
+        folder="STS-B", text="sentence1", pair="sentence2", label="score", labels=(), metrics=("pearson", "spearman"), symmetric=True,
         submit=(("test", "STS-B.tsv", 1379),),
     ),
     "qqp": GlueTask(
-        folder="QQP", text="question1", pair="question2", label="is_duplicate", metrics=("accuracy", "f1"), ragged=True,
+        folder="QQP", text="question1", pair="question2", label="is_duplicate", metrics=("accuracy", "f1"), ragged=True, symmetric=True,
         submit=(("test", "QQP.tsv", 390965),),
     ),
     "mnli": GlueTask(
@@ -114,7 +116,7 @@ def load_glue(name: str, task: str, root: str, train_rows: int | None = None, te
     if "train" not in spec.splits:
         raise EunoeError(f"GLUE's {task} has test rows alone: fine-tune on mnli and answer {task} with that model.")
     train, dev = (_spread(read_glue(task, root, s), n) for s, n in (("train", train_rows), ("dev", test_rows)))
-    return Task(name, spec.kind, spec.labels, train, dev, None, spec.metrics)
+    return Task(name, spec.kind, spec.labels, train, dev, None, spec.metrics, symmetric=spec.symmetric)
 
 
 def read_glue(task: str, root: str, split: str) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Labelled end tasks: single texts, text pairs or regression from files and the hub, or a task made from the domain itself.
+"""Labelled end tasks: classes, numbers or choices, of texts and pairs, from files and the hub, or made from the domain itself.
 
 The way of CPT's end tasks (EMNLP 2022, https://arxiv.org/abs/2210.05549): resplit where the test set is small, then draw
 few shots from the training rows; test sets stay full unless ``test_rows`` says otherwise. The order is: read, resplit
@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from eunoe.data.corpus import part_of, place, texts
-from eunoe.data.records import cell, read_rows, shown_value, text_cell
+from eunoe.data.layouts import LAYOUTS, read_layout
+from eunoe.data.records import Record, cell, read_rows, shown_value, text_cell
 from eunoe.data.shots import describe, draw, evenly, random_split, resplit
 from eunoe.errors import EunoeError
 from eunoe.progress import say_once
@@ -31,11 +32,15 @@ SPLIT_SEED = 2021
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled row: ``text`` and ``pair`` in the order the model reads them; a class's name or a number."""
+    """One labelled row: ``text`` and ``pair`` in the order the model reads them; a class's name, a number, or which choice is right."""
 
     text: str
     pair: str | None
+    """A second text; of a multiple-choice row the question about ``text``, where it has one."""
     label: str | float
+    """The class, the number, or the index (from 0) of the right choice."""
+    choices: tuple[str, ...] = ()
+    """What a multiple-choice row offers; () of other kinds."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,9 @@ class Task:
 
     name: str
     kind: str
-    """``classification`` or ``regression``."""
+    """``classification``, ``regression`` or ``choice`` (multiple choice)."""
     labels: tuple[str, ...]
-    """The classes of all training rows (before the draw), sorted; () for regression."""
+    """The classes of all training rows (before the draw), sorted; () of the other kinds."""
     train: tuple[Example, ...]
     """What is fine-tuned on: the few shots, or all."""
     test: tuple[Example, ...]
@@ -59,6 +64,13 @@ class Task:
     """More text of the task, without labels, beside that of its rows."""
     short: dict[str, int] = field(default_factory=dict)
     """Class -> rows it has, where that is fewer than the few-shot draw takes; {} where every class had enough."""
+    symmetric: bool = False
+    """Do the texts of a pair mean the same in either order (similarity, paraphrase)?"""
+
+    @property
+    def choices(self) -> int:
+        """How many choices each row has; 0 of other kinds."""
+        return len(self.train[0].choices) if self.train else 0
 
 
 def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task:
@@ -77,6 +89,7 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
         return _headlines(name, settings, corpus, where)
     assert settings.train is not None
     rows = _read(settings.train, "train", settings)
+    _refuse_ragged(rows)
     train = [example for _, example in rows]
     labels = _classes(settings, train, where)
     if settings.test is None:
@@ -88,6 +101,7 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
         more = _read(settings.dev, "validation", settings) if settings.dev is not None else []
         last = _read(settings.test, "test", settings)
         _refuse_alike([*rows, *more, *last] if labels else [])
+        _refuse_ragged([*rows[:1], *more, *last])
         dev, test = _known(more, labels), _known(last, labels)
         every = [*train, *dev, *test]
         kept, scored = list(range(len(train))), list(range(len(train) + len(dev), len(every)))
@@ -104,7 +118,7 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
             f"warning: {where}: the test rows are the training rows, so its scores say how well they are remembered"
         )
     scored = [scored[i] for i in evenly(len(scored), settings.test_rows or len(scored))]
-    return Task(name, settings.kind, labels, tuple(chosen), tuple(every[i] for i in scored), seed, short=short,
+    return Task(name, _kind(settings), labels, tuple(chosen), tuple(every[i] for i in scored), seed, short=short,
                 unlabelled=_unlabelled(settings))  # fmt: skip
 
 
@@ -134,14 +148,25 @@ def check_task(settings: TaskSettings, where: str = "task") -> None:
         )
     elif settings.test is None and settings.test_share is None:
         raise EunoeError(f"{where}: nothing to score on. Give test, or test_share (0.1 splits off a tenth of train).")
+    kind = _kind(settings)
+    if settings.layout is not None:
+        _refuse(
+            given & {"kind", "text", "pair", "pair_first", "label", "choices"},
+            "without a layout, which says all of it",
+            where,
+        )
+    elif (kind == "choice") != (settings.choices is not None):
+        raise EunoeError(f"{where}: kind: choice and choices (the column that holds the list of them, or several columns) go together; "
+                         f"received kind: {kind} and {'no choices' if settings.choices is None else 'choices'}.")  # fmt: skip
     sources = [s for s in (settings.train, settings.test, settings.dev) if s]
     hub = any(s.startswith("hub:") for s in sources)
     unread = {
         "test_share": settings.test is not None and "where no test is given",
-        "pair_first": settings.pair is None and "with pair",
+        "pair_first": (settings.pair is None or kind == "choice") and "with pair, of kinds without choices",
         "dev": settings.resplit is None and "with resplit",
-        "resplit": (settings.test is None and "with test") or (settings.kind == "regression" and "for classes"),
-        "shots": settings.kind == "regression" and "for classes, and regression has none",
+        "resplit": (settings.test is None and "with test") or (kind != "classification" and "for classes"),
+        "shots": kind != "classification" and f"for classes, and {kind} has none",
+        "layout": hub and "for files: rows of the hub have columns",
         "shots_seed": settings.shots == "all" and "where shots are drawn",
         "shots_strict": settings.shots == "all" and "where shots are drawn",
         "encoding": all(s.startswith("hub:") for s in sources) and "for files",
@@ -169,32 +194,28 @@ def _refuse(keys: set[str], only: str, where: str) -> None:
         )
 
 
+def _kind(settings: TaskSettings) -> str:
+    return settings.kind if settings.layout is None else LAYOUTS[settings.layout].kind
+
+
 def _read(source: str, split: str, settings: TaskSettings) -> list[tuple[str, Example]]:
     """The examples of a source, each with where it stands."""
-    text, pair, label = settings.text or "text", settings.pair, settings.label or "label"
-    examples = []
-    empty, first_empty = 0, ""
-    rows = read_rows(
-        source,
-        encoding=settings.encoding,
-        line_limit=settings.line_limit,
-        labelled=True,
-        config=settings.config,
-        split=split,
-        revision=settings.revision,
-    )
-    for where, record in rows:
-        first = text_cell(record, text, where)
-        second = text_cell(record, pair, where) if pair is not None else None
-        if not first.strip() or (second is not None and not second.strip()):
-            empty, first_empty = empty + 1, first_empty or where
-        if settings.pair_first and second is not None:
-            first, second = second, first
-        value = cell(record, label, where)
-        given = _number(value, label, where) if settings.kind == "regression" else _class(value, label, where)
-        examples.append((where, Example(first, second, given)))
+    if settings.layout is not None:
+        rows = read_layout(LAYOUTS[settings.layout], source, settings.encoding, settings.line_limit)
+    else:
+        rows = read_rows(
+            source,
+            encoding=settings.encoding,
+            line_limit=settings.line_limit,
+            labelled=True,
+            config=settings.config,
+            split=split,
+            revision=settings.revision,
+        )
+    examples = [(where, _example(record, settings, where)) for where, record in rows]
+    empty = [where for where, e in examples if not all(part.strip() for part in (e.text, *e.choices, e.pair or "-"))]
     if empty:
-        say_once(f"{empty:,} rows have an empty text and are read as they are; the first: {first_empty}")
+        say_once(f"{len(empty):,} rows have an empty text and are read as they are; the first: {empty[0]}")
     if not examples:
         raise EunoeError(f"{source} ({split}) has no rows. Give labelled rows.")
     return examples
@@ -203,6 +224,62 @@ def _read(source: str, split: str, settings: TaskSettings) -> list[tuple[str, Ex
 def _unlabelled(settings: TaskSettings) -> tuple[str, ...]:
     """The texts of ``settings.unlabelled``; () where there is none."""
     return () if settings.unlabelled is None else tuple(texts(CorpusSettings(source=settings.unlabelled)))
+
+
+def _example(record: Record, settings: TaskSettings, where: str) -> Example:
+    kind, label, pair = _kind(settings), settings.label or "label", settings.pair
+    if settings.layout is not None and "pair" in record:
+        pair = "pair"
+    first = text_cell(record, settings.text or "text", where)
+    second = text_cell(record, pair, where) if pair is not None else None
+    value = cell(record, label, where)
+    if kind == "choice":
+        choices = _choices(record, settings.choices or "choices", where)
+        return Example(first, second, _index(value, len(choices), label, where), choices)
+    if settings.pair_first and second is not None:
+        first, second = second, first
+    return Example(first, second, (_number if kind == "regression" else _class)(value, label, where))
+
+
+def _choices(record: Record, columns: str | list[str], where: str) -> tuple[str, ...]:
+    """The choices of a row: a list in one column, or the texts of several."""
+    if isinstance(columns, list):
+        choices = tuple(text_cell(record, column, where) for column in columns)
+    else:
+        value = cell(record, columns, where)
+        if not isinstance(value, list | tuple):
+            raise EunoeError(f"{where}: column {columns!r} holds {shown_value(value)}, not a list of choices. Choices in columns of "
+                             "their own are named together: choices: [A, B, C].")  # fmt: skip
+        choices = tuple(text_cell({f"{columns}[{i}]": one}, f"{columns}[{i}]", where) for i, one in enumerate(value))
+    if len(choices) < 2:
+        raise EunoeError(
+            f"{where}: {len(choices)} choice{'s' * (len(choices) != 1)}; a row needs at least 2 to choose from."
+        )
+    return choices
+
+
+def _index(value: Any, choices: int, column: str, where: str) -> int:
+    """Which choice is right: a number from 0, or a letter from A."""
+    text = "" if isinstance(value, bool) else str(value).strip()
+    if isinstance(value, float) and value.is_integer():  # pandas writes whole numbers so where one is missing
+        text = str(int(value))
+    if text.isascii() and text.isdigit():
+        index = int(text)
+    else:
+        index = ord(text.upper()) - ord("A") if len(text) == 1 and text.isascii() and text.isalpha() else -1
+    if not 0 <= index < choices:
+        last = f"{choices - 1} or A to {chr(ord('A') + choices - 1)}"
+        raise EunoeError(f"{where}: column {column!r} holds {shown_value(value)}; of {choices} choices the right one is given by its "
+                         f"place, 0 to {last}.")  # fmt: skip
+    return index
+
+
+def _refuse_ragged(rows: Sequence[tuple[str, Example]]) -> None:
+    """Refuse rows with another number of choices than the first."""
+    for where, example in rows:
+        if len(example.choices) != len(rows[0][1].choices):
+            raise EunoeError(f"{where}: {len(example.choices)} choices, but {rows[0][0]} has {len(rows[0][1].choices)}. Every row of a "
+                             "task needs the same number: add or take out choices, or leave the row out.")  # fmt: skip
 
 
 def _number(value: Any, column: str, where: str) -> float:
@@ -248,7 +325,7 @@ def _class(value: Any, column: str, where: str) -> str:
 
 
 def _classes(settings: TaskSettings, train: list[Example], where: str) -> tuple[str, ...]:
-    if settings.kind == "regression":
+    if _kind(settings) != "classification":
         return ()
     labels = tuple(sorted({str(example.label) for example in train}))
     if len(labels) < 2:

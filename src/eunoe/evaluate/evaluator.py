@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from eunoe import stop
 from eunoe.data.collate import Batch, Rows, by_length, collate_lm
 from eunoe.data.corpus import Blocks
+from eunoe.data.tasks import Task
 from eunoe.errors import EunoeError
 from eunoe.evaluate.scores import classification_scores, f1, matthews, regression_scores
 from eunoe.models.heads import target_logits
@@ -81,44 +82,60 @@ def hidden_states(model: nn.Module, base: nn.Module, input_ids: Tensor) -> Tenso
 
 
 @torch.inference_mode()
-def predictions(model: nn.Module, rows: Rows, labels: tuple[str, ...], batch: int) -> list[Any]:
-    """What a fine-tuned classifier answers to each row, in the rows' order: a class's name, or a number."""
+def predictions(model: nn.Module, rows: Rows, task: Task, batch: int) -> list[Any]:
+    """What a fine-tuned classifier answers to each row, in the rows' order: a class's name, a number, or the index of a choice.
+
+    ``model`` gives ``logits``, one for each class, or for each choice, of a row after the other.
+    """
     model.eval()
     device = next(model.parameters()).device
     predicted: list[Any] = [None] * len(rows)
     for chosen, rows_batch in by_length(rows, batch):
         stop.check("scoring labelled rows")
-        logits = model(**{k: v.to(device) for k, v in rows_batch.items() if k != "labels"})
-        answers = [labels[i] for i in logits.argmax(-1).tolist()] if labels else logits[:, 0].tolist()
+        logits = model(**{k: v.to(device) for k, v in rows_batch.items() if k != "labels"}).view(len(chosen), -1)
+        answers = logits[:, 0].tolist() if task.kind == "regression" else logits.argmax(-1).tolist()
         for i, answer in zip(chosen, answers, strict=True):
-            predicted[i] = answer
+            predicted[i] = task.labels[answer] if task.labels else answer
     return predicted
 
 
-def task_scores(
-    model: nn.Module, rows: Rows, labels: tuple[str, ...], batch: int, metrics: tuple[str, ...] = ()
-) -> list[Score]:
+def task_scores(model: nn.Module, rows: Rows, task: Task, batch: int) -> list[Score]:
     """Scores of a fine-tuned classifier on labelled rows, as ``answer_scores`` has them."""
-    gold = [labels[g] for g in rows.labels.tolist()] if labels else rows.labels.tolist()
-    return answer_scores(gold, predictions(model, rows, labels, batch), labels, metrics)
+    gold = rows.labels.tolist()
+    return answer_scores(
+        task, [task.labels[g] for g in gold] if task.labels else gold, predictions(model, rows, task, batch)
+    )
 
 
-def answer_scores(
-    gold: Sequence[Any], predicted: Sequence[Any], labels: tuple[str, ...], metrics: tuple[str, ...] = ()
-) -> list[Score]:
-    """Scores of answers: accuracy and macro-F1 of classes, or Pearson and Spearman of numbers (``labels`` is empty).
+def answer_scores(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> list[Score]:
+    """Scores of answers to rows of ``task``; the metrics that the task names come first.
 
-    ``metrics`` says which come first, and may add ``matthews`` and ``f1`` (of the last class).
+    Classes: accuracy and macro-F1, and ``matthews`` and ``f1`` (of the last class) where the task names them. Numbers: Pearson and
+    Spearman. Choices: accuracy.
     """
-    detail: dict[str, Any] | None = None
-    if labels:
-        scored = classification_scores(gold, predicted, labels)
-        detail = dict(scored["detail"])
-        values = {"accuracy": scored["accuracy"], "macro_f1": scored["macro_f1"]}
-        more = {"matthews": lambda: matthews(gold, predicted), "f1": lambda: f1(gold, predicted, labels[-1])}
-        values |= {name: more[name]() for name in metrics if name in more}
-    else:
-        related = regression_scores([float(label) for label in gold], predicted)
-        values = {"pearson": related["pearson"], "spearman": related["spearman"]}
-    order = [*metrics, *(name for name in values if name not in metrics)]
+    values, detail = _SCORERS[task.kind](task, gold, predicted)
+    order = [*task.metrics, *(name for name in values if name not in task.metrics)]
     return [Score(name, values[name], len(gold), detail if name == "accuracy" else None) for name in order]
+
+
+Scored = tuple[dict[str, float], dict[str, Any] | None]
+"""Metric -> value, and the counts behind the accuracy."""
+
+
+def _of_classes(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> Scored:
+    scored = classification_scores(gold, predicted, task.labels)
+    values = {"accuracy": scored["accuracy"], "macro_f1": scored["macro_f1"]}
+    more = {"matthews": lambda: matthews(gold, predicted), "f1": lambda: f1(gold, predicted, task.labels[-1])}
+    return values | {name: more[name]() for name in task.metrics if name in more}, dict(scored["detail"])
+
+
+def _of_numbers(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> Scored:
+    related = regression_scores([float(label) for label in gold], predicted)
+    return {"pearson": related["pearson"], "spearman": related["spearman"]}, None
+
+
+def _of_choices(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> Scored:
+    return {"accuracy": sum(g == p for g, p in zip(gold, predicted, strict=True)) / len(gold)}, None
+
+
+_SCORERS = {"classification": _of_classes, "regression": _of_numbers, "choice": _of_choices}

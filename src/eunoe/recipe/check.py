@@ -44,9 +44,9 @@ def check_study(study: Study) -> None:
         if (task.glue is None) != (task.folder is None):
             raise EunoeError(f"recipe.tasks ({task.name}): glue and folder belong together; received glue {task.glue!r}, folder "
                              f"{task.folder!r}.")  # fmt: skip
-        if task.glue is None and task.train_rows is not None:
+        if task.train_rows is not None and task.shots != "all":
             raise EunoeError(
-                f"recipe.tasks ({task.name}): train_rows is read with glue alone; for rows of your own set shots."
+                f"recipe.tasks ({task.name}): shots and train_rows both say how many rows are fine-tuned on; give one."
             )
         if study.search is not None and study.search.seed in (study.seeds if task.seeds is None else task.seeds):
             raise EunoeError(f"recipe.search.seed is {study.search.seed}, which is among the seeds of {task.name}: what was chosen "

@@ -116,17 +116,26 @@ _ENCODED: dict[tuple[int, int, int], tuple[Any, Task, Rows, Rows]] = {}
 
 
 def encode_examples(lm: LanguageModel, task: Task, examples: Sequence[Example], max_length: int) -> Rows:
-    """Rows of ``task`` as token ids; a row without a label (a test row) gets class 0, or 0."""
-    index = {label: i for i, label in enumerate(task.labels)}
+    """Rows of ``task`` as token ids; a row without a label (a test row) gets class 0, or 0.
+
+    A choice is read after its context, and after its question where there is one, as the second text of a pair.
+    """
+    texts: list[tuple[str, str | None]] = [(e.text, e.pair) for e in examples]
+    if task.choices:
+        texts = [(e.text, f"{e.pair} {choice}" if e.pair else choice) for e in examples for choice in e.choices]
     return encode_rows(
-        lm.tokenizer,
-        [(e.text, e.pair) for e in examples],
-        [0 if e.label == "" else index[str(e.label)] for e in examples]
-        if task.labels
-        else [0.0 if math.isnan(float(e.label)) else float(e.label) for e in examples],
-        max_length,
-        lm.token_types,
+        lm.tokenizer, texts, gold_labels(task, examples), max_length, lm.token_types, each=task.choices or 1
     )
+
+
+def gold_labels(task: Task, examples: Sequence[Example]) -> list[int] | list[float]:
+    """Labels as a loss reads them: a class's place, a number, a choice's place; 0 where there is none."""
+    if task.kind == "classification":
+        index = {label: i for i, label in enumerate(task.labels)}
+        return [0 if e.label == "" else index[str(e.label)] for e in examples]
+    if task.kind == "choice":
+        return [int(e.label) for e in examples]
+    return [0.0 if math.isnan(float(e.label)) else float(e.label) for e in examples]
 
 
 def finetune(start: Start, settings: FinetuneSettings) -> Tuned:
@@ -153,7 +162,7 @@ def finetune(start: Start, settings: FinetuneSettings) -> Tuned:
     best, best_step = watch.best(done.observed)
 
     def predict(examples: Sequence[Example]) -> list[Any]:
-        return predictions(model, encode_examples(lm, task, examples, settings.max_length), task.labels, start.batch)
+        return predictions(model, encode_examples(lm, task, examples, settings.max_length), task, start.batch)
 
     return Tuned(scores=watch.scores(), phases={"finetune": done}, predict=predict, trunk=model.trunk, best=best,
                  best_step=best_step)  # fmt: skip
@@ -181,7 +190,7 @@ class _Watch:
         self.asked = any(self.every)
 
     def scores(self) -> list[Score]:
-        return task_scores(self.model, self.rows, self.task.labels, self.batch, self.task.metrics)
+        return task_scores(self.model, self.rows, self.task, self.batch)
 
     def observe(self, step: int) -> dict[str, float]:
         seen: dict[str, float] = {}
@@ -212,7 +221,10 @@ def _steps(every: float | None, steps: int) -> int:
 
 
 class TaskLoss:
-    """Summed cross-entropy over a batch's rows, or squared error for numbers. ``task_loss`` is the one instance."""
+    """Summed cross-entropy over a batch's rows (of classes, or of choices), or squared error for numbers.
+
+    ``task_loss`` is the one instance.
+    """
 
     def items(self, batch: Batch) -> int:
         """How many rows the batch has."""
@@ -220,12 +232,15 @@ class TaskLoss:
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
         logits = model(**{k: v for k, v in batch.items() if k != "labels"})
-        labels = batch["labels"]
-        if labels.dtype.is_floating_point:
-            total = F.mse_loss(at_least_float32(logits[:, 0]), labels, reduction="sum")
-        else:
-            total = cross_entropy(logits, labels)
-        return LossSum(total, self.items(batch), logits)
+        return LossSum(label_loss(logits, batch["labels"]), self.items(batch), logits)
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed over the rows: cross-entropy of ``logits``, a row's after the other's, or squared error where ``labels`` are numbers."""
+    each = logits.view(len(labels), -1)
+    if labels.dtype.is_floating_point:
+        return F.mse_loss(at_least_float32(each[:, 0]), labels, reduction="sum")
+    return cross_entropy(each, labels)
 
 
 task_loss = TaskLoss()
