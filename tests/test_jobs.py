@@ -18,6 +18,9 @@ import torch
 import yaml
 
 from eunoe import engine
+from eunoe.errors import EunoeError
+from eunoe.jobs import Jobs
+from eunoe.plan import RunPlan
 from eunoe.recipe import load_recipe
 from tests.faults.process import end, gone, jobs_of, start, until
 from tests.faults.test_kill import EXEMPT, forks
@@ -157,17 +160,34 @@ def test_the_starter_holds_no_model_while_jobs_run_and_does_itself_what_they_lef
 ) -> None:
     weights = sorted(p.numel() for p in load_plan_model(home).parameters())[-1]
 
-    def share(out: Path, count: int) -> None:
+    def share(jobs: Jobs, count: int) -> None:
         """Jobs that were killed in their first moment."""
         gc.collect()
         assert count == 2
         assert not [t for t in gc.get_objects() if isinstance(t, torch.nn.Parameter) and t.numel() == weights]
 
     monkeypatch.chdir(home)
-    monkeypatch.setattr(engine, "share", share)
+    monkeypatch.setattr(Jobs, "share", share)
     gc.collect()
     engine.run(load_recipe("tiny.yaml"), tmp_path / "out", jobs=2)
     assert state(tmp_path / "out", EXEMPT)["rows.jsonl"] == whole["rows.jsonl"]
+
+
+def test_jobs_start_while_the_recipe_is_read_and_end_where_that_fails(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[psutil.Process] = []
+
+    def prepare(plan: RunPlan, out: Path) -> dict[str, str]:
+        seen.extend(child for child in psutil.Process().children() if "eunoe.worker" in " ".join(child.cmdline()))
+        raise EunoeError("a text that cannot be read")
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(RunPlan, "prepare", prepare)
+    with pytest.raises(EunoeError, match="cannot be read"):
+        engine.run(load_recipe("tiny.yaml"), tmp_path / "out", jobs=2)
+    assert len(seen) == min(2, engine.cores() if engine.cores() > 1 else 0)
+    assert not any(map(psutil.Process.is_running, seen))
 
 
 def load_plan_model(home: Path) -> torch.nn.Module:

@@ -36,7 +36,7 @@ from eunoe.folder import (
     refuse_other,
     try_lock,
 )
-from eunoe.jobs import alone, number, share
+from eunoe.jobs import Jobs, alone, number
 from eunoe.models.load import clear_shelf
 from eunoe.plan import resolve
 from eunoe.precision import written_out
@@ -109,6 +109,8 @@ def run(
             )
             return out / "report.html"
         refuse_inside(out, plan.sources())
+        helpers = contexts.enter_context(Jobs(out))
+        helpers.start(_started_early(jobs, plan, out))
         reads = plan.prepare(out)
         plan.recipe = settled(plan)
         claim = claimed(plan.recipe, out, command, reads, resolve=_as_begun, shared=ranks.world() == 1)
@@ -116,10 +118,11 @@ def run(
         torch.set_num_threads(plan.recipe.threads)
         ranks.decide(lambda: _begin(plan, board, relearn))
         count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell
+        helpers.keep(count if count > 1 else 0)
         if count > 1:
             plan = plan_of(plan.recipe)  # one that holds neither model nor text, while the jobs do
             clear_shelf()
-            share(out, count)
+            helpers.share(count)
             board = Board(out, board.run)
             plan.begin(board)
             if any(not board.done(cell) for cell in plan.cells(board)):  # some were killed
@@ -330,6 +333,18 @@ def count_jobs(asked: int | Literal["auto"], plan: Plan, board: Board) -> int:
     owed = [cell for cell in plan.cells(board) if not board.done(cell)]
     ways = {cell.group for cell in owed} | {cell.key for cell in owed if board.ready(cell)}
     return max(1, min(number, len(ways)))
+
+
+def _started_early(asked: int | Literal["auto"], plan: Plan, out: Path) -> int:
+    """How many jobs import while the recipe is being read. Those that ``count_jobs`` then finds too many end without having worked.
+
+    Where fewer are right, as for a large model, all that is lost is a few seconds of cores that had nothing to do.
+    """
+    if not alone() or ranks.world() > 1 or asked == 1 or (asked == "auto" and torch.cuda.is_available()):
+        return 0
+    groups = {cell.group for cell in plan.cells(Board(out, None))}
+    number = min(cores() if asked == "auto" else asked, cores(), len(groups))
+    return number if number > 1 else 0
 
 
 __all__ = ["SMALL", "cores", "count_jobs", "join", "load_plan", "plan_of", "run", "settled", "work"]

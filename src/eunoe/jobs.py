@@ -3,6 +3,9 @@
 Each job is a process of its own that resumes the folder's recipe and takes cells until none is left (engine.py). The process
 that started them shows one line of progress a job, hands on Ctrl-C and SIGTERM, and gathers the rows at the end. A job ends with
 the process that started it, also where that is killed: it reads a pipe that closes then.
+
+Importing torch takes seconds, so jobs may be started while the recipe is still being read (``Jobs.start``): they import what they
+need and wait, until ``share`` sends them to work.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from eunoe import stop
 from eunoe.errors import EunoeError, Interrupted
@@ -34,47 +38,77 @@ def alone() -> bool:
     return not os.environ.get(_NUMBER)
 
 
-def share(out: Path, count: int) -> None:
-    """Start ``count`` jobs on the run folder ``out`` and wait for them.
+class Jobs:
+    """The jobs of one run folder. A context manager: however the block ends, no job is left running."""
 
-    Raises ``Interrupted`` when asked to stop (every job saved its place), ``EunoeError`` with the first job's message where one
-    fails; the others are then stopped, with their places saved. Jobs that were killed leave their cells to the others, and to
-    the caller where none is left. However it ends, no job is left running.
-    """
-    running: list[subprocess.Popen[bytes]] = []
-    readers: list[threading.Thread] = []
-    stopping = False
-    try:
-        with Lines(count) as lines:
-            for k in range(count):
-                job = _start(out, k + 1)
-                running.append(job)
-                readers.append(threading.Thread(target=_read, args=(job.stdout, lines, k), daemon=True))
-                readers[-1].start()
-            while any(job.poll() is None for job in running):
-                if not stopping and (stop.asked() or any(map(_failed, running))):
-                    stopping = True
-                    for job in running:
-                        job.send_signal(signal.SIGTERM)  # to one that has ended it does nothing
-                time.sleep(0.05)
-            for reader in readers:
-                reader.join(timeout=5)
-    finally:
-        for job in running:
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self.keep(0)
+
+    def start(self, count: int) -> None:
+        """Have ``count`` jobs that import what they need and wait."""
+        while len(self.running) < count:
+            self.running.append(_start(self.out, len(self.running) + 1))
+
+    def keep(self, count: int) -> None:
+        """End all but the first ``count``."""
+        for job in self.running[count:]:
             job.kill()
+        for job in self.running[count:]:
             job.wait()
             for pipe in (job.stdin, job.stdout):
                 if pipe is not None:
                     pipe.close()
-    if asked := stop.asked():
-        raise Interrupted(f"stopped by {asked}; {count} jobs saved their places. Run the same command to resume.")
-    for k, job in enumerate(running):
-        if _failed(job):
-            raise EunoeError(lines.errors.get(k) or f"job {k + 1} ended with exit code {job.returncode}; why stands above. The others "
-                             "saved their places. Where it was memory, run the same command with --jobs 1.")  # fmt: skip
-    for k, job in enumerate(running):
-        if job.returncode:
-            say(f"job {k + 1} ended with {_ending(job.returncode)}: its work is left to the others, or done now")
+        del self.running[count:]
+
+    def share(self, count: int) -> None:
+        """Let ``count`` jobs do the work, and wait for them.
+
+        Raises ``Interrupted`` when asked to stop (every job saved its place), ``EunoeError`` with the first job's message where
+        one fails; the others are then stopped, with their places saved. Jobs that were killed leave their cells to the others,
+        and to the caller where none is left.
+        """
+        self.keep(count)
+        self.start(count)
+        with Lines(count) as lines:
+            readers = [
+                threading.Thread(target=_read, args=(job.stdout, lines, k), daemon=True)
+                for k, job in enumerate(self.running)
+            ]
+            for job, reader in zip(self.running, readers, strict=True):
+                reader.start()
+                _send_to_work(job)
+            stopping = False
+            while any(job.poll() is None for job in self.running):
+                if not stopping and (stop.asked() or any(map(_failed, self.running))):
+                    stopping = True
+                    for job in self.running:
+                        job.send_signal(signal.SIGTERM)  # to one that has ended it does nothing
+                time.sleep(0.05)
+            for reader in readers:
+                reader.join(timeout=5)
+        if asked := stop.asked():
+            raise Interrupted(f"stopped by {asked}; {count} jobs saved their places. Run the same command to resume.")
+        for k, job in enumerate(self.running):
+            if _failed(job):
+                raise EunoeError(lines.errors.get(k) or f"job {k + 1} ended with exit code {job.returncode}; why stands above. The others "
+                                 "saved their places. Where it was memory, run the same command with --jobs 1.")  # fmt: skip
+        for k, job in enumerate(self.running):
+            if job.returncode:
+                say(f"job {k + 1} ended with {_ending(job.returncode)}: its work is left to the others, or done now")
+
+
+def _send_to_work(job: subprocess.Popen[bytes]) -> None:
+    assert job.stdin is not None
+    with suppress(BrokenPipeError):  # it was killed: seen, and said, once the others are done
+        job.stdin.write(b"go\n")
+        job.stdin.flush()
 
 
 def _failed(job: subprocess.Popen[bytes]) -> bool:
@@ -106,4 +140,4 @@ def _ending(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-__all__ = ["alone", "number", "share"]
+__all__ = ["Jobs", "alone", "number"]

@@ -10,14 +10,21 @@ from eunoe import stop
 from eunoe.errors import EunoeError
 from eunoe.progress import tell
 
+_sent = threading.Event()
+
 
 def main(out: str) -> int:
-    """Work on the cells of the run folder ``out``; returns the exit code. An error goes to the starter as a line of JSON."""
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    """Work on the cells of the run folder ``out``; returns the exit code. An error goes to the starter as a line of JSON.
+
+    Imports first, which takes seconds, and begins once the starter sends it to work.
+    """
+    threading.Thread(target=_listen, daemon=True).start()
     try:
         with stop.watching(command=True):
             from eunoe.engine import join  # torch: after the handlers are set
 
+            while not _sent.wait(0.1):
+                stop.check("waiting to be sent to work", "nothing was begun")
             join(Path(out))
     except EunoeError as error:
         tell({"error": str(error)})
@@ -25,10 +32,11 @@ def main(out: str) -> int:
     return 0
 
 
-def _end_with_starter() -> None:
-    """The starter holds the other end of stdin: when it ends, however it ends, so does this process. Nothing is torn by that."""
+def _listen() -> None:
+    """The starter holds the other end of stdin. A line sends this process to work; when the starter ends, however it ends, so does
+    this process. Nothing is torn by that."""
     while os.read(0, 1024):
-        pass
+        _sent.set()
     os._exit(130)
 
 
