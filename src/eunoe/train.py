@@ -34,9 +34,9 @@ from eunoe.errors import EunoeError, Interrupted
 from eunoe.methods.base import Batches, Loss, Method, Stage, restore
 from eunoe.methods.together import terms
 from eunoe.models.anatomy import anatomy
+from eunoe.models.cross_entropy import at_least_float32
 from eunoe.models.dropout import CheapDropout
 from eunoe.models.half import HalfProducts
-from eunoe.models.heads import at_least_float32
 from eunoe.optim.protect import Protected
 from eunoe.optim.schedules import make_scheduler
 from eunoe.precision import auto

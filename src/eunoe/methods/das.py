@@ -46,8 +46,9 @@ from eunoe.data.collate import Batch
 from eunoe.errors import EunoeError
 from eunoe.methods.base import Method, Outputs, Stage, bytes_of
 from eunoe.models.anatomy import anatomy
+from eunoe.models.cross_entropy import at_least_float32
 from eunoe.models.dropout import CheapDropout
-from eunoe.models.heads import at_least_float32, mean_pool
+from eunoe.models.heads import mean_pool
 from eunoe.plugins.gates import KINDS, Gates, spread
 
 

@@ -41,7 +41,7 @@ from eunoe.data.collate import NO_TARGET, Batch, LMBatches
 from eunoe.data.corpus import Blocks
 from eunoe.methods.base import Batches, Method, Outputs, Stage, bytes_of, not_its_state, nothing_to_keep
 from eunoe.methods.store import Keep, kept, named_place
-from eunoe.models.heads import at_least_float32
+from eunoe.models.cross_entropy import at_least_float32
 
 _ANSWERS, _LABELS = "der_answers", "der_labels"
 """Marks of a batch's rows: 1 + their place in the buffer, where its answers (or its labels) are learnt; else 0."""

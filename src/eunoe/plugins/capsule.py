@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eunoe.models.heads import at_least_float32
+from eunoe.models.cross_entropy import at_least_float32
 from eunoe.plugins.adapter import Adapter, Affine
 from eunoe.plugins.task_mask import Active
 

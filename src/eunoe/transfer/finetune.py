@@ -25,7 +25,8 @@ from eunoe.evaluate.evaluator import Score, predictions, task_scores
 from eunoe.evaluate.retention import distances
 from eunoe.lookup import lookup
 from eunoe.models.anatomy import anatomy
-from eunoe.models.heads import Classifier, LossSum, Pooling, at_least_float32, cross_entropy
+from eunoe.models.cross_entropy import at_least_float32, cross_entropy
+from eunoe.models.heads import Classifier, LossSum, Pooling
 from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.optim.advice import lambda_curve
 from eunoe.optim.advice import warnings as advice
