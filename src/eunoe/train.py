@@ -37,6 +37,7 @@ from eunoe.models.anatomy import anatomy
 from eunoe.models.cross_entropy import at_least_float32
 from eunoe.models.dropout import CheapDropout
 from eunoe.models.half import HalfProducts
+from eunoe.models.products import FastProducts
 from eunoe.optim.protect import Protected
 from eunoe.optim.schedules import make_scheduler
 from eunoe.precision import auto
@@ -242,13 +243,12 @@ def _accelerator(settings: LoopSettings) -> Accelerator:
 
 def _products(accelerator: Accelerator) -> Callable[[], ExitStack]:
     """Contexts in which the model computes in the run's precision; one set of rounded frozen weights serves them all."""
-    half = HalfProducts() if accelerator.mixed_precision == "bf16" else None
+    faster = HalfProducts() if accelerator.mixed_precision == "bf16" else FastProducts()
 
     def entered() -> ExitStack:
         stack = ExitStack()
-        if half is not None:
-            stack.enter_context(accelerator.autocast())
-            stack.enter_context(half)
+        stack.enter_context(accelerator.autocast())  # nothing in float32
+        stack.enter_context(faster)
         return stack
 
     return entered

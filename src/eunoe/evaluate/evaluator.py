@@ -22,6 +22,7 @@ from eunoe.errors import EunoeError
 from eunoe.evaluate.scores import classification_scores, f1, matthews, regression_scores
 from eunoe.models.heads import target_logits
 from eunoe.models.load import LanguageModel
+from eunoe.models.products import scoring
 
 MASK_SEED = 20221026
 """Seed of the masks that held-out text is scored under."""
@@ -46,7 +47,7 @@ def eval_batches(lm: LanguageModel, blocks: Blocks, batch: int, mask_rate: float
     ]
 
 
-@torch.inference_mode()
+@scoring()
 def lm_score(model: nn.Module, batches: list[Batch], log_probs: Callable[[Batch], Tensor] | None = None) -> Score:
     """Mean cross-entropy (nats) over the target tokens of prepared batches, without dropout.
 
@@ -81,7 +82,7 @@ def hidden_states(model: nn.Module, base: nn.Module, input_ids: Tensor) -> Tenso
     return out.float().cpu()
 
 
-@torch.inference_mode()
+@scoring()
 def predictions(model: nn.Module, rows: Rows, task: Task, batch: int) -> list[Any]:
     """What a fine-tuned classifier answers to each row, in the rows' order: a class's name, a number, or the index of a choice.
 

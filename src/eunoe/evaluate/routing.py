@@ -28,6 +28,7 @@ from eunoe.data.corpus import Blocks
 from eunoe.errors import EunoeError
 from eunoe.models.heads import target_logits
 from eunoe.models.load import LanguageModel
+from eunoe.models.products import scoring
 from eunoe.plugins.inject import set_domain
 
 LogProbs: TypeAlias = Callable[[Batch, str | None], Tensor]
@@ -78,7 +79,7 @@ def mixed_losses(losses: Tensor, weights: Tensor) -> Tensor:
 
 
 # -- with a model -------------------------------------------------------------------------------------------------
-@torch.inference_mode()
+@scoring()
 def token_losses(
     model: nn.Module, batch: Batch, domains: Sequence[str | None], log_probs: LogProbs | None = None
 ) -> Tensor:
@@ -109,7 +110,7 @@ def lm_losses(model: nn.Module, batch: Batch, domains: Sequence[str | None]) -> 
     return row_means(token_losses(model, batch, domains), rows_of(batch), len(batch["input_ids"]))
 
 
-@torch.inference_mode()
+@scoring()
 def mixed_log_probs(model: nn.Module, batch: Batch, weights: Tensor, domains: Sequence[str | None]) -> Tensor:
     """Log-probabilities (n, vocabulary) at the target tokens, mixed by ``weights`` (R, D); they serve as logits.
 
