@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from eunoe.optim.schedules import SCHEDULES, make_scheduler, multiplier, warmup_steps
+from eunoe.optim.schedules import SCHEDULES, SlantedTriangle, make_scheduler, multiplier, slanted_triangle, warmup_steps
 
 
 def sgd(*rates: float) -> torch.optim.SGD:
@@ -177,3 +178,52 @@ def test_an_optimizer_that_accelerate_has_wrapped_takes_new_groups_in_too() -> N
     optimizer.add_param_group(late())
     wrapped.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.75, 0.15])
+
+
+def by_the_paper(t: int, steps: int, cut_frac: float, ratio: float) -> float:
+    """ULMFiT, equation 3, as printed, for a highest rate of 1."""
+    cut = math.floor(steps * cut_frac)
+    p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / cut_frac - 1))
+    return (1 + p * (ratio - 1)) / ratio
+
+
+@pytest.mark.parametrize(("steps", "cut_frac", "ratio"), [(100, 0.1, 32), (40, 0.25, 8), (16, 0.125, 8), (10, 0.1, 32)])
+def test_the_slanted_triangle_is_the_papers_where_the_cut_is_whole(steps: int, cut_frac: float, ratio: float) -> None:
+    for t in range(steps + 1):
+        assert slanted_triangle(t, steps, cut_frac, ratio) == pytest.approx(by_the_paper(t, steps, cut_frac, ratio))
+
+
+def test_the_slanted_triangle_never_falls_below_its_lowest_and_bears_short_runs() -> None:
+    assert by_the_paper(15, 15, 0.1, 32) < -0.5  # why ours divides by steps - cut
+    assert slanted_triangle(15, 15) == pytest.approx(1 / 32)
+    for steps in (1, 2, 5, 9, 15, 33):
+        shares = [slanted_triangle(t, steps) for t in range(steps)]
+        assert min(shares) >= 1 / 32
+        assert max(shares) == (1.0 if steps > 1 else 1 / 32)
+    for wrong in ((0.0, 32), (1.0, 32), (0.1, 0.5)):
+        with pytest.raises(ValueError, match="give 0 < cut_frac < 1 and ratio >= 1"):
+            slanted_triangle(0, 10, *wrong)
+
+
+def test_the_scheduler_of_the_triangle_resumes_to_the_same_rates() -> None:
+    def made() -> tuple[torch.optim.Optimizer, SlantedTriangle]:
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.5)]
+        optimizer = torch.optim.SGD(groups, lr=9.0)
+        return optimizer, SlantedTriangle(optimizer, 20, 0.25, 8)
+
+    def rates(optimizer: torch.optim.Optimizer, scheduler: SlantedTriangle, steps: int) -> list[list[float]]:
+        seen = []
+        for _ in range(steps):
+            seen.append([group["lr"] for group in optimizer.param_groups])
+            optimizer.step()
+            scheduler.step()
+        return seen
+
+    whole = rates(*made(), 20)
+    assert whole == [[slanted_triangle(t, 20, 0.25, 8) * lr for lr in (1.0, 0.5)] for t in range(20)]
+    optimizer, scheduler = made()
+    rates(optimizer, scheduler, 7)
+    again, resumed = made()
+    again.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(scheduler.state_dict())
+    assert rates(again, resumed, 13) == whole[7:]

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from eunoe.errors import EunoeError
+from eunoe.integrations.layerwise import layerwise_groups, slanted_triangle, unfreezing
 from eunoe.lookup import unknown
 from eunoe.optim import advice
 from eunoe.optim.groups import Anchor, anchored_groups
@@ -224,3 +225,8 @@ def _warn(args: TrainingArguments, rows: int | None, settings: Mapping[str, Any]
         )
     for line in lines:
         warnings.warn(line, stacklevel=3)
+
+
+__all__ = [
+    "Maker", "layerwise_groups", "recadam", "shares_of_rate", "slanted_triangle", "steps_of_run", "unfreezing", "whole_settings",
+]  # fmt: skip

@@ -66,6 +66,8 @@ class Family:
     positions: str | None = None
     """The table of absolute positions, counted from the base model, where the family has one (and this model: DeBERTa's
     may have none)."""
+    above: tuple[str, ...] = ()
+    """What is behind the last layer, counted from the base model: a last norm. (A pooler is known by its name.)"""
     norms: tuple[str, ...]
     """LayerNorms or RMSNorms of a layer, where this layer has them; those that read what enters the attention and the
     feed-forward sub-layer (or what leaves it, in families that normalise afterwards) come first, in this order."""
@@ -88,6 +90,7 @@ _BERT = Family(
 _LLAMA = Family(
     embeddings="embed_tokens",
     layers="layers.*",
+    above=("norm",),
     attention_in="self_attn.q_proj",
     attention_heads=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     attention_proj="self_attn.o_proj",
@@ -150,6 +153,7 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family(
         embeddings="embeddings.tok_embeddings",
         layers="layers.*",
+        above=("final_norm",),
         attention_in="attn.Wqkv",
         attention_heads=("attn.Wqkv",),
         attention_proj="attn.Wo",
@@ -163,6 +167,7 @@ FAMILIES: dict[str, Family] = {
         embeddings="wte",
         positions="wpe",
         layers="h.*",
+        above=("ln_f",),
         attention_in="attn.c_attn",
         attention_heads=("attn.c_attn",),
         attention_proj="attn.c_proj",
@@ -175,10 +180,16 @@ FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "qwen3": _LLAMA,
     "gemma3_text": _GEMMA3,
-    "gemma3": replace(_GEMMA3, embeddings="language_model.embed_tokens", layers="language_model.layers.*"),
+    "gemma3": replace(
+        _GEMMA3,
+        embeddings="language_model.embed_tokens",
+        layers="language_model.layers.*",
+        above=("language_model.norm",),
+    ),
     "gpt_neox": Family(
         embeddings="embed_in",
         layers="layers.*",
+        above=("final_layer_norm",),
         attention_in="attention.query_key_value",
         attention_heads=("attention.query_key_value",),
         interleaved=True,
@@ -192,6 +203,7 @@ FAMILIES: dict[str, Family] = {
     "t5": Family(
         embeddings="shared",
         layers="encoder.block.*",
+        above=("encoder.final_layer_norm", "decoder"),
         attention_in="layer.0.SelfAttention.q",
         attention_heads=("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"),
         attention_proj="layer.0.SelfAttention.o",

@@ -8,6 +8,9 @@ t / W, so its first step has the learning rate 0: a batch is read and nothing is
 the highest learning rate (with transformers it is step W), and the fall over the steps from there to the end of the run begins at step
 W; step ``steps``, which no run takes, would be the first at the end value, in both.
 
+``slanted_triangle`` is ULMFiT's (ACL 2018, https://arxiv.org/abs/1801.06146), a function of the step and not of progress, because its
+formula rounds the number of rising steps.
+
 And the learning rate is computed from the step's number and never from the one before, so a resumed run has the same learning
 rates to the bit, and the saved state is plain values, no function. Imports nothing of ours.
 """
@@ -15,7 +18,7 @@ rates to the bit, and the saved state is plain values, no function. Imports noth
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil, cos, pi
+from math import ceil, cos, floor, pi
 from typing import Any
 from weakref import WeakMethod
 
@@ -74,25 +77,48 @@ def multiplier(name: str, step: int, steps: int, warmup: float = 0) -> float:
     return SCHEDULES[name](min(1.0, (step - top) / max(1, steps - top)))
 
 
-class Schedule(LRScheduler):
-    """Sets every group's learning rate to its first one times ``multiplier``; state_dict holds numbers and names only.
+def slanted_triangle(step: int, steps: int, cut_frac: float = 0.1, ratio: float = 32.0) -> float:
+    """What the highest learning rate is multiplied by in step ``step`` (from 0) of ``steps``: (1 + p (ratio - 1)) / ratio.
 
-    A group that is added to the optimizer later has, from its first step on, its own first learning rate times the multiplier of
+    With cut = floor(steps * cut_frac), p rises from 0 in step 0 to 1 in step cut and falls to 0 in step ``steps``, which no run
+    takes; the lowest share is 1 / ratio. The formula of the paper, with two differences. It divides the fall by
+    cut (1 / cut_frac - 1), which is steps - cut where steps * cut_frac is whole; elsewhere p would fall below 0 (15 steps at
+    0.1: the learning rate would end at -0.52 of its highest), so here it is always steps - cut. And cut is 1 at least: in runs
+    shorter than 1 / cut_frac the paper's divides by 0. Raises ``ValueError`` for numbers out of range.
+
+    >>> [round(slanted_triangle(t, 20, 0.1, 32), 4) for t in (0, 1, 2, 11, 20)]
+    [0.0312, 0.5156, 1.0, 0.5156, 0.0312]
+    """
+    if not 0 < cut_frac < 1 or ratio < 1:
+        raise ValueError(f"cut_frac {cut_frac!r} and ratio {ratio!r}: give 0 < cut_frac < 1 and ratio >= 1")
+    cut = max(1, floor(steps * cut_frac))
+    p = step / cut if step < cut else 1 - min(1.0, (step - cut) / max(1, steps - cut))
+    return (1 + p * (ratio - 1)) / ratio
+
+
+class ByStep(LRScheduler):
+    """Sets every group's learning rate to its first one times ``factor(step)``; state_dict holds numbers and names only.
+
+    A group that is added to the optimizer later has, from its first step on, its own first learning rate times the factor of
     that step: torch's own schedulers keep to the groups they were made with and fail at their next step.
     """
 
-    def __init__(self, optimizer: Optimizer, name: str, steps: int, warmup: float) -> None:
+    def __init__(self, optimizer: Optimizer, steps: int) -> None:
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
             raise ValueError(f"steps {steps!r}: give the length of the run as a number of optimizer steps (int >= 0)")
-        self.name, self.steps, self.warmup = name, steps, warmup
+        self.steps = steps
         super().__init__(optimizer)
         # Weak, so that a schedule that is no longer wanted has no say; accelerate's wrapper has no hooks, what it wraps has.
         take_in = WeakMethod(self._take_in)
         getattr(optimizer, "optimizer", optimizer).register_step_pre_hook(lambda *_: (take_in() or (lambda: None))())
 
+    def factor(self, step: int) -> float:
+        """What the highest learning rate is multiplied by in step ``step`` (from 0)."""
+        raise NotImplementedError
+
     def get_lr(self) -> list[float]:  # type: ignore[override]
         self._take_in()
-        factor = multiplier(self.name, self.last_epoch, self.steps, self.warmup)
+        factor = self.factor(self.last_epoch)
         return [float(base) * factor for base in self.base_lrs]
 
     def _take_in(self) -> None:
@@ -101,11 +127,33 @@ class Schedule(LRScheduler):
         for group in groups[len(self.base_lrs) :]:
             base = float(group.setdefault("initial_lr", float(group["lr"])))
             self.base_lrs.append(base)
-            rate = base * multiplier(self.name, self.last_epoch, self.steps, self.warmup)
+            rate = base * self.factor(self.last_epoch)
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+
+
+class Schedule(ByStep):
+    """The factor is ``multiplier``."""
+
+    def __init__(self, optimizer: Optimizer, name: str, steps: int, warmup: float) -> None:
+        self.name, self.warmup = name, warmup
+        super().__init__(optimizer, steps)
+
+    def factor(self, step: int) -> float:
+        return multiplier(self.name, step, self.steps, self.warmup)
+
+
+class SlantedTriangle(ByStep):
+    """The factor is ``slanted_triangle``."""
+
+    def __init__(self, optimizer: Optimizer, steps: int, cut_frac: float = 0.1, ratio: float = 32.0) -> None:
+        self.cut_frac, self.ratio = cut_frac, ratio
+        super().__init__(optimizer, steps)
+
+    def factor(self, step: int) -> float:
+        return slanted_triangle(step, self.steps, self.cut_frac, self.ratio)
 
 
 def make_scheduler(optimizer: Optimizer, name: str, steps: int, warmup: float = 0) -> Schedule:
