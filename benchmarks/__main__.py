@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import contention, cpt, jobs, methods, posttraining, protocol, recadam, science, startup
+from benchmarks import awd_lstm, contention, cpt, jobs, methods, posttraining, protocol, recadam, science, startup
 from eunoe.lookup import lookup
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "contention": contention.main,
     "methods": methods.main,
     "science": science.main,
+    "awd_lstm": awd_lstm.main,
 }
 
 LONG = ("protocol",)

@@ -26,6 +26,7 @@ from eunoe.optim import RecAdam
 from eunoe.optim.table import OPTIMIZERS, AdamWSettings, BertAdamSettings, RecAdamSettings
 from eunoe.plan import resolve
 from eunoe.recipe import load_recipe, parse_yaml, shipped_recipes
+from eunoe.recipe.pretraining import Pretraining, load_pretraining
 from eunoe.study import resolve_study
 from eunoe.transfer import TRANSFERS
 from eunoe.transfer.finetune import FinetuneSettings
@@ -98,6 +99,8 @@ def test_commands_parse_and_their_recipes_resolve(page: Path, tmp_path: Path, ca
             assert args.overrides or not rest, words
             if args.command == "list":
                 assert cli.main(words[1:]) == 0
+            if args.command == "pretrain" and args.recipe in shipped_recipes("pretrain"):
+                load_pretraining(args.recipe, cli._overrides(rest), args.scale)
             if args.command in ("run", "demo", "plan"):
                 recipe = getattr(args, "recipe", "demo")
                 file = next((f for f in (tmp_path / recipe, ROOT / recipe) if f.is_file()), None)
@@ -220,6 +223,7 @@ TABLES: dict[type[Any], tuple[Path, str]] = {
     eunoe.recipe.StudyTask: (RECIPES, "`tasks`"),
     eunoe.recipe.SearchSettings: (RECIPES, "`search`"),
     eunoe.recipe.StudyEvaluation: (RECIPES, "`evaluation` of a study"),
+    Pretraining: (ROOT / "docs" / "awd_lstm.md", "The recipe"),
     AdamWSettings: (RECIPES, "`adamw`"),
     BertAdamSettings: (RECIPES, "`bert_adam`"),
     RecAdamSettings: (RECIPES, "`recadam`"),

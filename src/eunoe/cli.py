@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 DEMOS = {"minilm": "demo", "smollm2": "demo_smollm2"}
-COMMANDS = ("demo", "new", "plan", "run", "finetune", "glue", "report", "verify", "route", "import", "list")
+COMMANDS = ("demo", "new", "plan", "run", "finetune", "glue", "report", "verify", "route", "import", "pretrain", "list")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -210,8 +210,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     imports.set_defaults(go=_import, overrides=False)
 
+    pretrain = commands.add_parser(
+        "pretrain", allow_abbrev=False, help="train an AWD-LSTM language model from nothing, or resume its training",
+        epilog="Any key of the recipe can be given: --epochs 10 --network.cell_size 500 --directions '[backward]'",
+    )  # fmt: skip
+    pretrain.add_argument("recipe", help="a YAML file, or the name of a shipped one (eunoe list pretrain)")
+    pretrain.add_argument("--out", type=Path, help="folder to train in (default runs/NAME)")
+    pretrain.add_argument("--scale", help="a named set of overrides from the recipe's `scales`")
+    pretrain.set_defaults(go=_pretrain, overrides=True)
+
     lists = commands.add_parser("list", help="methods, models, transfers or recipes")
-    lists.add_argument("what", metavar="{methods,models,transfers,recipes}")
+    lists.add_argument("what", metavar="{methods,models,transfers,recipes,pretrain}")
     lists.set_defaults(go=_list, overrides=False)
     return parser
 
@@ -281,6 +290,23 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     if ranks.first():
         _summary([out])
         print(f"report: {report}")
+    return 0
+
+
+def _pretrain(args: argparse.Namespace, rest: list[str]) -> int:
+    from eunoe.recipe.pretraining import load_pretraining
+
+    recipe = load_pretraining(args.recipe, _overrides(rest), args.scale)
+    out = args.out or Path("runs") / recipe.name
+
+    from eunoe.pretrain import lines, pretrain  # torch and transformers: seconds
+
+    for line in lines(recipe, pretrain(recipe, out)):
+        beside = "" if line.published is None else f" (published: {line.published:g})"
+        print(f"{line.direction} {line.score}: perplexity {line.perplexity:.2f}{beside}")
+    if recipe.published_note is not None:
+        print(f"published: {recipe.published_note}")
+    print(f"models: {', '.join(str(out / direction / 'model') for direction in recipe.directions)}")
     return 0
 
 
@@ -450,10 +476,11 @@ def _listed(names: Sequence[str], most: int = 100) -> str:
 
 def _list(args: argparse.Namespace, _rest: list[str]) -> int:
     rows: list[tuple[str, ...]]
-    if args.what == "recipes":
+    if args.what in ("recipes", "pretrain"):
         from eunoe.recipe import read_yaml, shipped_recipes
 
-        rows = [(n, str(read_yaml(p).get("about", ""))) for n, p in shipped_recipes().items()]
+        inside = "." if args.what == "recipes" else "pretrain"
+        rows = [(n, str(read_yaml(p).get("about", ""))) for n, p in shipped_recipes(inside).items()]
     elif args.what == "methods":
         from eunoe.methods.facts import rows as facts
 
@@ -469,7 +496,7 @@ def _list(args: argparse.Namespace, _rest: list[str]) -> int:
         rows = [(name, model.about) for name, model in MODELS.items()]
         rows.append(("NAME or FOLDER", f"any Hugging Face masked or causal LM of the families {', '.join(FAMILIES)}"))
     else:
-        raise unknown(args.what, ("methods", "models", "transfers", "recipes"), "list")
+        raise unknown(args.what, ("methods", "models", "transfers", "recipes", "pretrain"), "list")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

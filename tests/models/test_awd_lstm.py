@@ -15,7 +15,7 @@ from eunoe.models.awd import register
 from eunoe.models.awd.classifier import AwdLstmForSequenceClassification
 from eunoe.models.awd.config import AwdLstmConfig
 from eunoe.models.awd.head import concat_pool
-from eunoe.models.awd.lstm import lstm
+from eunoe.models.awd.lstm import _torch_lstm, lstm
 from eunoe.models.awd.model import AwdLstmForCausalLM, AwdLstmModel, locked, set_rates
 
 SMALL: dict[str, Any] = {"vocab_size": 40, "hidden_size": 8, "cell_size": 12, "num_hidden_layers": 3}
@@ -48,6 +48,22 @@ def test_the_kernel_is_an_lstm_both_ways() -> None:
     ((expected * weigh).sum() + (h_last * c_last).sum()).backward()
     for ours, right in zip([*inputs, *weights], [*mine, *theirs.parameters()], strict=True):
         torch.testing.assert_close(ours.grad, right.grad)
+
+
+@pytest.mark.parametrize("lengths", [None, [6, 0, 3]])
+def test_torchs_own_kernel_on_other_devices_reads_the_same(lengths: list[int] | None) -> None:
+    """It runs on the CPU too, so it can be held against ours; rows of different lengths, one of them empty."""
+    torch.manual_seed(0)
+    x, state = torch.randn(6, 3, 5), (torch.randn(3, 4), torch.randn(3, 4))
+    weights = tuple(p.detach() for p in nn.LSTM(5, 4).parameters())
+    steps = None if lengths is None else torch.tensor(lengths)
+    ours, ends = lstm(x, state, *weights, steps)
+    theirs, their_ends = _torch_lstm(x, state, weights, steps)
+    for row in range(3):
+        read = 6 if lengths is None else lengths[row]
+        torch.testing.assert_close(theirs[:read, row], ours[:read, row])
+    for mine, other in zip(ends, their_ends, strict=True):
+        torch.testing.assert_close(other, mine)
 
 
 def test_frozen_weights_cost_no_gradient() -> None:

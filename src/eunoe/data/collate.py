@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eunoe import stop
 from eunoe.data.corpus import Blocks
+from eunoe.data.tokens import backward
 from eunoe.errors import EunoeError
 from eunoe.foreign import visible
 from eunoe.progress import say_once
@@ -208,7 +209,8 @@ def encode_rows(
             verbose=False,
         )
         keys = [key for key in ("input_ids", "token_type_ids")[: 1 + token_types] if key in coded]
-        inputs += [{key: coded[key][i] or nothing[key] for key in keys} for i in range(len(some))]
+        turn = -1 if backward(tokenizer) else 1
+        inputs += [{key: coded[key][i][::turn] or nothing[key] for key in keys} for i in range(len(some))]
     dtype = torch.float32 if any(isinstance(label, float) for label in labels) else torch.int64
     return Rows(inputs, torch.tensor(labels, dtype=dtype), int(pad), each)
 

@@ -44,6 +44,8 @@ def identity(tokenizer: Any) -> str:
         "end": tokenizer.eos_token_id,
         "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
     }
+    if backward(tokenizer):  # only then, so that what is kept of other texts keeps its name
+        facts["backward"] = True
     if backend is not None:
         facts["rules"] = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
     else:
@@ -115,19 +117,26 @@ def around(tokenizer: Any) -> tuple[list[int], list[int]]:
     return before, after
 
 
+def backward(tokenizer: Any) -> bool:
+    """Is it the tokenizer of a model that reads text from its end?"""
+    return bool(getattr(tokenizer, "backward", False))
+
+
 def encode(documents: Iterable[str], tokenizer: Any, doing: str) -> Iterator[list[int]]:
     """The token ids of the documents, each with its marks, in pieces that follow one another.
 
-    ``doing``: what is said where a signal stops it, as in ``tokenising news.txt``.
+    ``doing``: what is said where a signal stops it, as in ``tokenising news.txt``. A tokenizer whose ``backward`` is true is that of a
+    model that reads text from its end: each piece comes turned round, with its marks (``xxbos`` last, as in fastai).
     """
-    before, after = around(tokenizer)
+    (before, after), turned = around(tokenizer), backward(tokenizer)
     for batch in _batches(_pieces(documents)):
         stop.check(doing)
         coded = tokenizer(
             [text for text, _, _ in batch], add_special_tokens=False, truncation=False, padding=False, verbose=False
         )["input_ids"]
         for ids, (_, first, last) in zip(coded, batch, strict=True):
-            yield [*(before if first else ()), *ids, *(after if last else ())]
+            whole = [*(before if first else ()), *ids, *(after if last else ())]
+            yield whole[::-1] if turned else whole
 
 
 def _pieces(documents: Iterable[str]) -> Iterator[tuple[str, bool, bool]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from eunoe.data.tokens import backward
 from eunoe.errors import EunoeError
 from eunoe.foreign import visible
 from eunoe.models.load import LanguageModel
@@ -32,10 +33,13 @@ def answer(lm: LanguageModel, prompt: str, tokens: int) -> str:
 
 
 def refuse_unanswerable(lm: LanguageModel, prompts: Sequence[str], tokens: int, where: str) -> None:
-    """Raise ``EunoeError`` for prompts that the model cannot continue: a masked LM, or prompt and answer beyond its positions."""
+    """Raise ``EunoeError`` for prompts that the model cannot continue: masked, backward, or prompt and answer beyond its positions."""
     if prompts and lm.objective != "causal":
         raise EunoeError(f"{where}.prompts is given, but {lm.name!r} is a masked LM, which continues no text. Leave the prompts out, or "
                          "name a causal LM.")  # fmt: skip
+    if prompts and backward(lm.tokenizer):
+        raise EunoeError(f"{where}.prompts is given, but {lm.name!r} reads text from its end: it knows what stood before a text, not what "
+                         "follows. Leave the prompts out, or name the forward model.")  # fmt: skip
     for prompt in prompts:
         length = _encode(lm, prompt)["input_ids"].shape[1]
         if lm.positions is not None and length + tokens > lm.positions:

@@ -176,6 +176,9 @@ def linear_layers(model: nn.Module, targets: str) -> dict[str, nn.Module]:
         linear = [m for m in layer.module.modules() if isinstance(m, (nn.Linear, Conv1D))]
         last = linear.index(layer.attention_proj) if targets == "attention" else len(linear) - 1
         chosen.update(map(id, linear[: last + 1]))
+    if not chosen:
+        raise EunoeError(f"the layers of {type(model).__name__} hold no linear layers, so there is nothing for an adapter to stand beside. "
+                         "Choose a method that trains the model's own weights: ncl, ewc, kd, replay (`eunoe list methods`).")  # fmt: skip
     return {name: m for name, m in model.named_modules() if id(m) in chosen}
 
 

@@ -252,6 +252,9 @@ class RecurrentLayer(Layer):
         for field, value in (("name", name), ("module", module), ("norms", ())):
             object.__setattr__(self, field, value)  # the fields of sub-layers stay unset, so that __getattr__ is asked
 
+    def __repr__(self) -> str:
+        return f"RecurrentLayer({self.name!r})"
+
     def __getattr__(self, field: str) -> nn.Module:
         if field.startswith(("attention_", "feed_forward_")):
             raise EunoeError(

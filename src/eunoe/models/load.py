@@ -269,7 +269,7 @@ def _transformers(place: Place, settings: ModelSettings) -> tuple[LanguageModel,
         loader, _ = LOADERS[objective]
         if settings.dropout is not None:
             set_config_dropout(config, settings.dropout)
-    tokenizer = _tokenizer(place, settings)
+    tokenizer = _tokenizer(place, settings, config)
     with reading(name, advice):
         with torch.device("meta"):
             blank = loader.from_config(config, trust_remote_code=False)
@@ -292,7 +292,7 @@ def _transformers(place: Place, settings: ModelSettings) -> tuple[LanguageModel,
     return LanguageModel(model, tokenizer, objective, settings.name), sorted(info["missing_keys"])
 
 
-def _tokenizer(place: Place, settings: ModelSettings) -> Any:
+def _tokenizer(place: Place, settings: ModelSettings, config: Any) -> Any:
     """The tokenizer; where its file cannot be read, the error names the file and the versions."""
     file = next((file for file in place.files if file.name == "tokenizer.json"), None)
     if file is not None:
@@ -309,6 +309,10 @@ def _tokenizer(place: Place, settings: ModelSettings) -> Any:
     ):
         tokenizer = AutoTokenizer.from_pretrained(place.where, trust_remote_code=False, **place.form)
         # said of any document longer than a block, which is cut into blocks; only this tokenizer is told
+        if getattr(
+            config, "backward", False
+        ):  # whatever its kind: a sub-word tokenizer does not know which way a model reads
+            tokenizer.backward = True
         getattr(tokenizer, "deprecation_warnings", {})["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 

@@ -22,10 +22,10 @@ from eunoe.recipe.settings import Recipe, Study
 from eunoe.recipe.strict import read_yaml, unshared
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of the recipes that come with eunoe."""
+def shipped_recipes(inside: str = ".") -> dict[str, Path]:
+    """Name -> file of the recipes that come with eunoe; those of ``eunoe pretrain`` lie ``inside`` a folder of that name."""
     here = Path(__file__).resolve()
-    folders = [here.parents[1] / "recipes", here.parents[3] / "recipes"]
+    folders = [here.parents[1] / "recipes" / inside, here.parents[3] / "recipes" / inside]
     return {p.stem: p for folder in folders if folder.is_dir() for p in sorted(folder.glob("*.yaml"))}
 
 

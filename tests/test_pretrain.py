@@ -1,0 +1,147 @@
+"""A language model from nothing: it learns, resumes to the bit in both passes, and what it leaves is a model like any other."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eunoe import pretrain as module
+from eunoe.errors import EunoeError, Interrupted
+from eunoe.models.load import load_lm
+from eunoe.pretrain import lines, mean_loss, pretrain
+from eunoe.recipe import ModelSettings, shipped_recipes
+from eunoe.recipe.pretraining import load_pretraining, pretraining_of
+
+SENTENCES = (
+    "The cat sat on the mat .",
+    "A dog ran to the sea .",
+    "The sea was big and the mat was small .",
+    "Run , dog !",
+)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(SENTENCES[i % 4] + " " + SENTENCES[(i * 3 + 1) % 4] for i in range(60)), "utf-8")
+    return file
+
+
+def recipe(text: Path, **change: Any) -> Any:
+    data: dict[str, Any] = {
+        "name": "tiny", "corpora": [{"source": str(text), "valid_share": 0.1}],
+        "network": {"hidden_size": 8, "cell_size": 12, "layers": 2, "input_dropout": 0.1, "output_dropout": 0.1},
+        "batch": 4, "bptt": 10, "epochs": 3, "lr": 2.0, "checkpoint_every": 7, "precision": "float32", "score_batch": 2,
+    }  # fmt: skip
+    return pretraining_of({**data, **change})
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The training is stopped after ``step`` steps of the phase that runs."""
+    real, count = module.AwdLoss.__call__, [0]
+
+    def counted(self: Any, model: Any, batch: Any) -> Any:
+        count[0] += 1
+        if count[0] > step:
+            raise Interrupted("stopped in a test")
+        return real(self, model, batch)
+
+    monkeypatch.setattr(module.AwdLoss, "__call__", counted)
+
+
+def test_it_learns_and_the_model_is_like_any_other(text: Path, tmp_path: Path) -> None:
+    made = recipe(
+        text, epochs=6, directions=["forward", "backward"], pointer={"window": 20, "theta": 0.5, "share": 0.2}
+    )
+    scores = pretrain(made, tmp_path / "out")
+    assert set(scores) == {"forward", "backward"}
+    assert set(scores["forward"]) == {"valid", "valid+pointer"}
+    words = json.loads((tmp_path / "out/forward/model/vocab.json").read_text("utf-8"))
+    for direction in scores:
+        assert scores[direction]["valid"] < math.log(len(words)) - 0.3
+        lm = load_lm(ModelSettings(name=str(tmp_path / f"out/{direction}/model")))
+        assert lm.objective == "causal"
+        assert lm.tokenizer.backward == lm.model.config.backward == (direction == "backward")
+    forward, backward = ((tmp_path / f"out/{d}/model/model.safetensors").read_bytes() for d in scores)
+    assert forward != backward
+    assert not (tmp_path / "out/forward/steps").exists()
+    before = (tmp_path / "out/forward/scores.json").stat().st_mtime_ns
+    assert pretrain(made, tmp_path / "out") == scores
+    assert (tmp_path / "out/forward/scores.json").stat().st_mtime_ns == before
+    assert {line.score: line.perplexity for line in lines(made, scores) if line.direction == "forward"} == {
+        name: math.exp(value) for name, value in scores["forward"].items()
+    }
+
+
+@pytest.mark.parametrize("stops", [(3,), (9, 2), (30, 4)])
+def test_stopped_and_resumed_it_ends_in_the_same_bits(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
+) -> None:
+    """In the first pass, again in it, and in the second; NT-ASGD's mean, the carried state and the best weights come back."""
+    made = recipe(text, finetune_epochs=2, patience=1, sampled=8)
+    whole = pretrain(made, tmp_path / "whole")
+    for steps in stops:
+        with monkeypatch.context() as patch:
+            stopping(patch, steps)
+            with pytest.raises(Interrupted):
+                pretrain(made, tmp_path / "cut")
+    assert pretrain(made, tmp_path / "cut") == whole
+    for name in ("model/model.safetensors", "curve.csv", "scores.json"):
+        assert (tmp_path / "cut/forward" / name).read_bytes() == (tmp_path / "whole/forward" / name).read_bytes()
+
+
+def test_averaging_starts_when_validation_stops_improving(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.6, 2.7, 2.8])
+    began: list[int] = []
+    monkeypatch.setattr(module, "mean_loss", lambda *a: next(losses, 2.0))
+    real = module.NtAsgd.start_averaging
+    monkeypatch.setattr(module.NtAsgd, "start_averaging", lambda self: (began.append(1), real(self)))
+    pretrain(recipe(text, epochs=5, patience=2), tmp_path / "out")
+    assert began == [1]  # after the fifth epoch, whose loss is worse than that of the second
+
+
+def test_scoring_carries_the_state_and_leaves_the_mode(text: Path, tmp_path: Path) -> None:
+    pretrain(recipe(text, epochs=1), tmp_path / "out")
+    lm = load_lm(ModelSettings(name=str(tmp_path / "out/forward/model")))
+    ids = torch.randint(9, 20, (41,)).numpy()
+    lm.model.train()
+    whole, cut = (mean_loss(lm.model, ids, 1, bptt) for bptt in (40, 7))
+    assert lm.model.training
+    assert cut == pytest.approx(whole, abs=1e-6)
+    lm.model.eval()
+    rows = torch.from_numpy(ids)[None]
+    assert whole == pytest.approx(float(lm.model(rows, labels=rows).loss), abs=1e-6)
+
+
+def test_what_cannot_be_is_refused(text: Path, tmp_path: Path) -> None:
+    made = recipe(text)
+    pretrain(recipe(text, epochs=1), tmp_path / "out")
+    with pytest.raises(EunoeError, match=r"is the folder of another training: epochs: 1 there, 3 now"):
+        pretrain(made, tmp_path / "out")
+    with pytest.raises(EunoeError, match="hold no text to validate with"):
+        pretrain(recipe(text, corpora=[{"source": str(text), "valid_share": 0.0}]), tmp_path / "none")
+    with pytest.raises(EunoeError, match="finetune_epochs is 2, a pass of averaged SGD"):
+        recipe(text, finetune_epochs=2, optimizer="adamw")
+    with pytest.raises(EunoeError, match="unknown optimizer 'adam'"):
+        pretrain(recipe(text, optimizer="adam"), tmp_path / "other")
+    with pytest.raises(EunoeError, match=r"sampled is 5,000, but the vocabulary has"):
+        pretrain(recipe(text, sampled=5000), tmp_path / "many")
+    with pytest.raises(
+        EunoeError, match=r"unknown recipe of a language model 'awd_lstm_smal'\. Did you mean awd_lstm_small"
+    ):
+        load_pretraining("awd_lstm_smal")
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes("pretrain")))
+def test_shipped_recipes_are_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = load_pretraining(name)
+    assert made.name == name
+    for scale in made.scales:
+        load_pretraining(name, scale=scale)
