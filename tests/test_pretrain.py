@@ -28,7 +28,9 @@ SENTENCES = (
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     file = tmp_path / "text.txt"
-    file.write_text("\n\n".join(SENTENCES[i % 4] + " " + SENTENCES[(i * 3 + 1) % 4] for i in range(60)), "utf-8")
+    file.write_text(
+        "\n\n".join(SENTENCES[i % 4] + " " + SENTENCES[(i * 3 + 1) % 4] + f" {i} ." for i in range(60)), "utf-8"
+    )
     return file
 
 

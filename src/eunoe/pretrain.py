@@ -57,7 +57,7 @@ def pretrain(recipe: Pretraining, out: Path) -> dict[str, dict[str, float]]:
     _same_training(recipe, out)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    scores = {}
+    scores: dict[str, dict[str, float]] = {}
     for direction in recipe.directions:
         done = out / direction / "scores.json"
         if not done.is_file():

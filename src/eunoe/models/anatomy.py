@@ -330,6 +330,12 @@ def anatomy(model: nn.Module) -> Anatomy:
     )
 
 
+def refuse_recurrent(parts: Anatomy) -> None:
+    """Raises ``EunoeError`` where layers have no attention and feed-forward sub-layers to attach anything to."""
+    for layer in parts.layers:
+        _ = layer.attention_out, layer.feed_forward_out
+
+
 def _recurrent(base: PreTrainedModel, family: Recurrent) -> Anatomy:
     return Anatomy(
         model_type=str(base.config.model_type),
@@ -408,4 +414,14 @@ def _find(module: nn.Module, name: str, base: nn.Module) -> nn.Module:
     return reached
 
 
-__all__ = ["FAMILIES", "RECURRENT", "Anatomy", "Family", "Layer", "Recurrent", "anatomy", "takes_token_types"]
+__all__ = [
+    "FAMILIES",
+    "RECURRENT",
+    "Anatomy",
+    "Family",
+    "Layer",
+    "Recurrent",
+    "anatomy",
+    "refuse_recurrent",
+    "takes_token_types",
+]

@@ -55,15 +55,16 @@ class NtAsgd(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; the first after averaging began only moves the weights, as in torch's ASGD, whose mean is over those that follow."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
+            grads: list[Any] = [p.grad for p in params]
             if group["weight_decay"]:
-                grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             torch._foreach_add_(params, grads, alpha=-group["lr"])
             if group["averaging"]:
                 for p in params:
@@ -71,7 +72,7 @@ class NtAsgd(Optimizer):
                     if not state:
                         state["count"], state["mean"] = torch.tensor(0.0), p.detach().clone()
                     state["count"] += 1
-                    state["mean"].lerp_(p, 1.0 / float(state["count"]))
+                    state["mean"].lerp_(p, 1.0 / max(1.0, float(state["count"]) - 1.0))
         return loss
 
     def means(self) -> dict[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eunoe.models.anatomy import Anatomy, Layer
+from eunoe.models.anatomy import Anatomy, Layer, refuse_recurrent
 
 KINDS = ("heads", "inner", "outer")
 """The units of a layer."""
@@ -71,6 +71,7 @@ class Gates:
     """
 
     def __init__(self, parts: Anatomy, noise: float = 0.0) -> None:
+        refuse_recurrent(parts)
         self.layers = parts.layers
         self.gates: dict[str, Gate] = {}
         self.units: dict[str, int] = {}

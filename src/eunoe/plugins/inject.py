@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from eunoe.errors import EunoeError
 from eunoe.lookup import lookup, unknown
-from eunoe.models.anatomy import FAMILIES, Anatomy, anatomy
+from eunoe.models.anatomy import FAMILIES, Anatomy, anatomy, refuse_recurrent
 from eunoe.plugins.adapter import Adapter
 from eunoe.plugins.task_mask import Active
 from eunoe.recipe import check_names
@@ -158,6 +158,7 @@ def inject(
     nothing stays attached.
     """
     places = lookup(PLACEMENTS, placement, "placement")
+    refuse_recurrent(parts)
     skips = {part: place.skip if skip is None else skip for part, place in places.items()}
     for part in places:
         refuse_skip(parts, placement, part, skips[part])

@@ -159,7 +159,7 @@ class AwdLoss:
         sample, chances = zipf_sample(words, self.sampled, hidden.device)
         sampled = torch.zeros(words, dtype=torch.bool, device=hidden.device)
         sampled[sample] = True
-        rows = torch.cat([sample, labels]).unique()  # sorted, so that a label's place can be looked up
+        rows = torch.cat([sample, labels]).unique()  # type: ignore[no-untyped-call]  # sorted, so that a label's place can be looked up
         place = torch.searchsorted(rows, labels)
         shift = -chances[rows].log()
         # a word that is here as the target of one position alone was not drawn for the others

@@ -10,6 +10,8 @@ Nothing is trained. The states are those without output dropout, which evaluatio
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,26 +45,20 @@ def mix(
 
 
 @torch.no_grad()
-def pointer_loss(
-    model: torch.nn.Module, ids: Tensor, *, window: int, theta: float, share: float, piece: int = 200
-) -> float:
+def pointer_loss(model: Any, ids: Tensor, *, window: int, theta: float, share: float, piece: int = 200) -> float:
     """The mean loss (nats a word) of an ``AwdLstmForCausalLM`` on one text ``ids`` (n,), read from its start with the cache."""
-    trunk: torch.nn.Module = model.transformer  # type: ignore[assignment]
-    head: torch.nn.Module = model.lm_head  # type: ignore[assignment]
     model.eval()
     device = next(model.parameters()).device
     total, state = 0.0, None
-    keys, words = (
-        torch.empty(0, int(model.config.hidden_size), device=device),
-        torch.empty(0, dtype=torch.int64, device=device),
-    )  # type: ignore[union-attr, arg-type]
+    keys = torch.empty(0, model.config.hidden_size, device=device)
+    words = torch.empty(0, dtype=torch.int64, device=device)
     for start in range(0, len(ids) - 1, piece):
         stop.check("scoring with the cache")
         inputs = ids[start : min(start + piece, len(ids) - 1)].to(device)
         targets = ids[start + 1 : start + 1 + len(inputs)].to(device)
-        read = trunk(input_ids=inputs[None], past_key_values=state, use_cache=True, return_dict=True)
+        read = model.transformer(input_ids=inputs[None], past_key_values=state, use_cache=True, return_dict=True)
         state, hidden = read.past_key_values, read.raw[0].float()
-        chances = head(read.last_hidden_state[0]).float().softmax(1).gather(1, targets[:, None])[:, 0]
+        chances = model.lm_head(read.last_hidden_state[0]).float().softmax(1).gather(1, targets[:, None])[:, 0]
         mixed = mix(hidden, targets, chances, keys, words, window=window, theta=theta, share=share)
         total -= float(mixed.double().log().sum())
         keys, words = torch.cat([keys, hidden])[-window:], torch.cat([words, targets])[-window:]
