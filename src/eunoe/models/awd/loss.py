@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from eunoe.errors import EunoeError
 from eunoe.models.awd.model import AwdState
-from eunoe.models.heads import LossSum, Outputs, at_least_float32
+from eunoe.models.cross_entropy import at_least_float32
+from eunoe.models.heads import LossSum, Outputs
 from eunoe.models.products import product
 
 _AT_ONCE = 1 << 18
@@ -164,8 +165,8 @@ class AwdLoss:
         shift = -chances[rows].log()
         # a word that is here as the target of one position alone was not drawn for the others
         others = shift.masked_fill(~sampled[rows], -torch.inf)
-        bias = head.bias[rows] if head.bias is not None else None
-        return linear_cross_entropy(hidden, head.weight[rows], bias, place, shift, others)
+        bias = head.bias.index_select(0, rows) if head.bias is not None else None
+        return linear_cross_entropy(hidden, head.weight.index_select(0, rows), bias, place, shift, others)
 
 
 def zipf_sample(words: int, n: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
