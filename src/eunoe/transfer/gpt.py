@@ -40,7 +40,8 @@ from eunoe.data.tasks import Example, Task
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, predictions, task_scores
 from eunoe.models.anatomy import anatomy
-from eunoe.models.heads import LossSum, at_least_float32, only_positions
+from eunoe.models.cross_entropy import at_least_float32
+from eunoe.models.heads import LossSum, only_positions
 from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.models.vocabulary import add_words
 from eunoe.recipe import Batch as BatchSize
