@@ -306,7 +306,7 @@ def test_run_report_and_verify(folder: Path, capsys: pytest.CaptureFixture[str])
     assert main(["run", str(file), "--out", "out", "--training.steps", "3"]) == 0
     out, err = capsys.readouterr()
     assert "report: out/report.html" in out
-    assert re.search(r"cpt\s+(forgot )?exactly 0 nats", out)
+    assert re.search(r"cpt(, which)?\s+(learnt\s+\S+\s[^;]*)?forgot\s+exactly\s+0", out)
     before = state(folder / "out")
     assert main(["run", str(file), "--out", "out", "--training.steps", "3"]) == 0
     assert "out is finished" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_sequence_domain_or_run_is_not_resumed_from(
 
 
 # -- what was damaged ----------------------------------------------------------------------------------------------------
-BESIDE = ("report.html", "matrix.csv", "rows.jsonl", "finished.json", "texts.json", f"{CPT}/notes.json", f"{CPT}/plugins/*",
+BESIDE = ("report.html", "matrix.csv", "methods.json", "rows.jsonl", "finished.json", "texts.json", f"{CPT}/notes.json", f"{CPT}/plugins/*",
           "sequences/*/domains/*/curve.csv", "sequences/*/domains/0-sport/capacity.json", "sequences/*/scores/2/*/rows.jsonl",
           "sequences/*/scores/1/*/cell.json", "sequences/*/domains/1-money/cell.json")  # fmt: skip
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -204,7 +204,8 @@ def test_damaged_files_of_a_finished_run_are_noticed_and_made_again(
 
 
 @pytest.mark.parametrize("name", [f"{CPT}/notes.json", f"{CPT}/plugins/adapter_model.safetensors", f"{CPT}/domains/0-sport/capacity.json",
-                                  f"{NCL}/domains/1-money/curve.csv", "texts.json", f"{NCL}/scores/1/sport.text/rows.jsonl"])  # fmt: skip
+                                  f"{NCL}/domains/1-money/curve.csv", "texts.json", "methods.json",
+                                  f"{NCL}/scores/1/sport.text/rows.jsonl"])  # fmt: skip
 def test_one_damaged_file_of_a_finished_run_is_enough(name: str, made: tuple[Path, Path, Path], copied: Path) -> None:
     (copied / name).write_bytes(b"")
     again(made, copied)

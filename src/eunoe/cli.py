@@ -184,6 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, help="file of the page (default RUN/report.html; of several: ./report.html)"
     )
+    report.add_argument(
+        "--times", action="store_true", help="with how long each method took, which differs from run to run"
+    )
     report.set_defaults(go=_report, overrides=False)
 
     verify = commands.add_parser("verify", help="recompute what earlier domains read and compare the bits")
@@ -381,7 +384,7 @@ def _study(study: Study, args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace, _rest: list[str]) -> int:
     from eunoe.report.page import write_report
 
-    path = write_report(args.runs, args.out)
+    path = write_report(args.runs, args.out, times=args.times)
     _summary(args.runs)
     print(f"report: {path}")
     return 0

@@ -8,6 +8,7 @@ it; put the prompts to the model; train an LM head first, where the encoder has 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from eunoe.head import train_head
 from eunoe.lookup import lookup
 from eunoe.material import Material, read_material, sha256
 from eunoe.methods import choose_method
+from eunoe.methods.facts import facts_for_report
 from eunoe.models.files import PATCH
 from eunoe.models.load import pretrained
 from eunoe.optim.schedules import SCHEDULES
@@ -44,6 +46,7 @@ from eunoe.transfer import Start
 
 BASE = "base"
 """Stands for the pretrained model, before any domain, wherever rows name a method."""
+FACTS = "methods.json"
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ class RunPlan:
     # -- one cell ------------------------------------------------------------------------------------------------------
     def begin(self, board: Board) -> None:
         self._rows_before(board)  # put aside before rows.jsonl is gathered anew
+        self._write_facts(board)
 
     def carry_out(self, cell: Cell, board: Board) -> list[str]:
         work = cell.work
@@ -346,7 +350,20 @@ class RunPlan:
         if self.recipe.evaluation.prompts:
             files = [board.out / cell.key / "samples.jsonl" for cell in self.cells(board) if isinstance(cell.work, Ask)]
             write_samples(board.out / "samples.jsonl", (sample for file in files for sample in read_samples(file)))
-        return ["matrix.csv", "samples.jsonl"]
+        self._write_facts(board)
+        return ["matrix.csv", "samples.jsonl", FACTS]
+
+    def _write_facts(self, board: Board) -> None:
+        """What the methods are, for the report, which knows no table of them (it needs torch)."""
+        facts = {
+            way.label: facts_for_report(way.method, way.order)
+            for way in reversed(self.sequences)
+            if way.method is not None
+        }
+        text = json.dumps(dict(sorted(facts.items())), ensure_ascii=False, indent=1) + "\n"
+        file = board.out / FACTS
+        if ranks.first() and not (file.is_file() and file.read_bytes() == text.encode()):
+            write_text(file, text)
 
     def _rows_before(self, board: Board) -> dict[tuple[object, ...], list[Row]]:
         """The rows of a run that a version before 0.2 began, which kept them in one file; put aside once, then read from there."""

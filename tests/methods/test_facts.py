@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from eunoe.errors import EunoeError
-from eunoe.methods import METHODS
-from eunoe.methods.facts import CHOICES, MARKS, choices, in_page, rows, table
+from eunoe.methods import METHODS, choose_method
+from eunoe.methods.facts import CHOICES, MARKS, choices, facts_for_report, in_page, rows, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 CHOOSE = PAGE.with_name("choose.md")
@@ -86,3 +86,24 @@ def test_the_command_writes_the_page_and_those_beside_it(tmp_path: Path) -> None
     assert page.read_text(encoding="utf-8") == f"above\n{MARKS[0]}{table()}{MARKS[1]}below\n"
     assert beside.read_text(encoding="utf-8") == CHOICES[0] + choices() + CHOICES[1]
     assert other.read_text(encoding="utf-8") == "no marks\n"
+
+
+def test_a_report_is_told_what_a_method_is_as_the_recipe_chose_it() -> None:
+    def fact(choice: object, what: str) -> object:
+        return facts_for_report(choose_method(choice, "methods[0]"), ("law", "news"))[what]
+
+    every = {name: facts_for_report(choose_method(name, "methods[0]"), ("law", "news")) for name in METHODS}
+    assert [name for name, facts in every.items() if facts["naive"]] == ["ncl"]
+    assert [name for name, facts in every.items() if not facts["in_turn"]] == ["none", "adapter", "joint"]
+    for name, entry in METHODS.items():
+        assert (every[name]["forgets"], every[name]["needs_domain"]) == (
+            entry.method.forgets,
+            entry.method.needs_domain,
+        )
+    assert {"joint", "der++", "replay"} <= {name for name, facts in every.items() if facts["old_text"]}
+    assert not any(every[name]["old_text"] for name in ("ncl", "ewc", "das", "cpt", "kd"))
+    both: dict[str, object] = {"name": ["replay", "kd"]}
+    assert fact(both, "methods") == ["replay", "kd"]
+    assert (fact(both, "old_text"), fact(both, "naive"), fact(both, "arithmetic")) == (True, False, 2.63)
+    assert fact(both, "memory") == "as ncl; + 1 model (teacher)"
+    assert fact({"name": "replay", "source": "general"}, "old_text") is False, "general text is no old domain's"

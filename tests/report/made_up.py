@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from eunoe.evaluate.scores import classification_scores
 from eunoe.report.schema import Row, to_line
@@ -116,6 +117,118 @@ def made_up_capacity(folder: Path, *, free: float = 0.55, layers: int = 6, metho
                              "shared": (size - left) // 3, "free": left, "domains": {n: k + size // 8 for n, k in taken.items()},
                              "new": taken, "shared_with": shared})  # fmt: skip
         (place / "capacity.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+# -- many methods -----------------------------------------------------------------------------------------------
+GAINS: Mapping[str, tuple[float, float]] = {
+    "ncl": (1.06, 0.47), "cpt": (0.83, 0.0), "ewc": (0.93, 0.11), "replay": (1.01, 0.13), "das": (0.97, 0.10), "kd": (0.94, 0.21),
+    "der++": (0.99, 0.08), "l2": (0.88, 0.16), "recadam": (0.96, 0.24), "wise": (0.80, 0.05), "merge": (0.52, 0.09), "lora": (0.78, 0.26),
+    "o-lora": (0.74, 0.12), "peft": (0.76, 0.27), "hat": (0.70, 0.015), "bcl": (0.71, 0.03), "classic": (0.72, 0.02),
+    "one": (1.04, 0.0), "adapter-ncl": (0.77, 0.22), "adapter-one": (0.79, 0.0), "prompt-one": (0.31, 0.0), "demix": (0.86, 0.0),
+    "replay-ewc": (0.95, 0.06), "ewc-weak": (1.0, 0.27),
+}  # fmt: skip
+"""Method -> what it learns and forgets of a domain, in nats. Invented, to look at pages with: measured nowhere."""
+KEEPS = ("cpt", "one", "adapter-one", "prompt-one", "demix")
+
+
+def many_rows(
+    count: int = 24, *, seeds: Sequence[int] = (0, 1, 2), domains: Sequence[str] = DOMAINS, end_tasks: bool = True, at_once: bool = True
+) -> list[Row]:  # fmt: skip
+    """Rows of the first ``count`` methods of ``GAINS``, and of ``none`` and ``joint``."""
+    rows: list[Row] = []
+    start = {name: 4.1 + 0.35 * i for i, name in enumerate(domains)}
+    every = (*domains, "general")
+
+    def add(
+        method: str, seed: int, learnt: tuple[str, ...], task: str, loss: float, skill: float, more: int | None = None
+    ) -> None:
+        where = {
+            "run": "many",
+            "method": method,
+            "order": "given",
+            "seed": seed,
+            "learnt": learnt,
+            "task": task,
+            "at_once": more,
+        }
+        rows.append(Row(**where, transfer=None, shots_seed=None, metric="lm_loss", value=loss, n=4321, steps=120))
+        if end_tasks and task != "general":
+            for metric, value in (("accuracy", skill), ("macro_f1", skill - 0.03)):
+                rows.append(
+                    Row(**where, transfer="finetune", shots_seed=2022, metric=metric, value=value, n=200, steps=40)
+                )
+
+    for seed in seeds:
+        for method in ("base", "none")[: 1 + at_once]:
+            for name in every:
+                add(method, seed, (), name, start.get(name, 4.4), 0.5 if method == "base" else 0.502)
+        for method, (gain, drop) in dict(list(GAINS.items())[:count]).items():
+            noise = random.Random(f"{method} {seed}")
+            gains = {name: gain + noise.uniform(-0.03, 0.03) for name in domains}
+            rate = drop * noise.uniform(0.85, 1.15)
+            for i in range(len(domains)):
+                learnt = tuple(domains[: i + 1])
+                for j, name in enumerate(learnt):
+                    lost = rate * (1 - 0.6 ** (i - j)) * 1.6 if method not in KEEPS else 0.0
+                    add(
+                        method,
+                        seed,
+                        learnt,
+                        name,
+                        start[name] - gains[name] + lost,
+                        0.52 + 0.25 * gains[name] - 0.3 * lost,
+                    )
+                add(method, seed, learnt, "general", 4.4 + (0.2 * drop * (i + 1) if method not in KEEPS else 0.0), 0.0)
+        for name in every if at_once else ():
+            gain = 1.0 + random.Random(f"joint {seed} {name}").uniform(-0.03, 0.03)
+            add("joint", seed, tuple(domains), name, start.get(name, 5.35) - gain, 0.52 + 0.25 * gain, len(domains))
+    return rows
+
+
+def made_up_many(folder: Path, count: int = 24, *, curves: bool = True, **more: Any) -> Path:
+    """The folder of a run with many methods: with facts of its methods, sizes and times."""
+    made_up_run(folder, many_rows(count, **more), curves=curves)
+    (folder / "methods.json").write_text(
+        json.dumps(made_up_facts(["none", *list(GAINS)[:count], "joint"])), encoding="utf-8"
+    )
+    times = []
+    for place in sorted(folder.glob("sequences/*/domains/*")):
+        method = place.parents[1].name.partition(".")[0]
+        small = METHOD_FACTS.get(method, (1.0, "as ncl"))[1].startswith("-")
+        beside = (
+            {"Fisher": 91_000_000}
+            if "ewc" in method
+            else {"buffer": 4_000_000}
+            if method in ("replay", "der++")
+            else {}
+        )
+        sizes = {"checkpoint": 3_400_000 if small else 91_400_000, "beside": beside}
+        (place / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
+        seconds = 61.5 * METHOD_FACTS.get(method, (1.0, ""))[0]
+        times.append({"what": f"{place.parents[1].name}/{place.name}", "seconds": seconds, "tokens": 9})
+    (folder / "times.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times), encoding="utf-8")
+    return folder
+
+
+METHOD_FACTS: Mapping[str, tuple[float, str]] = {
+    "kd": (2.3, "+ 1 model (teacher)"), "ewc": (1.0, "+ 2 models (Fisher, anchor)"), "der++": (3.0, "+ the buffer"),
+    "das": (2.8, "+ the activations of two more passes"), "classic": (2.0, "- 3 models + adapters"),
+    **dict.fromkeys(("adapter-ncl", "adapter-one", "demix"), (0.75, "- 3 models + adapters")), "prompt-one": (1.3, "- 3 models + a prompt"),
+    **dict.fromkeys(("cpt", "lora", "o-lora", "peft", "hat", "bcl"), (1.0, "- 3 models + plug-ins")),
+}  # fmt: skip
+
+
+def made_up_facts(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``methods.json`` of these methods."""
+    facts = {}
+    for method in methods:
+        arithmetic, memory = METHOD_FACTS.get(method, (1.0, "as ncl"))
+        facts[method] = {
+            "methods": [method], "naive": method == "ncl", "in_turn": method not in ("none", "joint"), "forgets": method not in KEEPS,
+            "needs_domain": method in (*KEEPS, "hat", "bcl", "classic"), "old_text": method in ("replay", "der++", "joint", "replay-ewc"),
+            "keeps": "nothing", "arithmetic": arithmetic, "memory": memory,
+        }  # fmt: skip
+    return facts
 
 
 # -- fine-tuning studies ----------------------------------------------------------------------------------------
@@ -254,3 +367,6 @@ def made_up_study(
 if __name__ == "__main__":
     made_up_capacity(made_up_run(Path(sys.argv[1]) / "run"))
     made_up_study(Path(sys.argv[1]) / "study")
+    for count in (1, 3, 8, 24):
+        made_up_many(Path(sys.argv[1]) / f"methods-{count}", count)
+    made_up_many(Path(sys.argv[1]) / "methods-24-one-seed", seeds=(0,))

@@ -122,7 +122,7 @@ def test_every_kind_stands_in_the_summary_and_none_is_unfinished(made: Path) -> 
 
 def test_the_page_the_terminal_and_the_csv_have_every_kind(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = write_report(made).read_text(encoding="utf-8")
-    heading = re.search(r"<h1>(.*?)</h1>", page)
+    heading = re.search(r'<p class="sure">(.*?)</p>', page)
     assert heading is not None
     assert "No forgetting rate: at the end" in heading[1]
     assert "at-once (learnt all domains at once) has" in heading[1]
@@ -214,7 +214,7 @@ def test_what_was_learnt_at_once_is_counted_from_the_end_of_its_stage() -> None:
     assert lines["pairs"].forward.mean == pytest.approx((2.0 + 2.0 + 2.5) / 3)  # type: ignore[union-attr]
     assert (lines["none"].forgetting, lines["joint"].forgetting) == (None, None)
     assert summarize(HAND).unfinished == []
-    assert answer(summarize(HAND)).startswith("pairs forgot 0.500 nats")
+    assert answer(summarize(HAND)).startswith("pairs learnt 2.167 nats of its domains' language and forgot 0.500.")
     assert "joint (learnt all domains at once) has 3.000 nats" in answer(summarize(HAND))
     assert re.search(r"^joint +3\.000 +- +- +2\.000", printed(HAND), re.MULTILINE)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from eunoe.errors import EunoeError
+from eunoe.report import html
 from eunoe.report.page import write_report
 from eunoe.report.read import read_run
 from tests.report.chromium import Chromium
@@ -63,19 +67,24 @@ def test_a_report_says_all_it_should(tmp_path: Path) -> None:
     assert write_report([run]) == run / "report.html"
     read = page(run / "report.html")
     for words in (
-        "cpt forgot exactly 0 nats of its domains’ language", "What ran", " → ".join(DOMAINS), "0, 1, 2", "Scores after each domain",
+        "next comes cpt, which learnt 0.746 ± 0.017 and forgot exactly 0", "Learnt against forgotten",
+        "What ran", " → ".join(DOMAINS), "0, 1, 2", "Scores after each domain",
         "Learning curves", "Forward transfer", "eunoe run recipes/four_domains.yaml --out runs/four", "name: four_domains", "2.13.0+cpu",
         "LM loss on general text", "0 (exactly)", "does not belong", "Macro-F1 on the end tasks",
     ):  # fmt: skip
         assert words in read.text, words
-    heat, legend, forgot, curves, swatches = 3 * 2, 3, 3, 4, 2
-    assert sum(tag == "svg" for tag, _ in read.elements) == heat + legend + forgot + curves + swatches
+    heat, legend, tradeoff, forgot, curves, swatches = 3 * 2, 3, 3 * 2, 3 * 2, 4, 2 + 2 + 3 * 3
+    assert sum(tag == "svg" for tag, _ in read.elements) == heat + legend + tradeoff + forgot + curves + swatches
     assert not list(run.glob("*.partial"))
 
 
-def test_the_page_needs_nothing_from_outside_and_runs_nothing(tmp_path: Path) -> None:
-    read = page(write_report([made_up_run(tmp_path / "four")]))
-    assert not {tag for tag, _ in read.elements} & {"script", "iframe", "img", "object", "embed", "form", "base"}
+def test_the_page_needs_nothing_from_outside_and_runs_nothing_but_its_own_script(tmp_path: Path) -> None:
+    file = write_report([made_up_run(tmp_path / "four")])
+    read, text = page(file), file.read_text(encoding="utf-8")
+    assert re.findall(r"<script.*?</script>", text, flags=re.DOTALL) == [f"<script>{html.SCRIPT}</script>"]
+    assert set(re.findall(r"https?://[^\"' <]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert not re.findall(r"url\((?!#)|@import", text)
+    assert not {tag for tag, _ in read.elements} & {"iframe", "img", "object", "embed", "form", "base"}
     for _, attributes in read.elements:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href", "xlink:href", "action", "data"):
@@ -85,6 +94,9 @@ def test_the_page_needs_nothing_from_outside_and_runs_nothing(tmp_path: Path) ->
     )
     assert policy is not None
     assert "default-src 'none'" in policy
+    digest = base64.b64encode(hashlib.sha256(html.SCRIPT.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy, "the page's script alone may run"
+    assert "unsafe-inline" not in policy.partition("script-src")[2]
 
 
 def test_the_same_run_in_another_folder_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -109,7 +121,8 @@ def test_whatever_stands_in_the_data_stays_text(tmp_path: Path) -> None:
     (run / "recipe.yaml").write_text("a: </pre><script>alert(2)</script>\n")
     (run / "environment.json").write_text('{"command": "<script>", "<b>": ["<i>"]}', encoding="utf-8")
     read = page(write_report([run]))
-    assert not {tag for tag, _ in read.elements} & {"script", "img", "b onclick", "u", "i"}
+    assert not {tag for tag, _ in read.elements} & {"img", "b onclick", "u", "i"}
+    assert [tag for tag, _ in read.elements].count("script") == 1, "the page's own"
     assert "<script>alert(1)</script>" in read.text
     assert "</pre><script>alert(2)</script>" in read.text
 
@@ -149,7 +162,7 @@ def test_several_runs_are_compared_under_names_that_differ(tmp_path: Path, monke
     text = page(tmp_path / "report.html").text
     assert "a/out: ncl" in text
     assert "b/out: ncl" in text
-    assert "cpt forgot exactly 0" in text
+    assert "Best at the end of 4 methods is " in text
     assert str(tmp_path) not in text
     assert write_report(runs, tmp_path / "new" / "compare.html").is_file()
     assert write_report([runs[0], runs[0]]) == runs[0] / "report.html"  # the same run twice is one run
@@ -217,7 +230,7 @@ def test_the_notes_of_methods_stand_where_they_belong(tmp_path: Path) -> None:
     text = page(write_report(run)).text
     assert text.count(f"cpt: {general}.") == 1
     assert text.count(f"cpt: {line}") == 1, "the same note of several seeds is one"
-    assert text.index("What ran") < text.index(line) < text.index("What was forgotten")
+    assert text.index("What ran") < text.index(line) < text.index("What was forgotten, and when")
     assert text.index("LM loss on general text") < text.index(general) < text.index("Learning curves")
     noted(run, "ncl", general=general, lines=[line])
     text = page(write_report(run)).text

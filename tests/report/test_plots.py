@@ -11,13 +11,17 @@ import matplotlib as mpl
 import pytest
 
 from eunoe.report.curves import Curve
-from eunoe.report.draw import LOOKS, RAMP, STYLES, ramp, style
-from eunoe.report.lines import frontier, over_layers, over_steps, undominated
+from eunoe.report.draw import LOOKS, RAMP, SHAPES, STYLES, ramp, style
+from eunoe.report.html import CSS, MARKS
+from eunoe.report.lines import frontier, over_layers, over_steps
 from eunoe.report.matrices import Scores, matrices
 from eunoe.report.metrics import DISTANCE, LM_LOSS, Estimate, metric_of
-from eunoe.report.plots import colour_bar, colour_limit, forgetting_plot, heat_maps
+from eunoe.report.plots import colour_bar, colour_limit, heat_maps
+from eunoe.report.small import curve_panel, forgotten, forgotten_panel, stretches
 from eunoe.report.study import Spot
 from eunoe.report.summary import summarize
+from eunoe.report.tradeoff import tradeoff, undominated
+from eunoe.report.tradeoff_plot import tradeoff_plot
 from tests.report.made_up import made_up_rows
 
 
@@ -49,11 +53,16 @@ def all_plots() -> list[str]:
         Curve("ncl", 1, (1, 2, 3), (3.1, 2.6, 2.2)),
         Curve("cpt", 0, (1,), (3.0,)),
     ]
-    lines = [line for line in summarize(rows).lines if line.metric is LM_LOSS]
+    both = tradeoff([line for line in summarize(rows).lines if line.metric is LM_LOSS])
+    assert both is not None
+    paths = forgotten(of_metric("lm_loss")[0], LM_LOSS)
     return [
         *heat_maps(of_metric("lm_loss"), "heat"), colour_bar(0.25, LM_LOSS, "bar"),
         over_steps(curves, looks, "curve"), over_steps(curves, looks, "log", "distance", log_steps=True),
-        forgetting_plot(lines, looks, "forget"), over_layers({"ncl": {"embeddings": 0.5, "layer.0": 1.0}}, looks, DISTANCE, "layers"),
+        tradeoff_plot(both, looks, "tradeoff", 400, 300),
+        forgotten_panel(paths, {p.domain: style(i) for i, p in enumerate(paths)}, LM_LOSS, (-1, 1), 4, "panel"),
+        curve_panel(stretches({0: curves[:2]}), [], style(0), (0, 4), 1, "small"),
+        over_layers({"ncl": {"embeddings": 0.5, "layer.0": 1.0}}, looks, DISTANCE, "layers"),
         frontier(SPOTS, looks, metric_of("matthews"), "frontier"),
     ]  # fmt: skip
 
@@ -109,16 +118,35 @@ def test_names_are_drawn_as_they_are(name: str) -> None:
     (svg,) = heat_maps(of_metric("lm_loss", domains=(name, "b"), methods=("ncl",), seeds=(0,)), "heat")
     assert any(name[:6] in word for word in words(svg))
     assert "<script" not in svg
-    lines = [replace(line, label=name) for line in summarize(made_up_rows(seeds=(0,))).lines[1:2]]
-    svg = forgetting_plot(lines, {name: style(0)}, "forget")
-    assert name[:19] in {word.rstrip("…") for word in words(svg)}
+    both = tradeoff([replace(line, label=name) for line in summarize(made_up_rows(seeds=(0,))).lines[1:2]])
+    assert both is not None
+    svg = tradeoff_plot(both, {name: style(0)}, "tradeoff", 400, 300)
+    assert any(word.startswith(name[:19]) for word in words(svg))
     assert "<script" not in svg
 
 
-def test_methods_differ_by_dash_and_marker_as_well_as_by_colour() -> None:
-    for part in ("light", "dark", "dash", "marker"):
-        assert len({getattr(look, part) for look in STYLES}) == len(STYLES)
+def test_twenty_six_methods_differ_by_colour_by_dash_and_by_shape_each_alone() -> None:
+    assert len(STYLES) >= 26
+    for part in ("name", "light", "dark", "dash", "mark"):
+        seen = [(look.shape, look.open) if part == "mark" else getattr(look, part) for look in STYLES]
+        assert len(set(seen)) == len(STYLES), part
     assert style(len(STYLES)) == STYLES[0]
+    assert {look.shape for look in STYLES} == set(SHAPES) == set(MARKS), "every shape has a mark for keys"
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_every_colour_stands_out_from_the_page() -> None:
+    """WCAG 2.1 asks 3 to 1 of graphics."""
+    page = re.findall(r"--page: (#[0-9a-f]{6})", CSS)
+    assert len(page) == 2
+    for look in STYLES:
+        assert 1.05 / (luminance(look.light) + 0.05) >= 3, look
+        assert (luminance(look.dark) + 0.05) / (luminance(page[1]) + 0.05) >= 3, look
 
 
 def test_colours_come_from_the_page_so_that_it_can_turn_dark() -> None:

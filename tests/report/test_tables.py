@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import doctest
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,22 +64,75 @@ def test_the_examples_of_the_docstrings_hold() -> None:
     assert sum(one.failed for one in results) == 0
 
 
-def test_the_answer_of_many_methods_names_the_ends() -> None:
-    rows = SMALL[:3]
-    for k in range(28):
-        rows += [loss(f"m{k:02}", learnt, task, value) for learnt, task, value in
-                 ((("a",), "a", 2.0), (("a", "b"), "a", 2.0 + k / 100), (("a", "b"), "b", 3.0))]  # fmt: skip
-    said = answer(rows)
-    assert said.startswith("m00 forgot exactly 0 nats of its domains' language, m01 0.010 nats, ")
-    assert "m04 0.040 nats, 22 more in between, m27 0.270 nats." in said
+def many(*methods: tuple[str, float, float], seeds: Sequence[int] = (0,), wobble: float = 0.0) -> list[Row]:
+    """Base rows, and for each (name, loss of a right after learning, loss of a at the end); b is 3.0. With the seed both losses of a rise
+    by ``wobble``, for all methods alike."""
+    rows = []
+    for seed in seeds:
+        rows += [replace(row, seed=seed) for row in SMALL[:3]]
+        for name, after, end in methods:
+            rows += [replace(loss(name, learnt, task, value), seed=seed) for learnt, task, value in
+                     ((("a",), "a", after + wobble * seed), (("a", "b"), "a", end + wobble * seed), (("a", "b"), "b", 3.0))]  # fmt: skip
+    return rows
 
 
-def test_methods_that_forgot_exactly_nothing_are_named_together() -> None:
-    rows = SMALL[:3]
-    for name, end in (("one", 2.0), ("cpt", 2.0), ("ncl", 2.5), ("own", 2.0)):
-        rows += [loss(name, learnt, task, value) for learnt, task, value in
-                 ((("a",), "a", 2.0), (("a", "b"), "a", end), (("a", "b"), "b", 3.0))]  # fmt: skip
-    assert answer(rows).startswith("one, cpt and own forgot exactly 0 nats of their domains' language, ncl 0.500 nats.")
+def test_the_heading_names_the_best_two_at_the_end_and_the_naive_one() -> None:
+    methods = [(f"m{k:02}", 2.0, 2.0 + k / 100) for k in range(26)]
+    heading, sure = answers.heading_and_doubts(summarize(many(("ncl", 1.5, 3.0), *reversed(methods))), ["ncl"])
+    assert heading == (
+        "Best at the end of 27 methods is m00, which learnt 2.000 nats of its domains' language and forgot exactly 0; "
+        "next comes m01, which learnt 2.000 and forgot 0.010; naive training (ncl) learnt 2.250 and forgot 1.500."
+    )
+    assert sure.startswith(" At the end m00 is 0.005 nats ahead of m01 and 0.500 ahead of ncl. Without ±: one sequence")
+
+
+def test_the_naive_method_is_known_by_what_the_run_says_of_it_and_comes_in_its_place() -> None:
+    rows = many(("plain", 1.0, 1.0), ("ewc", 2.0, 2.1))
+    heading, _ = answers.heading_and_doubts(summarize(rows), ["plain"])
+    assert heading == (
+        "Best at the end is naive training (plain), which learnt 2.500 nats of its domains' language and forgot exactly 0; "
+        "next comes ewc, which learnt 2.000 and forgot 0.100."
+    )
+    assert "naive" not in answers.heading_and_doubts(summarize(rows))[0]
+
+
+def test_of_equal_ends_the_one_that_forgot_less_comes_first_and_nobody_is_called_ahead() -> None:
+    heading, sure = answers.heading_and_doubts(summarize(many(("moves", 2.0, 2.5), ("stays", 2.5, 2.5), seeds=(0, 1))))
+    assert heading.startswith("Best at the end is stays, which learnt 1.750")
+    assert sure.startswith(" stays and moves end exactly alike.")
+    assert "ahead of" not in sure
+
+
+def test_who_is_ahead_is_judged_by_paired_sequences() -> None:
+    """Between seeds both move by far more than they differ: their own intervals overlap, that of their difference is clear of 0."""
+    rows = many(("near", 2.0, 2.02), ("far", 2.0, 2.12), seeds=(0, 1, 2), wobble=0.3)
+    near, far = (line.final for line in summarize(rows).lines[1:])
+    assert near is not None and far is not None and near.interval and far.interval  # noqa: PT018
+    assert near.interval[1] > far.interval[0]
+    sure = answers.heading_and_doubts(summarize(rows))[1]
+    assert sure.startswith(" At the end near is 0.050 nats ahead of far.") or "0.050 ± 0.000 nats ahead of far" in sure
+    assert "differences are over 3 paired sequences" in sure
+
+
+def test_what_cannot_be_distinguished_is_said_and_counted() -> None:
+    rows = many(("a1", 2.0, 2.0), ("a2", 2.0, 2.01), ("a3", 2.0, 2.02), ("bad", 2.0, 3.0), seeds=(0, 1, 2))
+    noise = {(m, s): 0.05 * (-1) ** (k + s) for k, m in enumerate(("a1", "a2", "a3")) for s in (0, 1, 2)}
+    rows = [replace(r, value=r.value + noise.get((r.method, r.seed), 0.0)) for r in rows]
+    _, sure = answers.heading_and_doubts(summarize(rows))
+    assert "cannot be distinguished at the end: " in sure
+    assert "1 more cannot be distinguished from " in sure
+    assert "bad" not in sure
+
+
+def test_a_method_whose_scores_are_missing_is_no_candidate() -> None:
+    rows = [
+        r
+        for r in many(("best", 2.0, 2.0), ("good", 2.0, 2.1), ("poor", 2.0, 2.9))
+        if r.method != "best" or r.task != "b"
+    ]
+    heading, sure = answers.heading_and_doubts(summarize(rows))
+    assert heading.startswith("Best at the end is good")
+    assert "Unfinished: 1 sequence still lacks scores." in sure
 
 
 def test_a_matrix_has_a_row_for_each_learnt_domain_and_none_where_nothing_was_measured() -> None:
@@ -103,7 +157,10 @@ def test_the_summary_of_a_small_run_worked_by_hand() -> None:
     (general,) = summary.general
     assert general.change is not None
     assert general.change.mean == 0.25
-    assert answers.answer(summary) == "ncl forgot 0.500 nats of its domains' language. Without ±: one sequence."
+    assert answers.answer(summary) == (
+        "ncl learnt 2.000 nats of its domains' language and forgot 0.500. Without ±: one sequence, so nothing says how "
+        "much another seed would change."
+    )
     assert summary.unfinished == []
 
 
@@ -130,11 +187,11 @@ def test_orders_and_seeds_are_pooled_per_method_and_each_order_keeps_its_matrix(
 
 def test_the_answer_orders_methods_by_forgetting_and_tells_an_exact_zero_from_a_rounded_one() -> None:
     rows = made_up_rows()
-    assert answer(rows).startswith(
-        "cpt forgot exactly 0 nats of its domains' language (exactly 0 accuracy points on their end tasks), ncl 0.1"
-    )
+    told = answer(rows)
+    assert "cpt, which learnt 0.746 ± 0.017 and forgot exactly 0." in told
+    assert "On the end tasks ncl forgot 6.7 ± 1.0 accuracy points, cpt exactly 0." in told
     nudged = [replace(r, value=r.value + 1e-9) if r.method == "cpt" and r.learnt == DOMAINS else r for r in rows]
-    assert answer(nudged).startswith("cpt forgot 0.000 nats of its domains' language (0.0 accuracy points")
+    assert "cpt, which learnt 0.746 ± 0.017 and forgot 0.000" in answer(nudged)
     assert "0 (exactly)" not in printed([r for r in nudged if r.metric == "lm_loss" and r.task != "general"])
 
 
@@ -147,21 +204,23 @@ def test_drops_that_cancel_are_no_exact_zero() -> None:
     assert line.forgetting is not None
     assert line.forgetting.mean == 0
     assert not line.forgetting.exact
-    assert answer(rows) == "m forgot 0.0 accuracy points on its domains' end tasks. Without ±: one sequence."
+    assert answer(rows) == (
+        "m forgot 0.0 accuracy points on its domains' end tasks. Without ±: one sequence, so nothing says how much another seed would "
+        "change."
+    )
 
 
 @pytest.mark.parametrize(
     ("ends", "told"),
     [
-        ((1.5,), "-0.500 nats of its domains' language. Without ±: one sequence."),
-        ((1.5, 1.49), "-0.505 ± 0.064 nats of its domains' language. Clearly below 0: later domains helped."),
+        ((1.5,), "-0.500. Without ±: one sequence, so nothing says how much another seed would change."),
+        ((1.5, 1.49), "-0.505 ± 0.064. Clearly below 0: later domains helped."),
         (
             (1.5, 2.4),
-            "-0.050 ± 5.718 nats of its domains' language, interval contains 0. "
-            "Where the interval contains 0, it cannot be distinguished from 0.",
+            "-0.050 ± 5.718 (interval contains 0). Where the interval contains 0, it cannot be distinguished from 0.",
         ),
-        ((1.5, 1.5), "-0.500 nats of its domains' language. Without ±: equal in all sequences."),
-        ((2.5, 2.51), "0.505 ± 0.064 nats of its domains' language."),
+        ((1.5, 1.5), "-0.500. Without ±: equal in all sequences."),
+        ((2.5, 2.51), "0.505 ± 0.064."),
     ],
 )
 def test_the_answer_claims_no_more_than_the_interval_does(ends: tuple[float, ...], told: str) -> None:
@@ -170,7 +229,7 @@ def test_the_answer_claims_no_more_than_the_interval_does(ends: tuple[float, ...
         for seed, end in enumerate(ends)
         for r in SMALL
     ]
-    assert answer(rows) == f"ncl forgot {told}"
+    assert answer(rows) == f"ncl learnt 2.000 nats of its domains' language and forgot {told}"
 
 
 def test_the_answer_marks_each_figure_by_itself() -> None:
@@ -178,8 +237,8 @@ def test_the_answer_marks_each_figure_by_itself() -> None:
     rows = [replace(r, seed=seed, value=r.value + seed / 100 * len(r.learnt)) for seed in (0, 1) for r in SMALL]
     rows += [*ends, *(replace(r, seed=1, value=0.5) for r in ends)]
     assert answer(rows) == (
-        "ncl forgot 0.505 ± 0.064 nats of its domains' language (-12.5 ± 158.8 accuracy points on their end tasks, interval contains 0). "
-        "Where the interval contains 0, it cannot be distinguished from 0."
+        "ncl learnt 1.993 ± 0.095 nats of its domains' language and forgot 0.505 ± 0.064. On the end tasks ncl forgot "
+        "-12.5 ± 158.8 (interval contains 0) accuracy points. Where the interval contains 0, it cannot be distinguished from 0."
     )
 
 
@@ -204,13 +263,15 @@ def test_domains_without_an_end_task_are_left_out_of_its_averages_only() -> None
     assert (line.final.mean, line.forgetting.mean) == (0.5, 0.25)
     assert summary.unfinished == []
     assert answers.answer(summary) == (
-        "ncl forgot 0.500 nats of its domains' language (25.0 accuracy points on their end tasks). Without ±: one sequence."
+        "ncl learnt 2.000 nats of its domains' language and forgot 0.500. On the end tasks ncl forgot 25.0 accuracy "
+        "points. Without ±: one sequence, so nothing says how much another seed would change."
     )
 
 
 def test_a_run_without_end_tasks_or_base_rows_is_told_by_its_loss() -> None:
     rows = made_up_rows(end_tasks=False, base=False)
-    assert answer(rows).startswith("cpt forgot exactly 0 nats of its domains' language, ncl 0.1")
+    assert answer(rows).startswith("Best at the end is ncl, which forgot 0.1")
+    assert "next comes cpt, which forgot exactly 0. At the end" in answer(rows)
     assert all(line.forward is None for line in summarize(rows).lines)
     assert "forward transfer" in printed(rows)
 
@@ -270,10 +331,11 @@ def test_scores_of_several_few_shot_samples_are_one_sequence() -> None:
 
 
 def test_methods_of_several_runs_are_told_apart_only_where_they_clash() -> None:
-    text = answer(made_up_rows(run="one") + made_up_rows(run="two", methods=("ncl", "ewc")))
-    assert "one: ncl" in text
-    assert "two: ncl" in text
-    assert text.startswith("cpt forgot")
+    rows = made_up_rows(run="one") + made_up_rows(run="two", methods=("ncl", "ewc"))
+    labels = {line.label for line in summarize(rows).lines}
+    assert {"one: ncl", "two: ncl", "cpt", "ewc"} <= labels
+    assert answer(rows).startswith("Best at the end of 4 methods is ")
+    assert "naive training (one: ncl)" in answers.answer(summarize(rows), ["one: ncl", "two: ncl"])
 
 
 def test_rows_that_contradict_each_other_are_refused() -> None:

@@ -100,6 +100,10 @@ class Method:
     """May an order name a domain again? Its second stage is then called ``name#2``, and is a domain of its own to a method: the
     names that ``activate``, ``reads`` and ``for_end_task`` get are those of ``domains``, and who calls them has chosen the stage
     (the latest that learnt the domain, for scores and end tasks; each one, for ``eunoe verify``)."""
+    naive: bool = False
+    """Is it plain training that protects nothing, which a report holds the others against?"""
+    keeps_text: bool = False
+    """Does its state hold text of earlier domains?"""
     trains: Literal["all", "own", "given"] = "given"
     """``all``: every weight of the model; ``own``: weights that it brings, and the model stays frozen; ``given``: whichever train.
     Two methods can be combined only where this agrees."""

@@ -81,6 +81,7 @@ class Derpp(Method):
     """Learn each domain with all weights, a buffer of old text, and what the model answered to it."""
 
     returns = True
+    keeps_text = True
 
     def __init__(self, model: nn.Module, settings: DerSettings, domains: Sequence[str]) -> None:
         super().__init__(model, settings, domains)

@@ -1,11 +1,13 @@
-"""METHODS for people: the columns of ``eunoe list methods``, the table of docs/methods.md, the choices of docs/choose.md."""
+"""METHODS for people: the columns of ``eunoe list methods``, the table of docs/methods.md, the choices of docs/choose.md, and
+what a report is told of a run's methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from eunoe.errors import EunoeError
-from eunoe.methods import METHODS, Entry
+from eunoe.methods import METHODS, Chosen, Entry
 
 MARKS = (
     "<!-- made from METHODS: python -m eunoe.methods docs/methods.md -->\n",
@@ -87,6 +89,26 @@ def in_page(page: str) -> str:
     )
 
 
+def facts_for_report(chosen: Chosen, domains: Sequence[str]) -> dict[str, Any]:
+    """What ``methods.json`` says of a method as a recipe chose it, for domains in this order: the facts by which a report picks one.
+
+    What ``arithmetic`` and ``memory`` say is METHODS' at default settings; of several that are combined what each adds is added.
+    """
+    stages = chosen.stages(domains)
+    at_once = any(len(stage) > 1 for stage in stages)
+    return {
+        "methods": list(chosen.names),
+        "naive": all(row.method.naive for row in chosen.rows),
+        "in_turn": bool(stages) and not at_once,
+        "forgets": chosen.forgets,
+        "needs_domain": chosen.needs_domain,
+        "old_text": at_once or "earlier" in chosen.reads or any(row.method.keeps_text for row in chosen.rows),
+        "keeps": "; ".join(dict.fromkeys(row.keeps for row in chosen.rows)),
+        "arithmetic": round(1 + sum(row.arithmetic - 1 for row in chosen.rows), 3),
+        "memory": "; ".join(dict.fromkeys(row.memory for row in chosen.rows)),
+    }
+
+
 def _summary(entry: Entry) -> str:
     """What it does, and whose package brings it."""
     return f"{entry.summary} [{entry.package}]" if entry.package else entry.summary
@@ -103,4 +125,4 @@ def _chooses(entry: Entry) -> tuple[str, str, str, str]:
     )
 
 
-__all__ = ["CHOICES", "MARKS", "choices", "in_page", "rows", "table"]
+__all__ = ["CHOICES", "MARKS", "choices", "facts_for_report", "in_page", "rows", "table"]

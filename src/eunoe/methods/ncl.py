@@ -22,6 +22,7 @@ class NclSettings:
 class Ncl(Method):
     """Minimise the LM loss of the running domain over all weights, starting from the last domain's."""
 
+    naive = True
     trains = "all"
     returns = True
 

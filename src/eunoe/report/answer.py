@@ -1,96 +1,141 @@
-"""What was forgotten, in one sentence."""
+"""What a run over domains found, in plain words: the two methods that end best, the naive one, and how sure that is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from eunoe.report.matrices import BASE
 from eunoe.report.metrics import LM_LOSS, Estimate, Metric, shown
 from eunoe.report.summary import Line, Summary
+from eunoe.report.tradeoff import ahead, distinct, main_lines, ranked
 
 NAMED = 6
-"""Methods that the sentence names: those that forgot least, and the one that forgot most."""
+"""Methods without a forgetting rate that are named."""
 
 
-def answer(summary: Summary) -> str:
-    """What was forgotten, in one sentence, the method that forgot least first.
+def answer(summary: Summary, naive: Collection[str] = ()) -> str:
+    """Both parts of ``heading_and_doubts`` as one text."""
+    return "".join(heading_and_doubts(summary, naive))
 
-    For example "cpt forgot exactly 0 nats of its domains' language (exactly 0 accuracy points on their end tasks), ncl
-    0.214 ± 0.031 nats (6.3 ± 2.5 points)." What follows says which figures cannot be distinguished from 0 or are of one
-    sequence, and how methods that can have no such figure end, as they learn all at once or nothing. Runs that are unfinished,
-    have one domain or no end tasks get a sentence that says so.
+
+def heading_and_doubts(summary: Summary, naive: Collection[str] = ()) -> tuple[str, str]:
+    """What the two methods that end best learnt and forgot, and the naive one; and how sure that is, which begins with a space.
+
+    For example "Best at the end of 4 methods is cpt, which learnt 0.345 ± 0.012 nats of its domains' language and forgot exactly 0;
+    next comes ewc, which learnt 0.441 ± 0.010 and forgot 0.112 ± 0.020; naive training (ncl) learnt 0.471 ± 0.015 and forgot 0.571 ±
+    0.031.", and "At the end cpt is 0.081 ± 0.030 nats ahead of ewc." Where a number is missing, the run is unfinished or has one
+    domain, a sentence says so. ``naive``: the labels of naive training.
     """
     learners = [line for line in summary.lines if line.method != BASE]
     if not learners:
         if any(general.after for general in summary.general):
-            return "Only general text was scored after learning, so forgetting of the domains is not known."
-        return "No domain has been learnt yet, so nothing can be said about forgetting."
-    text = {line.label: line for line in learners if line.metric is LM_LOSS}
+            return "Only general text was scored after learning, so forgetting of the domains is not known.", ""
+        return "No domain has been learnt yet, so nothing can be said about forgetting.", ""
+    lines = main_lines(summary)
+    unsaid = _without_a_rate(learners)
+    rated = ranked(lines) or [line for line in lines if line.forgetting]
+    if not rated:
+        return _nothing_compared(summary), unsaid
+    plain = next((line for line in rated if line.label in naive), None)
+    named = [line for k, line in enumerate(rated) if k < 2 or line is plain]
+    parts = [_said(line, _called(line, plain), k, named) for k, line in enumerate(named)]
+    if len(rated) > 1:
+        parts[0] = f"Best at the end{f' of {len(rated)} methods' if len(rated) > 2 else ''} is {parts[0]}"
+    ends = _ends(learners) if lines[0].metric is LM_LOSS else {}
+    points = [(line.label, ends[line.label]) for line in named if line.label in ends]
+    figures = [line.forgetting for line in [*named, *(end for _, end in points)]]
+    doubts = {_doubt(figure) for figure in figures if figure}
+    sure = _sure(named, rated) + _on_end_tasks(points)
+    sure += "".join(f" {means}" for doubt, means in DOUBTS.items() if doubt in doubts)
+    return f"{'; '.join(parts)}.", sure + unsaid + _unfinished(summary)
+
+
+def _called(line: Line, plain: Line | None) -> str:
+    if line is not plain:
+        return line.label
+    return f"naive training ({line.label})"
+
+
+def _said(line: Line, name: str, k: int, named: Sequence[Line]) -> str:
+    """What the ``k``-th method learnt and forgot; the first says of what, and the others are read like it."""
+    metric = line.metric
+    unit = (
+        " nats of its domains' language" if metric is LM_LOSS else f" {_score(metric)} points on its domains' end tasks"
+    )
+    unit = "" if k else unit
+    forgot = _figure(line.forgetting, metric)
+    if line.forward is None:
+        numbers = f"forgot {forgot}{unit}"
+    else:
+        numbers = f"learnt {shown(line.forward, metric)}{unit} and forgot {forgot}"
+    if len(named) == 1:
+        return f"{name} {numbers}"
+    return f"{'next comes ' if k == 1 else ''}{name}{', which' if k < 2 else ''} {numbers}"
+
+
+def _on_end_tasks(points: Sequence[tuple[str, Line]]) -> str:
+    """What the same methods forgot there."""
+    said = [(label, _figure(end.forgetting, end.metric)) for label, end in points if end.forgetting]
+    if not said:
+        return ""
+    first, *rest = said
+    score = _score(points[0][1].metric)
+    more = "".join(f", {label} {figure}" for label, figure in rest)
+    return f" On the end tasks {first[0]} forgot {first[1]} {score} points{more}."
+
+
+def _ends(learners: Sequence[Line]) -> dict[str, Line]:
+    """Label -> its line on the first metric of the end tasks."""
     ends = [line for line in learners if line.metric is not LM_LOSS]
-    first = (ends[0].metric, ends[0].transfer) if ends else None
-    end = {line.label: line for line in ends if (line.metric, line.transfer) == first}
-    tail = _without_a_rate(text, end)
-    forgot = []
-    for label in dict.fromkeys(line.label for line in learners):
-        nats = text[label].forgetting if label in text else None
-        points = end[label].forgetting if label in end else None
-        if nats is not None or points is not None:
-            forgot.append((label, nats, points))
-    if not forgot:
-        return _nothing_compared(summary) + tail
-    forgot.sort(key=lambda one: (_rank(one[1]), _rank(one[2])))
-    score = _score(first[0]) if first else ""
-    parts: list[str] = []
-    groups = _alike(forgot)
-    for labels, nats, points in groups:
-        full = not parts  # the first says of what; the others are read like it
-        whose = "its domains'" if len(labels) == 1 else "their domains'"
-        said = []
-        if nats:
-            said.append(_said(nats, LM_LOSS, f"nats of {whose} language" if full else "nats"))
-        if points:
-            owner = "their" if nats else whose
-            said.append(
-                _said(points, end[labels[0]].metric, f"{score} points on {owner} end tasks" if full else "points")
-            )
-        parts.append(
-            f"{_listed(labels)} {'forgot ' if full else ''}{said[0]}" + "".join(f" ({more})" for more in said[1:])
-        )
-    if len(parts) > NAMED:
-        between = sum(len(labels) for labels, *_ in groups[NAMED - 1 : -1])
-        parts = [*parts[: NAMED - 1], f"{between} more in between", parts[-1]]
-    doubts = {_doubt(estimate) for _, *both in forgot for estimate in both if estimate}
-    tail = "".join(f" {means}" for doubt, means in DOUBTS.items() if doubt in doubts) + tail
-    if summary.lacking:
-        one = summary.lacking == 1
-        tail += f" Unfinished: {summary.lacking:,} sequence{'' if one else 's'} still lack{'s' if one else ''} scores."
-    return ", ".join(parts) + "." + tail
+    return {line.label: line for line in ends if (line.metric, line.transfer) == (ends[0].metric, ends[0].transfer)}
 
 
-def _alike(
-    forgot: Sequence[tuple[str, Estimate | None, Estimate | None]],
-) -> list[tuple[list[str], Estimate | None, Estimate | None]]:
-    """The same with those in one entry that forgot exactly nothing, as of them the same is said."""
-    groups: list[tuple[list[str], Estimate | None, Estimate | None]] = []
-    exact: dict[tuple[bool, bool], list[str]] = {}
-    for label, nats, points in forgot:
-        kind = (nats is not None, points is not None)
-        if kind in exact and all(one.exact for one in (nats, points) if one):
-            exact[kind].append(label)
-            continue
-        groups.append(([label], nats, points))
-        if all(one.exact for one in (nats, points) if one):
-            exact[kind] = groups[-1][0]
-    return groups
+def _figure(estimate: Estimate | None, metric: Metric) -> str:
+    """
+    >>> _figure(Estimate((0.02, -0.01)), LM_LOSS), _figure(Estimate((0.0,), exact=True), LM_LOSS)
+    ('0.005 ± 0.191 (interval contains 0)', 'exactly 0')
+    """
+    if estimate and estimate.exact:
+        return "exactly 0"
+    return shown(estimate, metric) + (" (interval contains 0)" if estimate and _doubt(estimate) == "around" else "")
 
 
-def _listed(labels: Sequence[str]) -> str:
-    return " and ".join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
+def _sure(named: Sequence[Line], rated: Sequence[Line]) -> str:
+    """By how much the best is ahead of the others that are named, and of how many more it is not distinguished."""
+    best = rated[0]
+    if len(rated) < 2 or best.final is None:
+        return ""
+    apart: list[str] = []
+    close: list[str] = []
+    metric, gaps = best.metric, {line.label: ahead(best, line) for line in rated[1:]}
+    unit = metric.unit if metric is LM_LOSS else f"{_score(metric)} {metric.unit}"
+    for line in named[1:]:
+        gap = gaps[line.label]
+        if gap is None:
+            close.append(f"{best.label} and {line.label} have no common sequence, so they are not compared.")
+        elif gap.exact:
+            close.append(f"{best.label} and {line.label} end exactly alike.")
+        elif distinct(gap) is False:
+            close.append(f"{best.label} and {line.label} cannot be distinguished at the end: {shown(gap, metric)} {unit} apart, "
+                         "the interval contains 0.")  # fmt: skip
+        else:
+            apart.append(f"{shown(gap, metric)}{'' if apart else f' {unit}'} ahead of {line.label}")
+    paired = max((len(gap.values) for gap in gaps.values() if gap), default=0)
+    sentences = [f"At the end {best.label} is {' and '.join(apart)}."] if apart else []
+    sentences += close
+    also = sum(distinct(gaps[line.label]) is False for line in rated[1:] if line not in named)
+    if also:
+        sentences.append(f"{also} more cannot be distinguished from {best.label} either." if close else
+                         f"{also} more cannot be distinguished from {best.label}.")  # fmt: skip
+    if paired > 1:
+        sentences.append(f"Each ± is half of the 95 % interval; differences are over {paired} paired sequences.")
+    return " " + " ".join(sentences) if sentences else ""
 
 
-def _without_a_rate(text: Mapping[str, Line], end: Mapping[str, Line]) -> str:
+def _without_a_rate(learners: Sequence[Line]) -> str:
     """How the methods end that can forget nothing: "At the end joint (learnt all domains at once) has 3.012 nats." """
-    parts = []
+    text = {line.label: line for line in learners if line.metric is LM_LOSS}
+    end, parts = _ends(learners), []
     for label in dict.fromkeys([*text, *end]):
         both = [lines[label] for lines in (text, end) if label in lines and lines[label].no_rate and lines[label].final]
         if both:
@@ -109,6 +154,13 @@ def _score(metric: Metric) -> str:
     return "macro-F1" if metric.name == "macro_f1" else metric.title.lower()
 
 
+def _unfinished(summary: Summary) -> str:
+    if not summary.lacking:
+        return ""
+    one = summary.lacking == 1
+    return f" Unfinished: {summary.lacking:,} sequence{'' if one else 's'} still lack{'s' if one else ''} scores."
+
+
 def _nothing_compared(summary: Summary) -> str:
     """Why no method has a figure of what it forgot."""
     single = next((scores.domains for scores in summary.matrices if len(scores.domains) == 1), None)
@@ -121,14 +173,10 @@ def _nothing_compared(summary: Summary) -> str:
     return "Forgetting is not known: only the domain learnt last was scored."
 
 
-def _rank(estimate: Estimate | None) -> float:
-    return estimate.mean if estimate else float("inf")
-
-
 DOUBTS = {
     "below": "Clearly below 0: later domains helped.",
     "around": "Where the interval contains 0, it cannot be distinguished from 0.",
-    "alone": "Without ±: one sequence.",
+    "alone": "Without ±: one sequence, so nothing says how much another seed would change.",
     "equal": "Without ±: equal in all sequences.",
 }
 """What may have to be said of forgotten figures, and the sentence that says it."""
@@ -150,13 +198,4 @@ def _doubt(estimate: Estimate) -> str:
     return "below" if high < 0 else "around" if low <= 0 else ""
 
 
-def _said(estimate: Estimate, metric: Metric, what: str) -> str:
-    """
-    >>> _said(Estimate((0.02, -0.01)), LM_LOSS, "nats")
-    '0.005 ± 0.191 nats, interval contains 0'
-    """
-    value = "exactly 0" if estimate.exact else shown(estimate, metric)
-    return f"{value} {what}" + (", interval contains 0" if _doubt(estimate) == "around" else "")
-
-
-__all__ = ["answer"]
+__all__ = ["answer", "heading_and_doubts"]

@@ -1,55 +1,92 @@
-"""The sections of runs over domains: what was forgotten, score by score."""
+"""The part of the page for runs over domains: its sections in their order, what ran, matrices, summary and curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from typing import TypeVar
 
-from eunoe.evaluate.matrix import drops
-from eunoe.evaluate.scores import wilson_interval
 from eunoe.report import html
-from eunoe.report.answer import answer
+from eunoe.report.answer import heading_and_doubts
+from eunoe.report.beside import Sizes, Time
 from eunoe.report.capacity import capacity_section
-from eunoe.report.classes import class_counts
+from eunoe.report.costs import costs_section
 from eunoe.report.curves import HEAD, Curve
+from eunoe.report.detail import READING, by_domain, per_class
 from eunoe.report.draw import Style, style
 from eunoe.report.lines import over_steps
 from eunoe.report.matrices import BASE, GENERAL, Scores, domain_orders, final_scores, is_reference
-from eunoe.report.metrics import LM_LOSS, Estimate, Metric, metric_of, shown, typeset
-from eunoe.report.plots import colour_bar, colour_limit, forgetting_plot, heat_maps
+from eunoe.report.metrics import LM_LOSS, metric_of, typeset
+from eunoe.report.overview import forgotten_section, tradeoff_section
+from eunoe.report.pick import pick_section
+from eunoe.report.plots import colour_bar, colour_limit, heat_maps
 from eunoe.report.read import Run
 from eunoe.report.retention import kept_by_domains
 from eunoe.report.retention_page import retention_section
-from eunoe.report.schema import Row
-from eunoe.report.sizes import sizes_section
-from eunoe.report.summary import Line, Summary, heading, labels, summarize
+from eunoe.report.small import curve_panel, limits, stretches
+from eunoe.report.summary import LEARNS_NONE, Summary, heading, labels, summarize
 
+T = TypeVar("T")
+OfMethod = TypeVar("OfMethod", Sizes, Time)
 MAPS, MAPPED = 60, 30
 """Matrices of a metric that are drawn, and the domains of the largest: more would be a page that no browser opens."""
 
 
-def part(runs: Sequence[Run]) -> html.Part:
+MANY = 6
+"""Methods up to which curves share a plot, matrices are in sight, and all that is folded is printed."""
+
+
+def part(runs: Sequence[Run], *, times: bool = False) -> html.Part:
     """The part of the page for runs over domains, compared with each other."""
     rows = [row for run in runs for row in run.rows]
     summary, names = summarize(rows), labels(rows)
-    learners = [name for (_, method), name in names.items() if method != BASE]
-    curve_labels = [names.get((run.name, c.label), c.label) for run in runs for cs in run.curves.values() for c in cs]
-    looks = {label: style(i) for i, label in enumerate(dict.fromkeys([*learners, *curve_labels]))}
+    looks = _looks(runs, summary, names)
+    facts, sizes = _by_label(runs, names, lambda run: run.facts), _grouped(runs, names, lambda run: run.sizes)
+    naive = [label for label, known in facts.items() if known.naive]
+    answer, sure = heading_and_doubts(summary, naive)
     sections = [
+        tradeoff_section(summary, looks),
+        pick_section(summary, facts, sizes),
+        costs_section(summary, facts, sizes, _grouped(runs, names, lambda run: run.times), asked=times),
         _what_ran(runs, names),
-        _forgetting(summary, looks),
+        forgotten_section(summary, names, looks),
         _matrices(summary, names),
         _summary_tables(summary, _general_note(runs, names)),
         retention_section(kept_by_domains(rows, names)),
-        sizes_section(runs, names),
         capacity_section(runs, names),
-        _curves(runs, names, looks),
-        _by_domain(summary, names),
-        _per_class(rows, several=len(runs) > 1),
+        _curves(runs, names, looks, naive),
+        by_domain(summary, names),
+        per_class(rows, several=len(runs) > 1),
     ]
-    return html.Part(answer(summary), summary.unfinished, sections, READING)
+    return html.Part(answer, sure, summary.unfinished, sections, READING, compact=len(looks) > MANY)
+
+
+def _looks(runs: Sequence[Run], summary: Summary, names: Mapping[tuple[str, str], str]) -> dict[str, Style]:
+    """A look for each method that has a mark or a curve, those that learn one domain after another first: no look comes twice before
+    all have come."""
+    lines = [line for line in summary.lines if line.method != BASE]
+    first = [line.label for line in lines if not line.no_rate]
+    curves = [names.get((run.name, c.label), c.label) for run in runs for cs in run.curves.values() for c in cs]
+    once = [line.label for line in lines if line.no_rate != LEARNS_NONE]
+    return {label: style(i) for i, label in enumerate(dict.fromkeys([*first, *once, *curves]))}
+
+
+def _by_label(
+    runs: Sequence[Run], names: Mapping[tuple[str, str], str], read: Callable[[Run], Mapping[str, T]]
+) -> dict[str, T]:
+    """What the runs say of their methods, by the names that the page gives them."""
+    return {names.get((run.name, method), method): value for run in runs for method, value in read(run).items()}
+
+
+def _grouped(
+    runs: Sequence[Run], names: Mapping[tuple[str, str], str], read: Callable[[Run], Sequence[OfMethod]]
+) -> dict[str, list[OfMethod]]:
+    grouped: dict[str, list[OfMethod]] = {}
+    for run in runs:
+        for one in read(run):
+            grouped.setdefault(names.get((run.name, one.method), one.method), []).append(one)
+    return grouped
 
 
 def _what_ran(runs: Sequence[Run], names: Mapping[tuple[str, str], str]) -> str:
@@ -124,30 +161,6 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".")
 
 
-def _forgetting(summary: Summary, looks: dict[str, Style]) -> str:
-    figures = []
-    for k, (title, lines) in enumerate(summary.sections()):
-        if any(line.forgetting for line in lines):
-            alt = f"{title}: forgotten, " + "; ".join(
-                f"{line.label} {shown(line.forgetting, line.metric)}" for line in lines if line.forgetting
-            )
-            figures.append(html.figure(forgetting_plot(lines, looks, f"forgetting-{k}"), _title(lines[0]), alt))
-    if not figures:
-        return ""
-    several = any(line.forgetting and line.forgetting.interval for line in summary.lines)
-    note = ("The big mark is the mean, the bar its 95 % interval (Student’s t) over sequences, each small dot one sequence; where a "
-            "bar contains 0, it cannot be distinguished from 0. " if several
-            else "One sequence a method: there is no spread to draw an interval from. ")  # fmt: skip
-    note += "Right of 0 is worse than right after learning, left of 0 better."
-    return html.section(
-        "What was forgotten", f'<div class="row">{"".join(figures)}</div>', f'<p class="note">{note}</p>'
-    )
-
-
-def _title(line: Line) -> str:
-    return "LM loss of the domains’ text" if line.metric is LM_LOSS else f"{line.metric.title} on the end tasks"
-
-
 def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
     groups: dict[tuple[str, str | None], list[Scores]] = {}
     for scores in summary.matrices:
@@ -171,6 +184,8 @@ def _matrices(summary: Summary, names: dict[tuple[str, str], str]) -> str:
         bar = colour_bar(colour_limit(all_scores), metric, f"scale-{k}")
         for i, ((_, order), figures) in enumerate(by_order.items()):
             row = f'<div class="row">{"".join(figures)}</div>'
+            if i == 0 and len(figures) > MANY:
+                row = f"<details><summary>{len(figures)} matrices</summary>{row}</details>"
             parts.append(html.one_order(row, order, i, len(by_order)))
         parts.append(f'<div class="legend">{bar}</div>' if by_order else "")
         if left_out:
@@ -205,19 +220,19 @@ def _rank(summary: Summary, kind: tuple[str, str | None]) -> int:
 
 def _summary_tables(summary: Summary, general_note: str) -> str:
     parts = []
-    columns = ("Method", "At the end", "Forgotten", "Backward transfer", "Forward transfer", "n")
+    columns = ("Method", "At the end", "Learnt (forward transfer)", "Forgotten", "n")
     for title, lines in summary.sections():
         table = []
         for line in lines:
-            estimates = (line.final, line.forgetting, line.backward, line.forward)
+            estimates = (line.final, line.forward, line.forgetting)
             table.append([escape(line.label), *(html.estimate(e, line.metric) for e in estimates), str(line.n)])
-        parts.append(html.table(columns, table, title))
+        parts.append(html.table(columns, table, title, sort=True))
     if summary.general:
         parts.append(html.table(
             ("Method", "Before", "After", "Change", "n"),
             ([escape(g.label), *(html.estimate(e, LM_LOSS) for e in (g.before, g.after, g.change)), str(g.n)]
              for g in summary.general),
-            "LM loss on general text, nats (lower is better)",
+            "LM loss on general text, nats (lower is better)", sort=True,
         ))  # fmt: skip
         parts.append(f'<p class="note">{escape(typeset(general_note))}</p>' if general_note else "")
     else:
@@ -232,7 +247,9 @@ def _summary_tables(summary: Summary, general_note: str) -> str:
     return html.section("Summary", *parts, f'<p class="note">{note}</p>')
 
 
-def _curves(runs: Sequence[Run], names: dict[tuple[str, str], str], looks: dict[str, Style]) -> str:
+def _curves(
+    runs: Sequence[Run], names: dict[tuple[str, str], str], looks: Mapping[str, Style], naive: Sequence[str]
+) -> str:
     grouped: dict[tuple[str, int, str], list[Curve]] = {}
     for run in runs:
         for place, curves in run.curves.items():
@@ -246,21 +263,15 @@ def _curves(runs: Sequence[Run], names: dict[tuple[str, str], str], looks: dict[
     places = {label: i for i, label in enumerate(looks)}
     grouped = {place: sorted(curves, key=lambda c: places[c.label]) for place, curves in grouped.items()}
     keys = {label: look for label, look in looks.items() if label in drawn}
+    many = len(keys) > MANY
+    behind = next((label for label in naive if label in keys), "")
     orders = list(dict.fromkeys(order for order, _, _ in grouped if order))
-    parts = [html.keys(keys)] if keys else []
+    parts = [html.keys(keys)] if keys and not many else []
     for i, order in enumerate(orders):
-        figures = []
-        for k, (place, curves) in enumerate(sorted(grouped.items())):
-            if place[0] == order:
-                caption = f"{place[1] + 1} {place[2]}"
-                figures.append(
-                    html.figure(
-                        over_steps(curves, looks, f"curve-{i}-{k}"),
-                        caption,
-                        f"training loss over steps on {place[2]}",
-                    )
-                )
-        row = f'<div class="row">{"".join(figures)}</div>'
+        stages = {place: curves for place, curves in sorted(grouped.items()) if place[0] == order}
+        salt = f"curve-{i}"
+        figures = _panels(stages, keys, behind, salt) if many else _plots(stages, keys, salt)
+        row = f'<div class="{"small" if many else "row"}">{"".join(figures)}</div>'
         parts.append(html.one_order(row, order, i, len(orders)))
     head = grouped.get(("", -1, HEAD))
     if head:
@@ -268,118 +279,45 @@ def _curves(runs: Sequence[Run], names: dict[tuple[str, str], str], looks: dict[
         parts.append(
             f'<div class="row">{html.figure(svg, "The LM head, before any domain", "training loss of the LM head")}</div>'
         )
-    note = '<p class="note">Training loss (nats) in bins of steps: the mean over seeds, and the range of the seeds as a band.</p>'
-    return html.section("Learning curves", *parts, note)
+    note = "Training loss (nats) in bins of steps, all panels on one scale: the mean over seeds"
+    note += ", one domain after another" if many else ", and the range of the seeds as a band"
+    note += f"; in grey that of {behind}." if many and behind else "."
+    return html.section("Learning curves", *parts, f'<p class="note">{escape(note)}</p>')
 
 
-def _by_domain(summary: Summary, names: dict[tuple[str, str], str]) -> str:
-    parts = []
-    orders = {(s.key.run, s.key.order) for s in summary.matrices}
-    several = len(orders) > len({run for run, _ in orders})
-    for title, lines in summary.sections():
-        metric, transfer = lines[0].metric, lines[0].transfer
-        sure = metric.name == "accuracy"
-        group = [s for s in summary.matrices if (s.key.metric, s.key.transfer) == (metric.name, transfer)]
-        table = []
-        for scores in group:
-            label = names[(scores.key.run, scores.key.method)] + (f" ({scores.key.order})" if several else "")
-            mean, before, ends, last = scores.mean(), scores.mean_before(), scores.mean_end(), len(scores.domains) - 1
-            for j in scores.tasks:
-                end, at = ends[j], scores.learnt_at[j]
-                after = mean[at][j] if scores.seeds else None
-                cells = [
-                    escape(label),
-                    escape(scores.domains[j]),
-                    *(html.value(v, metric) for v in (before[j], after, end)),
-                ]
-                why = "learns none" if not scores.seeds else "learnt last" if at == last else ""
-                cells.append(
-                    f'<span class="none">{why}</span>' if why else html.estimate(_drop(scores, j, metric), metric)
-                )
-                cells.append(f"{scores.n[j]:,}" if j in scores.n else "–")
-                if sure:
-                    cells.append(_wilson(end, scores.n.get(j)))
-                table.append(cells)
-        columns = [
-            "Method",
-            "Domain",
-            "Before",
-            "Right after",
-            "At the end",
-            "Forgotten",
-            "Tokens" if metric is LM_LOSS else "Test rows",
-        ]
-        parts.append(html.table(columns + (["95 % at the end"] if sure else []), table, title, text_columns=2))
-    if not parts:
-        return ""
-    note = (
-        "Means over seeds. The 95 % interval (Wilson) of an accuracy says how far this test set of n rows may be from the task; "
-        "it knows nothing of the spread over seeds, which is in the column before."
-    )
-    note = note if any(line.metric.name == "accuracy" for line in summary.lines) else "Means over seeds."
-    return html.section(
-        "Domain by domain",
-        f'<details><summary>Every domain’s scores</summary>{"".join(parts)}<p class="note">{note}</p></details>',
-    )
+Stages = Mapping[tuple[str, int, str], Sequence[Curve]]
 
 
-def _drop(scores: Scores, j: int, metric: Metric) -> Estimate | None:
-    values = []
-    for R in scores.seeds.values():
-        with suppress(ValueError):
-            values.append(drops(R, tasks=[j], higher_is_better=metric.higher_is_better, learnt_at=scores.learnt_at)[j])
-    return Estimate(tuple(values), all(value == 0 for value in values)) if values else None
-
-
-def _wilson(share: float | None, n: int | None) -> str:
-    if share is None or not n or not 0 <= share <= 1:
-        return html.NONE
-    low, high = wilson_interval(round(share * n), n)
-    return f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-WHEN = {"before": "before any domain", "learnt": "right after its domain", "end": "at the end"}
-
-
-def _per_class(rows: Sequence[Row], *, several: bool) -> str:
-    counts = class_counts(rows)
-    if not counts:
-        return ""
-    transfers = {transfer for _, transfer, _ in counts}
-    parts = []
-    for (run, transfer, task), states in counts.items():
-        lines = []
-        for (label, when), classes in states.items():
-            for i, (name, c) in enumerate(classes.items()):
-                recall = c["correct"] / c["support"] if c["support"] else None
-                both = c["support"] + c["predicted"]
-                f1 = 2 * c["correct"] / both if both else 0.0
-                lines.append((
-                    escape(f"{label}, {WHEN[when]}") if i == 0 else "", escape(str(name)), f"{c['support']:,}", f"{c['predicted']:,}",
-                    f"{c['correct']:,}", "–" if recall is None else f"{100 * recall:.1f}", f"{100 * f1:.1f}",
-                ))  # fmt: skip
-        title = " · ".join([*([run] if several else []), task, *([transfer] if len(transfers) > 1 else [])])
-        table = html.table(
-            ("Model", "Class", "Test rows", "Predicted", "Correct", "Recall, %", "F1, %"), lines, text_columns=2
+def _plots(stages: Stages, looks: Mapping[str, Style], salt: str) -> list[str]:
+    """A plot a domain, with a line a method."""
+    drawn = [
+        value for curves in stages.values() for one in curves for part in stretches({0: [one]}) for value in part.ys
+    ]
+    ends = limits(drawn, 0.01)
+    return [
+        html.figure(
+            over_steps(curves, looks, f"{salt}-{k}", limits=ends),
+            f"{place + 1} {domain}",
+            f"training loss over steps on {domain}",
         )
-        parts.append(f"<details><summary>{escape(title)}</summary>{table}</details>")
-    note = ('<p class="note">Counts are summed over orders, seeds and few-shot draws. A class that is never predicted is a model that '
-            "has not learnt it.</p>")  # fmt: skip
-    return html.section("End tasks, class by class", *parts, note)
+        for k, ((_, place, domain), curves) in enumerate(stages.items())
+    ]
 
 
-READING = """<section>
-<h2>How to read the numbers</h2>
-<p>R[i][j] is the score of domain j after learning domains 0 to i, of T domains.</p>
-<dl class="terms">
-<div><dt>At the end</dt><dd>mean over j of R[T−1][j]: how good the model is at every domain once all are learnt.</dd></div>
-<div><dt>Forgotten</dt><dd>mean over i &lt; T−1 of R[i][i] − R[T−1][i], for a loss with the sign turned round: how much worse
-each domain but the last is at the end than right after it was learnt. Below 0, it is better.</dd></div>
-<div><dt>–</dt><dd>there is no such number: what was learnt last, or all at once, cannot be forgotten yet, and a method that
-learns no domain stands here for reference.</dd></div>
-<div><dt>Backward transfer</dt><dd>minus “forgotten”.</dd></div>
-<div><dt>Forward transfer</dt><dd>mean over i of what R[i][i] is better than the pretrained model that learnt no domain.</dd></div>
-<div><dt>LM loss</dt><dd>mean cross-entropy of a scored token of held-out text, in nats.</dd></div>
-<div><dt>Macro-F1</dt><dd>unweighted mean of F1 over all classes of the task; a class that never occurs counts as 0.</dd></div>
-</dl>
-</section>"""
+def _panels(stages: Stages, looks: Mapping[str, Style], behind: str, salt: str) -> list[str]:
+    """A small panel a method, with a line over all its domains, and that of the method ``behind`` in grey."""
+    by_method: dict[str, dict[int, list[Curve]]] = {}
+    for (_, place, _), curves in stages.items():
+        for one in curves:
+            by_method.setdefault(one.label, {}).setdefault(place, []).append(one)
+    made = {label: stretches(by_method[label]) for label in looks if label in by_method}
+    ends = limits([y for own in made.values() for one in own for y in one.ys], 0.01)
+    count = 1 + max(place for _, place, _ in stages)
+    return [
+        html.figure(
+            curve_panel(own, made.get(behind, []) if label != behind else [], looks[label], ends, count, f"{salt}-{k}"),
+            label,
+            f"{label}: training loss, domain after domain",
+        )
+        for k, (label, own) in enumerate(made.items())
+    ]

@@ -4,9 +4,8 @@ Made with matplotlib's object interface (no pyplot, no global figure). The same 
 date, ids salted by the plot's name. Text stays text, in the reader's own sans-serif. Ink is ``currentColor`` and the
 lines are CSS variables with a fallback, so a page can turn dark without a second set of plots.
 
-Colours are chosen so that the colour-blind can tell neighbours apart (after Okabe and Ito,
-https://jfly.uni-koeln.de/color/); every line also has its own dash and marker, and every coloured cell its number, so
-nothing is lost in a grey print.
+The first colours are chosen so that the colour-blind can tell neighbours apart (after Okabe and Ito,
+https://jfly.uni-koeln.de/color/); every look also has its own dash and shape, and every coloured cell its number.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import io
 import logging
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -34,30 +33,67 @@ INK, RULE = "#010203", "#040506"
 
 @dataclass(frozen=True)
 class Style:
-    """How the lines of one method look. ``dash`` is SVG's stroke-dasharray, in line widths."""
+    """How the lines and marks of one method look. ``dash`` is SVG's stroke-dasharray, in line widths."""
 
     name: str
     light: str
     dark: str
     dash: tuple[float, ...]
-    marker: str
+    shape: str
+    """A key of ``SHAPES``."""
+    open: bool
+    """Is only the mark's outline drawn?"""
+
+    @property
+    def line(self) -> Any:
+        """The dash as matplotlib's ``linestyle``."""
+        return (0, self.dash) if self.dash else "solid"
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """The mark as keywords of matplotlib's ``plot``."""
+        return {"marker": SHAPES[self.shape], "color": self.light, "markeredgewidth": 1.5 if self.open else 1.0,
+                "markerfacecolor": "none" if self.open else self.light}  # fmt: skip
 
 
-# Blue and orange come late: in the matrices they mean better and worse.
-STYLES = (
-    Style("line-0", "#4a4e9e", "#a6a9f2", (), "o"),
-    Style("line-1", "#00855f", "#2ec99b", (4, 1.6), "s"),
-    Style("line-2", "#a3447d", "#e59cc6", (1.2, 1.4), "^"),
-    Style("line-3", "#8a6d00", "#e3c04a", (6, 1.6, 1.2, 1.6), "D"),
-    Style("line-4", "#0072b2", "#56a8e6", (3, 1.2, 1.2, 1.2, 1.2, 1.2), "v"),
-    Style("line-5", "#d55e00", "#ff8a3d", (8, 2), "P"),
-)
+# Custom ones where the next of matplotlib's would look like another at 8 pixels.
+SHAPES: dict[str, Any] = {
+    "circle": "o", "square": "s", "up": "^", "diamond": "D", "down": "v", "plus": "P", "cross": "X", "star": "*", "left": "<",
+    "right": ">", "thin": "d", "bow": [(-1, -0.8), (1, 0.8), (1, -0.8), (-1, 0.8), (-1, -0.8)],
+    "glass": [(-0.8, -1), (0.8, 1), (-0.8, 1), (0.8, -1), (-0.8, -1)],
+}  # fmt: skip
+_COLOURS = (
+    # Blue and orange come late: in the matrices they mean better and worse.
+    ("#4a4e9e", "#a6a9f2"), ("#00855f", "#2ec99b"), ("#a3447d", "#e59cc6"), ("#8a6d00", "#e3c04a"), ("#0072b2", "#56a8e6"),
+    ("#d55e00", "#ff8a3d"), ("#ba3535", "#fe968e"), ("#027c7c", "#76c8c7"), ("#864eab", "#cfa1f1"), ("#5b7809", "#a8c378"),
+    ("#955c28", "#deac83"), ("#76676b", "#c1b3b7"), ("#b5297b", "#fe8cc5"),
+    ("#323981", "#ccd5fe"), ("#076246", "#9edabf"), ("#6c2151", "#fbc5e2"), ("#664f00", "#dac99e"), ("#014671", "#b5ddff"),
+    ("#833b02", "#f5bc9d"), ("#7c1117", "#fcc9c4"), ("#045d69", "#a7d4dc"), ("#61038b", "#e7cafd"), ("#395e21", "#bad4ad"),
+    ("#5b3b00", "#ebd4b5"), ("#585052", "#cec9ca"), ("#7e0037", "#fdc7d2"),
+)  # fmt: skip
+_DASHES: tuple[tuple[float, ...], ...] = (
+    (), (4, 1.6), (1.2, 1.4), (6, 1.6, 1.2, 1.6), (3, 1.2, 1.2, 1.2, 1.2, 1.2), (8, 2), (2, 1), (10, 1.4, 3, 1.4), (1, 2.6),
+    (5, 1, 1, 1), (3, 3), (12, 3), (6, 1, 2, 1, 2, 1),
+)  # fmt: skip
+
+
+def _look(i: int) -> Style:
+    """Beyond the thirteen shapes come their outlines, in other tones and with a dash that has one short bit more."""
+    shapes, (light, dark) = list(SHAPES), _COLOURS[i]
+    again, k = divmod(i, len(shapes))
+    dash = (*(_DASHES[k] or (12.0, 1.0)), 0.6, 1.0) if again else _DASHES[k]
+    return Style(f"line-{i}", light, dark, dash, shapes[k], bool(again))
+
+
+STYLES = tuple(_look(i) for i in range(len(_COLOURS)))
+"""Twenty-six looks. No two share a shape, a dash or a colour: each alone tells the methods apart, so nothing is lost to somebody who
+sees no colours, or on a grey print."""
 
 
 def _ramp(i: int) -> Style:
     """The ``i``-th look of the ramp: from violet to orange in dark enough tones, on a dark page in bright ones."""
     light, dark = (to_hex(colormaps["plasma"](a + (b - a) * i / (RAMPED - 1))) for a, b in ((0.0, 0.7), (0.36, 0.97)))
-    return Style(f"ramp-{i}", light, dark, STYLES[i % len(STYLES)].dash, STYLES[i % len(STYLES)].marker)
+    return replace(STYLES[i], name=f"ramp-{i}", light=light, dark=dark)
 
 
 RAMPED = 12
@@ -174,5 +210,5 @@ def _for_a_page(text: str, name: str) -> str:
 
 
 __all__ = [
-    "INK", "LOOKS", "RAMP", "RULE", "STYLES", "Style", "axes", "canvas", "colour_bar", "ramp", "short", "style", "svg", "text",
+    "INK", "LOOKS", "RAMP", "RULE", "SHAPES", "STYLES", "Style", "axes", "canvas", "colour_bar", "ramp", "short", "style", "svg", "text",
 ]  # fmt: skip

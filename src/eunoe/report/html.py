@@ -6,9 +6,12 @@ to load anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
+from typing import NamedTuple
 
 from eunoe.report.draw import LOOKS, Style
 from eunoe.report.files import clean
@@ -24,10 +27,15 @@ class Part:
     """What one kind of run puts on the page. ``sections`` are HTML; empty ones are left out."""
 
     answer: str
+    """The heading."""
+    sure: str
+    """How sure that is; may be empty."""
     unfinished: list[str]
     sections: list[str]
     reading: str
     """How to read its numbers."""
+    compact: bool = False
+    """Does it print only what is open on the screen? Else what is folded is printed too."""
 
 
 def section(title: str, *parts: str) -> str:
@@ -45,16 +53,67 @@ def figure(svg: str, caption: str, alt: str, note: str = "") -> str:
     return f'<figure>{top}<div class="plot{" wide" if width > WIDE else ""}">{labelled}</div></figure>'
 
 
-def table(columns: Sequence[str], lines: Iterable[Sequence[str]], title: str = "", text_columns: int = 1) -> str:
-    """A table in a box that scrolls by itself, its title outside of it. Cells are HTML; the first ``text_columns`` hold words."""
+class Cell(NamedTuple):
+    """A cell of a table (HTML) whose text does not say the number that it is sorted by."""
 
-    def cell(tag: str, i: int, content: str) -> str:
-        return f"<{tag}>{content}</{tag}>" if i < text_columns else f'<{tag} class="n">{content}</{tag}>'
+    content: str
+    value: float
+
+
+def table(
+    columns: Sequence[str], lines: Iterable[Sequence[str | Cell]], title: str = "", text_columns: int = 1, *,
+    words: Collection[int] = (), sort: bool = False,
+) -> str:  # fmt: skip
+    """A table in a box that scrolls by itself, its title outside of it. Cells are HTML; the first ``text_columns``, and those of
+    ``words``, hold words. ``sort``: with the page's script each heading is a button that sorts the lines by its column."""
+
+    def cell(tag: str, i: int, content: str | Cell) -> str:
+        kind = "" if i < text_columns else ' class="w"' if i in words else ' class="n"'
+        if isinstance(content, Cell):
+            return f'<{tag}{kind} data-v="{content.value:g}">{content.content}</{tag}>'
+        return f"<{tag}{kind}>{content}</{tag}>"
 
     head = "".join(cell("th", i, escape(name)) for i, name in enumerate(columns))
     body = "".join("<tr>" + "".join(cell("td", i, c) for i, c in enumerate(line)) + "</tr>\n" for line in lines)
     above = f"<h3>{escape(typeset(title))}</h3>\n" if title else ""
-    return f'{above}<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
+    mark = " data-sort" if sort and body.count("<tr>") > 1 else ""
+    return (
+        f'{above}<div class="scroll"><table{mark}><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
+    )
+
+
+SCRIPT = """for (const table of document.querySelectorAll("table[data-sort]")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  const key = (row, i) => {
+    const cell = row.cells[i], text = (cell.dataset.v ?? cell.textContent).trim();
+    if (!heads[i].classList.contains("n")) return text.toLowerCase();
+    const number = parseFloat(text.replace("−", "-").replaceAll(",", ""));
+    return Number.isNaN(number) ? null : number;
+  };
+  heads.forEach((head, i) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      heads.forEach(one => one.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const order = (a, b) => (up ? 1 : -1) * (typeof a === "number" ? a - b : a.localeCompare(b));
+      [...body.rows].map(row => [key(row, i), row])
+        .sort(([a], [b]) => a === null || b === null ? (a === null) - (b === null) : order(a, b))
+        .forEach(([, row]) => body.append(row));
+    });
+  });
+}
+"""
+"""Sorts tables. It reads and moves what stands in the page, and nothing else; a line without a number comes last either way. Without
+it the page has everything in the order of the recipe."""
+
+
+def script_hash() -> str:
+    """What a content security policy lets run: this script, and no other."""
+    return f"sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}"
 
 
 def estimate(average: Estimate | None, metric: Metric, *, signed: bool = False) -> str:
@@ -68,27 +127,44 @@ def estimate(average: Estimate | None, metric: Metric, *, signed: bool = False) 
 
 
 MARKS = {
-    "o": '<circle cx="17" cy="6" r="4.5"/>',
-    "s": '<rect x="13" y="2" width="8" height="8"/>',
-    "^": '<path d="M17 1l5 9h-10z"/>',
-    "D": '<path d="M17 1l5 5-5 5-5-5z"/>',
-    "v": '<path d="M17 11l5-9h-10z"/>',
-    "P": '<path d="M15.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z"/>',
+    "circle": '<circle cx="17" cy="7" r="4.5"/>',
+    "square": '<path d="M13 3h8v8h-8z"/>',
+    "up": '<path d="M17 2l5 9h-10z"/>',
+    "diamond": '<path d="M17 1.5l5.5 5.5-5.5 5.5-5.5-5.5z"/>',
+    "down": '<path d="M17 12l5-9h-10z"/>',
+    "plus": '<path d="M15 2h4v3h3v4h-3v3h-4v-3h-3v-4h3z"/>',
+    "cross": '<path d="M14 1.5l3 3 3-3 2.5 2.5-3 3 3 3-2.5 2.5-3-3-3 3-2.5-2.5 3-3-3-3z"/>',
+    "star": '<path d="M17 1l1.5 4h4.2l-3.4 2.6 1.3 4.2-3.6-2.6-3.6 2.6 1.3-4.2-3.4-2.6h4.2z"/>',
+    "left": '<path d="M12 7l9-5v10z"/>',
+    "right": '<path d="M22 7l-9-5v10z"/>',
+    "thin": '<path d="M17 1l3.3 6-3.3 6-3.3-6z"/>',
+    "bow": '<path d="M12 3l10 8v-8l-10 8z"/>',
+    "glass": '<path d="M13 2l8 10h-8l8-10z"/>',
 }
-"""The markers of ``draw.STYLES``, as a key shows them."""
+"""The shapes of ``draw.STYLES``, as a key shows them."""
 
 
-def swatch(look: Style, *, mark: bool = False) -> str:
-    """A bit of the method's line, for the key of the curves; ``mark``: with its marker."""
+def swatch(look: Style, *, line: bool = True, mark: bool = False) -> str:
+    """A bit of the method's line, or its mark, or both, for a key."""
+    colour = f"var(--{look.name})"
     dash = f' stroke-dasharray="{" ".join(f"{2 * d:g}" for d in look.dash)}"' if look.dash else ""
-    line = f'<line x1="0" y1="6" x2="34" y2="6" stroke="var(--{look.name})" stroke-width="2.5"{dash}/>'
-    sign = f'<g fill="var(--{look.name})">{MARKS[look.marker]}</g>' if mark else ""
-    return f'<svg width="34" height="12" viewBox="0 0 34 12" aria-hidden="true">{line}{sign}</svg>'
+    drawn = f'<line x1="0" y1="7" x2="34" y2="7" stroke="{colour}" stroke-width="2.5"{dash}/>' if line else ""
+    if mark:
+        fill = (
+            f'fill="{"var(--page)" if line else "none"}" stroke="{colour}" stroke-width="1.5"'
+            if look.open
+            else f'fill="{colour}"'
+        )
+        drawn += f"<g {fill}>{MARKS[look.shape]}</g>"
+    left, width = (0, 34) if line else (9, 16)
+    return f'<svg width="{width}" height="14" viewBox="{left} 0 {width} 14" aria-hidden="true">{drawn}</svg>'
 
 
-def keys(looks: Mapping[str, Style], *, marks: bool = False) -> str:
-    """What each line of the plots below it is."""
-    listed = "".join(f"<li>{swatch(look, mark=marks)} {escape(label)}</li>" for label, look in looks.items())
+def keys(looks: Mapping[str, Style], *, lines: bool = True, marks: bool = False) -> str:
+    """What each line or mark of the plots beside it is."""
+    listed = "".join(
+        f"<li>{swatch(look, line=lines, mark=marks)} {escape(label)}</li>" for label, look in looks.items()
+    )
     return f'<ul class="keys">{listed}</ul>'
 
 
@@ -137,8 +213,9 @@ CSS = """:root { color-scheme: light dark; --page: #ffffff; --ink: #1c1e21; --so
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; -webkit-text-size-adjust: 100%; }
 main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 60px; }
 header { border-bottom: 1px solid var(--line); padding-bottom: 20px; }
+.sure { margin: 12px 0 0; max-width: 52em; overflow-wrap: anywhere; }
 .run { margin: 0 0 6px; color: var(--soft); font-size: 14px; overflow-wrap: anywhere; }
-h1 { font-size: clamp(21px, 3.2vw, 30px); line-height: 1.3; font-weight: 650; margin: 0; max-width: 30em; overflow-wrap: anywhere; }
+h1 { font-size: clamp(19px, 2.4vw, 25px); line-height: 1.35; font-weight: 650; margin: 0; max-width: 36em; overflow-wrap: anywhere; }
 h2 { font-size: 20px; line-height: 1.3; margin: 40px 0 14px; }
 h3 { font-size: 16px; margin: 26px 0 10px; overflow-wrap: anywhere; }
 h4 { font-size: 14px; font-weight: 500; color: var(--soft); margin: 18px 0 8px; overflow-wrap: anywhere; }
@@ -155,6 +232,8 @@ dl { display: grid; gap: 6px; margin: 0; }
 dl div { display: grid; grid-template-columns: 9.5em 1fr; gap: 12px; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; max-width: 46em; }
+.picks div { grid-template-columns: 1fr 1.3fr; padding: 7px 0; border-bottom: 1px solid var(--line); }
+.picks { gap: 0; max-width: 62em; }
 .row { display: flex; flex-wrap: wrap; gap: 22px 30px; align-items: flex-start; }
 figure { margin: 0; max-width: 100%; min-width: 0; }
 figcaption { font-weight: 600; margin-bottom: 6px; overflow-wrap: anywhere; }
@@ -163,6 +242,11 @@ figcaption small { font-weight: 400; }
 svg { max-width: 100%; height: auto; display: block; stroke-linejoin: round; stroke-linecap: butt; }
 @media screen { .wide svg { max-width: none; } }
 svg text { font-variant-numeric: tabular-nums; }
+.names text { paint-order: stroke; stroke: var(--page); stroke-width: 3px; stroke-linejoin: round; }
+.slim { display: none; }
+.small { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 14px 10px; }
+.small figcaption { font-size: 14px; }
+.small figcaption small { display: block; }
 .legend { margin: 12px 0 8px; }
 .keys { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 0; margin: 0 0 12px; overflow-wrap: anywhere; }
 .keys svg { display: inline-block; vertical-align: middle; margin-right: 4px; }
@@ -173,6 +257,10 @@ th { font-weight: 500; color: var(--soft); font-size: 14px; vertical-align: bott
 td:not(.n) { overflow-wrap: break-word; }
 .n { text-align: right; white-space: nowrap; }
 th.n { white-space: normal; }
+th button { all: unset; cursor: pointer; text-decoration: underline dotted; text-underline-offset: 3px; }
+th button:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
+[aria-sort=ascending] button::after { content: " ↑"; }
+[aria-sort=descending] button::after { content: " ↓"; }
 th:last-child, td:last-child { padding-right: 4px; }
 .none { color: var(--soft); }
 details { border: 1px solid var(--line); border-radius: 6px; margin: 10px 0; padding: 0 14px; }
@@ -182,23 +270,33 @@ pre { background: var(--box); border-radius: 6px; padding: 12px 14px; overflow-x
   font: 13px/1.5 ui-monospace, monospace; }
 .notes { margin: 0; padding-left: 18px; font-size: 14px; overflow-wrap: anywhere; max-width: 52em; }
 .terms { margin-top: 10px; font-size: 15px; }
+@media screen and (max-width: 820px) {
+  .broad { display: none; }
+  .slim { display: block; }
+}
 @media (max-width: 600px) {
   main { padding: 18px 16px 40px; }
-  dl div { grid-template-columns: 1fr; gap: 0; }
+  dl div, .picks div { grid-template-columns: 1fr; gap: 0; }
   dl { gap: 10px; }
   th, td { padding-right: 16px; }
   td:not(.n) { overflow-wrap: anywhere; min-width: 6.5em; }
+  td.w { min-width: 13em; }
+  .picks { gap: 0; }
   .plot svg { min-width: min(100%, 300px); }
 }
 @media print {
   body { font-size: 10.5pt; }
   main { max-width: none; padding: 0; }
-  h1 { font-size: 17pt; }
+  h1 { font-size: 15pt; max-width: none; }
+  .sure { max-width: none; }
   h2 { break-after: avoid; margin-top: 22pt; font-size: 13pt; }
   h3, h4, thead, summary, figcaption { break-after: avoid; }
-  figure, tr, .legend, .scroll { break-inside: avoid; }
+  figure, tr, .legend { break-inside: avoid; }
+  .names svg { max-height: 112mm; width: auto; }
   .legend { break-before: avoid; }
   .row { display: grid; grid-template-columns: 1fr 1fr; gap: 12pt 16pt; }
+  .small { grid-template-columns: repeat(4, 1fr); }
+  th button { text-decoration: none; }
   table { font-size: 9pt; }
   th { font-size: 8.5pt; }
   th, td { padding: 3pt 12pt 3pt 0; }
@@ -207,6 +305,7 @@ pre { background: var(--box); border-radius: 6px; padding: 12px 14px; overflow-x
   details { border: 0; padding: 0; }
   summary { margin: 0; padding: 4pt 0; font-weight: 600; list-style: none; }
   details > :not(summary) { margin: 0; }
-  details::details-content { content-visibility: visible; block-size: auto; }
+  .compact details:not([open]) { display: none; }
+  main:not(.compact) details::details-content { content-visibility: visible; block-size: auto; }
 }
 """

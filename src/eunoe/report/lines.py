@@ -13,18 +13,20 @@ from eunoe.report.curves import Curve
 from eunoe.report.draw import INK, RULE, Style
 from eunoe.report.metrics import Estimate, Metric
 from eunoe.report.study import Spot
+from eunoe.report.tradeoff import undominated
 
 BINS = 60
 
 
 def over_steps(
     curves: Sequence[Curve], looks: Mapping[str, Style], name: str, what: str = "training loss, nats",
-    scale: float = 1.0, *, log_steps: bool = False,
+    scale: float = 1.0, *, log_steps: bool = False, limits: tuple[float, float] | None = None,
 ) -> str:  # fmt: skip
     """One line a label: the mean over its seeds, and the range of the seeds as a band; in the order of ``looks``.
 
     Steps fall into bins of which the mean is drawn, so that a long run stays a small file: equal ones, with
     ``log_steps`` ones of equal ratio. ``what`` names the vertical axis; values are multiplied by ``scale``.
+    ``limits``: ends of that axis, where several plots share them.
     """
     figure, ax = draw.axes(330, 230, left=50, right=10, top=10, bottom=38)
     last = max((curve.steps[-1] for curve in curves if curve.steps), default=1)
@@ -42,8 +44,8 @@ def over_steps(
         if len(drawn) > 1:
             low, high = ([scale * pick(y for _, y in points) for points in bins] for pick in (min, max))
             ax.fill_between(xs, low, high, color=look.light, alpha=0.16, linewidth=0)
-        few = look.marker if len(xs) <= 12 else None
-        ax.plot(xs, means, color=look.light, linewidth=1.8, linestyle=_dash(look), marker=few, markersize=4)
+        mark = look.mark if len(xs) <= 12 else {"color": look.light}
+        ax.plot(xs, means, linewidth=1.8, linestyle=look.line, markersize=4, **mark)
     if log_steps:
         ax.set_xscale("log")
         ax.set_xlim(0.9, 1.1 * last)  # all panels alike, whenever their first number was seen
@@ -51,8 +53,10 @@ def over_steps(
         ax.xaxis.set_minor_formatter(NullFormatter())
     else:
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if limits:
+        ax.set_ylim(*limits)
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    axis_names(ax, "step" + (" (logarithmic)" if log_steps else ""), what)
+    _axis_names(ax, "step" + (" (logarithmic)" if log_steps else ""), what)
     return draw.svg(figure, name)
 
 
@@ -61,7 +65,7 @@ def together(steps: Sequence[int], lines: Mapping[str, Sequence[float]], name: s
     figure, ax = draw.axes(520, 250, left=46, right=10, top=26, bottom=38)
     for i, (label, values) in enumerate(lines.items()):
         look = draw.style(i)
-        ax.plot(steps, values, color=look.light, linewidth=1.8, linestyle=_dash(look))
+        ax.plot(steps, values, color=look.light, linewidth=1.8, linestyle=look.line)
         ax.annotate(label, xy=(0.03 + i / len(lines), 1.04), xycoords="axes fraction", fontsize=10.5, color=look.light)
     ax.set_ylim(-0.03, max(1.03, *(value for values in lines.values() for value in values)) if steps else 1.03)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -87,14 +91,14 @@ def over_layers(
     for label, look in looks.items():
         if label in values:
             points = [(k, values[label][layer]) for k, layer in enumerate(layers) if layer in values[label]]
-            ax.plot([k for k, _ in points], [v for _, v in points], color=look.light, linewidth=1.8, linestyle=_dash(look),
-                    marker=look.marker, markersize=4)  # fmt: skip
+            ax.plot([k for k, _ in points], [v for _, v in points], linewidth=1.8, linestyle=look.line, markersize=4,
+                    **look.mark)  # fmt: skip
     every = -(-len(layers) // 13)
     ax.set_xticks(range(0, len(layers), every), [layer_name(layer) for layer in layers[::every]],
                   parse_math=False)  # fmt: skip
     ax.set_xlim(-0.4, len(layers) - 0.6)
     ax.yaxis.set_major_locator(MaxNLocator(4))
-    axis_names(ax, "layer", metric.title if metric.title.startswith("CKA") else "distance")
+    _axis_names(ax, "layer", metric.title if metric.title.startswith("CKA") else "distance")
     return draw.svg(figure, name)
 
 
@@ -120,19 +124,20 @@ def frontier(spots: Sequence[Spot], looks: Mapping[str, Style], metric: Metric, 
         tried = [spot for spot in own if spot.searched] or own
         edge = undominated([(spot.lost.mean, spot.score.mean) for spot in tried])
         if len(edge) > 1:
-            ax.plot([x for x, _ in edge], [metric.scale * y for _, y in edge], color=look.light, linewidth=1.3, linestyle=_dash(look),
+            ax.plot([x for x, _ in edge], [metric.scale * y for _, y in edge], color=look.light, linewidth=1.3, linestyle=look.line,
                     alpha=0.8)  # fmt: skip
         for spot in own:
             x, y = spot.lost.mean, metric.scale * spot.score.mean
             if spot.searched:
-                ax.plot([x], [y], marker=look.marker, markersize=4.5, color=look.light, linestyle="none", alpha=0.85)
+                ax.plot([x], [y], markersize=4.5, linestyle="none", alpha=0.85, **look.mark)
                 continue
             for across, (middle, estimate, scale) in enumerate(((y, spot.lost, 1.0), (x, spot.score, metric.scale))):
-                if span := ends(estimate, scale):
-                    ax.plot(*((span, [middle] * 2) if not across else ([middle] * 2, span)), color=look.light, linewidth=1.6,
+                ends = _ends(estimate, scale)
+                if ends:
+                    ax.plot(*((ends, [middle] * 2) if not across else ([middle] * 2, ends)), color=look.light, linewidth=1.6,
                             solid_capstyle="butt")  # fmt: skip
             ax.plot(
-                [x], [y], marker=look.marker, markersize=10, color=look.light, linestyle="none", markeredgecolor=INK
+                [x], [y], markersize=10, linestyle="none", **look.mark | ({} if look.open else {"markeredgecolor": INK})
             )
     if not ax.get_xlim()[0] < 0 < ax.get_xlim()[1] and min(spot.lost.mean for spot in spots) > 0:
         ax.set_xlim(left=0)  # nothing lost is where the axis begins, so that distances can be read as shares
@@ -140,53 +145,19 @@ def frontier(spots: Sequence[Spot], looks: Mapping[str, Style], metric: Metric, 
     ax.margins(x=0.06, y=0.08)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.yaxis.set_major_locator(MaxNLocator(6))
-    axis_names(ax, "rise of the LM loss of general text, nats", f"{metric.title}, points")
+    _axis_names(ax, "rise of the LM loss of general text, nats", f"{metric.title}, points")
     return draw.svg(figure, name)
 
 
-def undominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (lost, score) that no other one beats with less lost and more scored, by what is lost.
-
-    >>> undominated([(0.1, 0.5), (0.2, 0.4), (0.3, 0.7), (0.3, 0.6)])
-    [(0.1, 0.5), (0.3, 0.7)]
-    """
-    kept: list[tuple[float, float]] = []
-    for lost, score in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not kept or score > kept[-1][1]:
-            kept.append((lost, score))
-    return kept
-
-
-def ends(estimate: Estimate, scale: float) -> list[float]:
-    """Both ends of an estimate's interval; [] where it has none, or no width."""
+def _ends(estimate: Estimate, scale: float) -> list[float]:
     interval = estimate.interval
     return [scale * end for end in interval] if interval and interval[0] < interval[1] else []
 
 
-def line_look(look: Style) -> dict[str, Any]:
-    """A line with marks as keywords of matplotlib's ``plot``."""
-    return {"color": look.light, "linestyle": _dash(look), "marker": look.marker}
-
-
-def _dash(look: Style) -> Any:
-    return (0, look.dash) if look.dash else "solid"
-
-
-def axis_names(ax: Any, x: str, y: str) -> None:
-    """Names of both axes."""
+def _axis_names(ax: Any, x: str, y: str) -> None:
     # parse_math: a `$` in somebody's name is a dollar, not a formula
     ax.set_xlabel(x, fontsize=10.5, color=INK, parse_math=False)
     ax.set_ylabel(y, fontsize=10.5, color=INK, parse_math=False)
 
 
-__all__ = [
-    "axis_names",
-    "ends",
-    "frontier",
-    "layer_name",
-    "line_look",
-    "over_layers",
-    "over_steps",
-    "together",
-    "undominated",
-]
+__all__ = ["frontier", "layer_name", "over_layers", "over_steps", "together"]

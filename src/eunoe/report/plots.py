@@ -1,19 +1,17 @@
-"""Plots of a run over domains as SVG text: matrices, learning curves, forgetting. ``draw`` says how they are made."""
+"""Matrices of a run over domains as SVG text. ``draw`` says how plots are made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import fsum
 
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from eunoe.report import draw
-from eunoe.report.draw import INK, RULE, Style
+from eunoe.report.draw import RULE
 from eunoe.report.matrices import Scores
-from eunoe.report.metrics import Metric, metric_of, number, shown, typeset
-from eunoe.report.summary import Line
+from eunoe.report.metrics import Metric, metric_of, number
 
 # Better is blue, worse is orange, unchanged is nearly white. The ends are as dark as black text on them allows.
 CHANGE = LinearSegmentedColormap.from_list("change", ["#6aaed8", "#f4f3f0", "#f0953f"])
@@ -120,54 +118,4 @@ def colour_bar(limit: float, metric: Metric, name: str) -> str:
     return draw.colour_bar(CHANGE, (ends[0], "as when learnt", ends[1]), name)
 
 
-# -- forgetting -------------------------------------------------------------------------------------------------
-def forgetting_plot(lines: Sequence[Line], looks: Mapping[str, Style], name: str) -> str:
-    """A point for each method's forgetting with its 95 % interval, a small dot for each sequence; right of 0 is worse."""
-    drawn = [line for line in lines if line.forgetting is not None]
-    gutter = 16 + 6.2 * max(len(draw.short(line.label, 20)) for line in drawn)
-    row, right = 34.0, 96.0
-    figure, ax = draw.axes(
-        max(330.0, gutter + right + 190), 46 + row * len(drawn), left=gutter, right=right, top=6, bottom=40
-    )
-    metric = drawn[0].metric
-    ax.axvline(0, color=RULE, linewidth=1.4)
-    for k, line in enumerate(drawn):
-        assert line.forgetting is not None
-        look, estimate = looks[line.label], line.forgetting
-        values = [value * metric.scale for value in estimate.values]
-        if estimate.interval:
-            ax.plot(
-                [end * metric.scale for end in estimate.interval],
-                [k, k],
-                color=look.light,
-                linewidth=2.2,
-                solid_capstyle="butt",
-            )
-            ax.plot(
-                values,
-                [k + 0.27] * len(values),
-                linestyle="none",
-                marker="o",
-                markersize=3,
-                color=look.light,
-                alpha=0.75,
-            )
-        ax.plot(
-            [estimate.mean * metric.scale], [k], marker=look.marker, markersize=8, color=look.light, linestyle="none"
-        )
-        ax.text(-8 / ax.bbox.width, k, draw.short(line.label, 20), transform=ax.get_yaxis_transform(), ha="right", va="center",
-                fontsize=11, color=INK, parse_math=False)  # fmt: skip
-        ax.text(1 + 8 / ax.bbox.width, k, typeset(shown(estimate, metric)), transform=ax.get_yaxis_transform(), ha="left", va="center",
-                fontsize=11, color=INK)  # fmt: skip
-    ax.set_ylim(len(drawn) - 0.4, -0.6)
-    ax.set_yticks([])
-    if ax.get_xlim()[1] - ax.get_xlim()[0] < 10**-metric.decimals:
-        ax.set_xlim(-1, 1)  # nothing moved: any scale would be made of rounding
-    ax.margins(x=0.08)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.spines["left"].set_visible(False)
-    ax.set_xlabel(f"forgotten, {metric.unit}", fontsize=10.5, color=INK)
-    return draw.svg(figure, name)
-
-
-__all__ = ["colour_bar", "colour_limit", "forgetting_plot", "heat_maps"]
+__all__ = ["colour_bar", "colour_limit", "heat_maps"]

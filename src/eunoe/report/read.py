@@ -19,10 +19,24 @@ from typing import Any, NamedTuple, TypeVar
 
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.foreign import reading, visible
-from eunoe.plugins.capacity_report import BY_DOMAIN
 from eunoe.recipe import parse_yaml
+from eunoe.report.beside import (
+    AGAIN,
+    Capacity,
+    Facts,
+    Notes,
+    Sizes,
+    Time,
+    count_in,
+    read_facts,
+    read_masks,
+    read_notes,
+    read_object,
+    read_sizes,
+    read_times,
+)  # fmt: skip
 from eunoe.report.curves import HEAD, LOSS, Curve, curve, read_curve, read_observed
-from eunoe.report.files import clean, is_count, parse_json, read_document, read_json, read_lines, refuse
+from eunoe.report.files import clean, read_document, refuse
 from eunoe.report.matrices import BASE, matrix_csv
 from eunoe.report.samples import Sample, read_samples
 from eunoe.report.schema import Row, read_rows
@@ -30,44 +44,7 @@ from eunoe.report.settings import StudySettings, study_settings
 
 RECIPE = 1_000_000
 """Bytes of the largest recipe."""
-AGAIN = "Delete it and run the same command again, which makes it again."
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """The units of plug-ins after one domain of one sequence: ``masks`` has one mapping a layer, part and side."""
-
-    method: str
-    order: str
-    seed: int
-    place: int
-    domain: str
-    masks: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a method kept after one domain, in bytes."""
-
-    method: str
-    order: str
-    seed: int
-    place: int
-    checkpoint: int
-    """The state of this domain, on disk."""
-    beside: dict[str, int]
-    """What it keeps beside the model while it learns the next domain, by what it is."""
-
-
-@dataclass(frozen=True)
-class Notes:
-    """What a method says of its sequence, in its own words."""
-
-    method: str
-    general: str | None
-    """How general text is read, such as with plug-ins off."""
-    lines: tuple[str, ...]
 
 
 class Damage(NamedTuple):
@@ -95,6 +72,10 @@ class Run:
     sizes: list[Sizes]
     notes: list[Notes]
     samples: list[Sample]
+    facts: dict[str, Facts]
+    """Label -> what that method is; of a run that an earlier version wrote, nothing."""
+    times: list[Time]
+    """Where they were asked for."""
     damaged: list[str]
     """A sentence for each file that was left out; its path is that in the run folder."""
 
@@ -130,8 +111,9 @@ class Reader:
         return sentences
 
 
-def read_run(folder: str | Path) -> Run:
-    """Everything in ``folder`` that a report shows. All but the rows may be missing.
+def read_run(folder: str | Path, *, times: bool = False) -> Run:
+    """Everything in ``folder`` that a report shows. All but the rows may be missing. ``times``: how long things took as well, which
+    differs from run to run.
 
     Raises ``EunoeError`` if there are no scores or a line of them is damaged; it names the file, the line and what to do.
     """
@@ -148,7 +130,9 @@ def read_run(folder: str | Path) -> Run:
     return Run(
         rows[0].run, rows, recipe[0] if recipe else None, reader.read(read_object, folder / "environment.json"),
         _study(recipe[1] if recipe else None, rows), _curves(reader, rows), _observed(reader), _capacity(reader, rows),
-        _sizes(reader, rows), _notes(reader, rows), reader.read(read_samples, folder / "samples.jsonl") or [], reader.sentences,
+        _sizes(reader, rows), _notes(reader, rows), reader.read(read_samples, folder / "samples.jsonl") or [],
+        reader.read(read_facts, folder / "methods.json") or {}, (reader.read(read_times, folder / "times.jsonl") if times else None) or [],
+        reader.sentences,
     )  # fmt: skip
 
 
@@ -160,17 +144,17 @@ def existing(folder: str | Path) -> Path:
     return Path(folder)
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path], *, times: bool = False) -> list[Run]:
     """The runs of several folders under names that differ: the recipe's, or as much of the path as it takes."""
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder, times=times) for folder in folders]
     names = [run.name for run in runs]
     paths = [folder.resolve().parts for folder in folders]
     clash = [False] * len(runs)
     for depth in range(1, max(map(len, paths)) + 1):
-        times = Counter(names)
+        taken = Counter(names)
         if depth == 1:
-            clash = [times[name] > 1 for name in names]
-        elif max(times.values()) == 1:
+            clash = [taken[name] > 1 for name in names]
+        elif max(taken.values()) == 1:
             break
         names = [
             clean("/".join(path[-depth:])) if c else name for name, path, c in zip(names, paths, clash, strict=True)
@@ -199,67 +183,6 @@ def read_recipe(file: Path) -> tuple[str, dict[str, Any]]:
     return re.sub(r"[^\n\t]+", lambda line: clean(line[0]), text), data
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; raises ``EunoeError`` if there is none."""
-    data = read_json(file, AGAIN)
-    if not isinstance(data, dict):
-        refuse(clean(str(file)), "does not hold a JSON object", AGAIN)
-    return dict(data)
-
-
-def read_masks(file: Path) -> list[dict[str, Any]]:
-    """The masks of a ``capacity.json``, each with counts of its units; what it does not say by domain is empty.
-
-    Raises ``EunoeError`` if there is none.
-    """
-    masks = read_json(file, AGAIN)
-    if not isinstance(masks, list) or not masks or not all(map(_is_mask, masks)):
-        refuse(clean(str(file)), "does not hold counts of units, mask by mask", AGAIN)
-    return [
-        {
-            **mask,
-            **{key: clean(mask[key]) for key in ("layer", "part", "units")},
-            **{key: {clean(name): n for name, n in mask.get(key, {}).items()} for key in BY_DOMAIN},
-        }
-        for mask in masks
-    ]
-
-
-def _is_mask(mask: Any) -> bool:
-    if not isinstance(mask, dict) or not all(isinstance(mask.get(key), str) for key in ("layer", "part", "units")):
-        return False
-    counts = [mask.get(key) for key in ("size", "used", "shared", "free")]
-    for units in (mask.get(key, {}) for key in BY_DOMAIN):
-        if not isinstance(units, dict):
-            return False
-        counts += units.values()
-    return all(map(is_count, counts)) and bool(mask["size"])
-
-
-def read_sizes(file: Path) -> tuple[int, dict[str, int]]:
-    """Bytes of a checkpoint, and of what is kept beside the model; raises ``EunoeError`` for anything else."""
-    sizes = read_object(file)
-    checkpoint, beside = sizes.get("checkpoint"), sizes.get("beside")
-    if not isinstance(beside, dict) or not all(map(is_count, (checkpoint, *beside.values()))):
-        refuse(
-            clean(str(file)),
-            "does not hold sizes: checkpoint is a number of bytes, beside maps names to such numbers",
-            AGAIN,
-        )
-    return int(checkpoint or 0), {clean(name): size for name, size in beside.items()}
-
-
-def read_notes(file: Path) -> tuple[str | None, tuple[str, ...]]:
-    """How general text is read, and other lines; raises ``EunoeError`` for anything else."""
-    notes = read_object(file)
-    general, lines = notes.get("general"), notes.get("lines", [])
-    if not (general is None or isinstance(general, str)) or not (
-        isinstance(lines, list) and all(isinstance(line, str) for line in lines)
-    ):
-        refuse(clean(str(file)), "does not hold notes: general is a text, lines is a list of texts", AGAIN)
-    return None if general is None else clean(general), tuple(map(clean, lines))
-
-
 # -- studies ----------------------------------------------------------------------------------------------------
 def _study(recipe: Mapping[str, Any] | None, rows: Sequence[Row]) -> StudySettings | None:
     """The study's settings; None for a run over domains. Without a recipe the rows tell which it is."""
@@ -277,7 +200,7 @@ def _observed(reader: Reader) -> dict[tuple[str, str], list[Curve]]:
     observed: dict[tuple[str, str], list[Curve]] = {}
     for cell in sorted(path for path in reader.folder.glob("cells/*/*") if path.is_dir()):
         name, _, seed = cell.name.rpartition(".seed")
-        if _count(seed) is None:
+        if count_in(seed) is None:
             continue
         rows = reader.read(read_rows, cell / "rows.jsonl")
         label, task = clean((rows[0].transfer or name) if rows else name), clean(cell.parent.name)
@@ -346,16 +269,11 @@ def _places(folder: Path, name: str, rows: Iterable[Row]) -> list[tuple[Path, st
         method, _, rest = file.parents[2].name.partition(".")
         order, _, seed = rest.rpartition(".seed")
         place, _, domain = file.parent.name.partition("-")
-        if _count(seed.removeprefix("-")) is not None and _count(place) is not None:
+        if count_in(seed.removeprefix("-")) is not None and count_in(place) is not None:
             places.append((file, clean(method), clean(order), int(seed), int(place), clean(domain)))
     return sorted(
         places, key=lambda one: (methods.get(one[1], len(methods)), one[1], orders.get(one[2], len(orders)), *one[2:])
     )
-
-
-def _count(text: str) -> int | None:
-    """The number in the name of a folder."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else None
 
 
 # -- what is damaged --------------------------------------------------------------------------------------------
@@ -386,12 +304,6 @@ def _page(file: Path) -> None:
         refuse(clean(str(file)), "is not a whole page", AGAIN)
 
 
-def _times(file: Path) -> None:
-    for i, line in read_lines(file, AGAIN, appended=True):
-        with reading(f"{clean(str(file))}:{i}", "Delete the line: it says how long something took, and no more."):
-            parse_json(line)
-
-
 FILES: Mapping[str, Callable[[Path], object]] = {
     "recipe.yaml": read_recipe,
     **dict.fromkeys(("environment.json", "texts.json", "finished.json"), read_object),
@@ -402,7 +314,8 @@ FILES: Mapping[str, Callable[[Path], object]] = {
     "sequences/*/domains/*/sizes.json": read_sizes,
     "sequences/*/notes.json": read_notes,
     **dict.fromkeys(("samples.jsonl", "sequences/*/samples.jsonl"), read_samples),
-    "times.jsonl": _times,
+    "methods.json": read_facts,
+    "times.jsonl": read_times,
     "report.html": _page,
 }
 """Each file of a run folder, and who reads it."""

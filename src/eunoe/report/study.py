@@ -151,7 +151,7 @@ def summarize_study(rows: Sequence[Row], settings: StudySettings) -> StudySummar
     tasks = []
     for task in _in_order(settings.tasks, [row.task for row in rows]):
         scores = [row for row in by_task[task] if not is_retention(row.metric)]
-        published = {s: _published(numbers, task) for s, numbers in settings.published.items()}
+        published = {s: numbers[task] for s, numbers in settings.published.items() if task in numbers}
         grid: dict[str, list[str]] = {}
         for label in dict.fromkeys(str(row.transfer) for row in by_task[task] if row.seed == settings.search_seed):
             grid.setdefault(system(label), []).append(label)
@@ -204,19 +204,9 @@ def _seeds(rows: Sequence[Row]) -> dict[int, float]:
     return {seed: fsum(values) / len(values) for seed, values in sorted(by_seed.items())}
 
 
-def _published(numbers: Mapping[str, float], task: str) -> dict[str, float]:
-    """Metric ("" for the task's first) -> what is cited of ``task``."""
-    by_metric = {}
-    for key, value in numbers.items():
-        metric, _, name = key.rpartition("@")
-        if name == task:
-            by_metric[metric] = value
-    return by_metric
-
-
 def _results(
     rows: Sequence[Row], names: Mapping[tuple[str, str], str], systems: Sequence[str], reference: str | None,
-    published: Mapping[str, Mapping[str, float]],
+    published: Mapping[str, float],
 ) -> list[Result]:  # fmt: skip
     places = {name: i for i, name in enumerate(systems)}
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -231,13 +221,6 @@ def _results(
     for kind, label, at in sorted(groups, key=lambda g: (metrics[g[0]], ranks[g[1]], MOMENTS.index(g[2]))):
         own_rows = groups[(kind, label, at)]
         seeds, ahead = _seeds(own_rows), None
-        keys = (kind, "") if metrics[kind] == 0 else (kind,)
-        cites = [
-            cited[key]
-            for cited in (published.get(label, {}), published.get(system(label), {}))
-            for key in keys
-            if key in cited
-        ]
         if len(firsts) == 1 and label != firsts[0]:
             first = compared.get((kind, firsts[0], at), {})
             gains = tuple(seeds[s] - first[s] for s in seeds if s in first)
@@ -245,7 +228,7 @@ def _results(
         results.append(Result(
             label, names[(own_rows[0].task, label)], point(label), at, metric_of(kind), tuple(seeds),
             Estimate(tuple(seeds.values())), own_rows[0].n, tuple(sorted({r.steps for r in own_rows})), ahead,
-            cites[0] if cites else None,
+            published.get(label, published.get(system(label))) if metrics[kind] == 0 else None,
         ))  # fmt: skip
     return results
 
@@ -336,11 +319,8 @@ def _answer(
         return "Unfinished: no system has a score beside those of its search."
     sentence = _compared(tables, reference, at) or _ranked(tables, at)
     lost = _lost(preserved)
-    tail = (
-        f" Unfinished: {len(unfinished)} result{'s lack' if len(unfinished) > 1 else ' lacks'} seeds."
-        if unfinished
-        else ""
-    )
+    lack = "s lack" if len(unfinished) > 1 else " lacks"
+    tail = f" Unfinished: {len(unfinished)} result{lack} seeds." if unfinished else ""
     return sentence + (f" {lost}" if lost else "") + tail
 
 
@@ -388,11 +368,8 @@ def _ranked(tables: Mapping[str, Sequence[Result]], at: str) -> str:
         ranked = sorted(results, key=lambda r: -r.scores.mean)
         if ranked:
             best, worst = ranked[0], ranked[-1]
-            low = (
-                f" (last of {len(ranked)}: {worst.name}, {number(worst.scores.mean, worst.metric)})"
-                if len(ranked) > 1
-                else ""
-            )
+            last = f" (last of {len(ranked)}: {worst.name}, {number(worst.scores.mean, worst.metric)})"
+            low = last if len(ranked) > 1 else ""
             parts.append(
                 f"{best.name} {number(best.scores.mean, best.metric)} {best.metric.title} points on {task}{low}"
             )

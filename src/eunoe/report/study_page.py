@@ -9,7 +9,6 @@ from html import escape
 from eunoe.report import html
 from eunoe.report.curves import LOSS, Curve
 from eunoe.report.draw import Style, ramp, style
-from eunoe.report.growth import growth_section
 from eunoe.report.lines import frontier, over_steps
 from eunoe.report.metrics import DISTANCE, LAMBDA, LM_LOSS, metric_of, number, typeset
 from eunoe.report.read import Run
@@ -44,14 +43,13 @@ def part(run: Run, settings: StudySettings, salt: str) -> html.Part:
     published = _note(settings)
     sections = [
         _what_ran(run, summary, settings),
-        growth_section(summary, settings, _looks(names, looks), f"{salt}-growth"),
         _scores(summary, published),
         retention_section(summary.kept, _looks(names, looks), f"{salt}-kept"),
         _frontiers(summary, looks, salt),
         _cited(cited(settings, run.observed), published),
         _steps(run, summary, settings, looks, salt),
     ]
-    return html.Part(summary.answer, summary.unfinished, sections, READING)
+    return html.Part(summary.answer, "", summary.unfinished, sections, READING)
 
 
 def _looks(names: Sequence[str], systems: Mapping[str, Style]) -> dict[str, Style]:
@@ -197,7 +195,9 @@ def _frontiers(summary: StudySummary, looks: Mapping[str, Style], salt: str) -> 
         figures.append(html.figure(frontier(spots, looks, metric, f"{salt}-frontier-{k}"), task.name, alt))
         lines = [_spot_line(spot, metric.name) for spot in spots]
         columns = ("System", "Setting", "Seeds", "Score", "LM loss, rise", "Distance")
-        tables.append(html.table(columns, lines, f"{task.name}: {metric.title}, {metric.unit}", text_columns=3))
+        tables.append(
+            html.table(columns, lines, f"{task.name}: {metric.title}, {metric.unit}", text_columns=3, sort=True)
+        )
     if not figures:
         return ""
     keys = html.keys({name: look for name, look in looks.items() if name in drawn}, marks=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import fsum
 from typing import Any
 
@@ -38,6 +38,20 @@ LISTED = 20
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One sequence on one metric, each a mean over its domains; None where a score that it needs is missing."""
+
+    final: float | None = None
+    """After the last domain."""
+    learnt: float | None = None
+    """Right after each domain was learnt."""
+    gained: float | None = None
+    """What ``learnt`` is better than the pretrained model."""
+    forgot: float | None = None
+    """What ``final`` is worse than ``learnt``, over the domains that were not learnt last."""
+
+
+@dataclass(frozen=True)
 class Line:
     """One method on one metric. None where nothing can be said (one domain, no base rows, an unfinished run)."""
 
@@ -51,6 +65,8 @@ class Line:
     forward: Estimate | None
     per_domain: dict[str, Estimate]
     """Domain -> its drop, over the sequences in which it was not learnt last."""
+    measured: Mapping[tuple[str, int], Measured] = field(default_factory=dict)
+    """(order, seed) -> what that sequence gave: methods are compared over the sequences that they have in common."""
     no_rate: str = ""
     """Why the method can have no forgetting rate, as ``learnt all domains at once``; empty where it can."""
 
@@ -148,50 +164,65 @@ def _by_section(lines: Sequence[Line]) -> list[Line]:
 
 
 def _line(label: str, method: str, metric: Metric, transfer: str | None, group: Sequence[Scores]) -> Line:
-    final, forgot, forward = [], [], []
-    for scores in group:
-        final += [fsum(values) / len(values) for values in _whole(scores, scores.reference)]
+    measured: dict[tuple[str, int], Measured] = {}
     per_domain: dict[str, list[float]] = {}
-    better = metric.higher_is_better
     for scores in group:
+        for seed, values in _whole(scores, scores.reference).items():
+            measured[(scores.key.order, seed)] = Measured(final=fsum(values) / len(values))
         for seed, R in scores.seeds.items():
-            # A hole (an unfinished run) or a single domain leaves out what needs it, and only that.
-            with suppress(ValueError):
-                final.append(final_average(R, tasks=scores.tasks))
-            with suppress(ValueError):
-                lost = drops(R, tasks=scores.tasks, higher_is_better=better, learnt_at=scores.learnt_at)
-                forgot.append(lost)
-                for j, value in lost.items():
-                    per_domain.setdefault(scores.domains[j], []).append(value)
-            with suppress(ValueError):
-                before = scores.before.get(seed, [])
-                forward.append(forward_transfer(R, before, tasks=scores.tasks, higher_is_better=better,
-                                                learnt_at=scores.learnt_at))  # fmt: skip
-    exact = all(value == 0 for lost in forgot for value in lost.values())
-    rates = tuple(fsum(lost.values()) / len(lost) for lost in forgot)
+            measured[(scores.key.order, seed)], lost = _measured(scores, seed, R, metric.higher_is_better)
+            for j, value in lost.items():
+                per_domain.setdefault(scores.domains[j], []).append(value)
+    exact = all(value == 0 for lost in per_domain.values() for value in lost)
+    final, forward, rates = (
+        tuple(value for one in measured.values() for value in [getattr(one, what)] if value is not None)
+        for what in ("final", "gained", "forgot")
+    )
     return Line(
         label, method, metric, transfer,
-        final=Estimate(tuple(final)) if final else None,
+        final=Estimate(final) if final else None,
         forgetting=Estimate(rates, exact) if rates else None,
         backward=Estimate(tuple(0.0 - rate for rate in rates), exact) if rates else None,
-        forward=Estimate(tuple(forward)) if forward else None,
+        forward=Estimate(forward) if forward else None,
         per_domain={name: Estimate(tuple(v), all(x == 0 for x in v)) for name, v in per_domain.items()},
+        measured=measured,
         no_rate=LEARNS_NONE if not any(scores.seeds for scores in group) else AT_ONCE if all(s.at_once for s in group) else "",
     )  # fmt: skip
+
+
+def _measured(
+    scores: Scores, seed: int, R: Sequence[Sequence[float | None]], better: bool
+) -> tuple[Measured, dict[int, float]]:
+    """One sequence's numbers, and what each column lost. A hole (an unfinished run) or a single domain leaves out what needs it,
+    and only that."""
+    final = learnt = gained = None
+    lost: dict[int, float] = {}
+    with suppress(ValueError):
+        final = final_average(R, tasks=scores.tasks)
+    after = [R[scores.learnt_at[j]][j] for j in scores.tasks]
+    known = [value for value in after if value is not None]
+    if known and len(known) == len(after):
+        learnt = fsum(known) / len(known)
+    with suppress(ValueError):
+        lost = drops(R, tasks=scores.tasks, higher_is_better=better, learnt_at=scores.learnt_at)
+    with suppress(ValueError):
+        before = scores.before.get(seed, [])
+        gained = forward_transfer(R, before, tasks=scores.tasks, higher_is_better=better, learnt_at=scores.learnt_at)
+    return Measured(final, learnt, gained, fsum(lost.values()) / len(lost) if lost else None), lost
 
 
 LEARNS_NONE, AT_ONCE = "learns no domain", "learnt all domains at once"
 
 
-def _whole(scores: Scores, by_seed: Mapping[int, Sequence[float | None]]) -> list[list[float]]:
+def _whole(scores: Scores, by_seed: Mapping[int, Sequence[float | None]]) -> dict[int, list[float]]:
     """Of each seed the scores on all columns that the metric exists for; seeds that lack one are left out."""
-    each = [[row[j] for j in scores.tasks] for row in by_seed.values()]
-    return [[value for value in row if value is not None] for row in each if row and None not in row]
+    each = {seed: [row[j] for j in scores.tasks] for seed, row in by_seed.items()}
+    return {s: [value for value in row if value is not None] for s, row in each.items() if row and None not in row}
 
 
 def _base_line(label: str, metric: Metric, transfer: str | None, group: Sequence[Scores]) -> Line:
     """The pretrained model: an average and nothing else, as it learnt nothing that it could forget."""
-    averages = [fsum(scored) / len(scored) for scores in group for scored in _whole(scores, scores.before)]
+    averages = [fsum(scored) / len(scored) for scores in group for scored in _whole(scores, scores.before).values()]
     return Line(label, BASE, metric, transfer, Estimate(tuple(averages)) if averages else None, None, None, None, {})
 
 
@@ -304,4 +335,4 @@ def _needed(
     ]
 
 
-__all__ = ["General", "Line", "Summary", "heading", "labels", "summarize"]
+__all__ = ["AT_ONCE", "LEARNS_NONE", "General", "Line", "Measured", "Summary", "heading", "labels", "summarize"]

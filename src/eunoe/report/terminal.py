@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +27,9 @@ def print_run(run: Run, console: Console) -> None:
     >>> print_run(read_run(Path("runs/demo")), Console())  # doctest: +SKIP
     """
     if run.study is None:
-        print_summary(run.rows, console)
+        names = labels(run.rows)
+        naive = [names.get((run.name, method), method) for method, known in run.facts.items() if known.naive]
+        print_summary(run.rows, console, naive)
     else:
         print_study(run.rows, run.study, console)
     for sentence in run.damaged:
@@ -39,10 +41,10 @@ def _text(words: str, style: str = "") -> Text:
     return Text(clean(words), style=style)
 
 
-def print_summary(rows: Sequence[Row], console: Console) -> None:
-    """Of runs over domains: the answer and the tables, readable at 80 columns."""
+def print_summary(rows: Sequence[Row], console: Console, naive: Collection[str] = ()) -> None:
+    """Of runs over domains: the answer and the tables, readable at 80 columns. ``naive``: the labels of naive training."""
     summary = summarize(rows)
-    console.print(_text(answer(summary), "bold"))
+    console.print(_text(answer(summary, naive), "bold"))
     for title, lines in summary.sections():
         table = _table("method", "at the end", "forgotten", "backward", "forward transfer", "n")
         for line in lines:

@@ -18,7 +18,7 @@ from eunoe.engine import run
 from eunoe.methods import METHODS, Entry, Together
 from eunoe.methods import base as methods_base
 from eunoe.recipe import load_recipe
-from eunoe.report import sizes
+from eunoe.report import costs
 from eunoe.report.page import write_report
 from eunoe.report.read import damaged, read_run
 from tests.contract.made_up import AllWeights, Fisher, OfOneDomain, Settings
@@ -78,12 +78,13 @@ def test_sizes_are_those_of_the_tensors(made: Path) -> None:
 
 def test_the_page_shows_them_by_method(made: Path) -> None:
     page = write_report(made).read_text(encoding="utf-8")
-    section = page.split("<h2>Memory it keeps</h2>")[1].split("</section>")[0]
+    section = page.split("<h2>What it costs</h2>")[1].split("</section>")[0]
     lines = [line for line in section.splitlines() if line.startswith("<tr>")]
-    assert len(lines) == 3
-    (keeps,) = (line for line in lines if ">keeps<" in line)
-    assert "teacher &lt;on disk&gt; 5.00 MB, buffer 800 B" in keeps
-    (alone,) = (line for line in lines if ">alone<" in line)
+    assert len(lines) == 6, "beside what they reached, and once more with the first domain's"
+    costs, parts = [line for line in lines if ">keeps<" in line]
+    assert ">5.00 MB<" in costs
+    assert "teacher &lt;on disk&gt; 5.00 MB, buffer 800 B" in parts
+    alone, _ = [line for line in lines if ">alone<" in line]
     assert "64 B" in alone, "16 numbers of one domain"
 
 
@@ -99,7 +100,7 @@ def test_damaged_sizes_are_named_and_the_page_goes_without(made: Path, tmp_path:
     assert [str(one.file) for one in damaged(out)] == [str(file)]
     page = write_report(out).read_text(encoding="utf-8")
     assert "does not hold" in page
-    assert "<h2>Memory it keeps</h2>" in page, "of the others"
+    assert "<h2>What it costs</h2>" in page, "of the others"
 
 
 def test_of_many_parts_the_largest_are_named(made: Path, tmp_path: Path) -> None:
@@ -119,5 +120,5 @@ def test_together_keeps_what_its_parts_keep() -> None:
 
 
 def test_the_examples_hold() -> None:
-    for module in (sizes, methods_base):
+    for module in (costs, methods_base):
         assert doctest.testmod(module).failed == 0
