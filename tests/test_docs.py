@@ -30,6 +30,7 @@ from eunoe.recipe.pretraining import Pretraining, load_pretraining
 from eunoe.study import resolve_study
 from eunoe.transfer import TRANSFERS
 from eunoe.transfer.finetune import FinetuneSettings
+from eunoe.transfer.gpt import GptSettings
 from tests.tiny import tiny_bert, tiny_folder
 from tests.tiny_run import tiny_recipe
 
@@ -219,6 +220,7 @@ TABLES: dict[type[Any], tuple[Path, str]] = {
     eunoe.recipe.TrainingSettings: (RECIPES, "`training`"),
     eunoe.recipe.EvaluationSettings: (RECIPES, "`evaluation`"),
     FinetuneSettings: (RECIPES, "`transfer`"),
+    GptSettings: (ROOT / "docs" / "gpt.md", "Settings"),
     eunoe.recipe.Study: (RECIPES, "Fine-tuning studies"),
     eunoe.recipe.StudyTask: (RECIPES, "`tasks`"),
     eunoe.recipe.SearchSettings: (RECIPES, "`search`"),
@@ -260,6 +262,7 @@ def test_every_key_stands_in_its_table_with_its_default(settings: type[Any]) -> 
     inherits = any(base in TABLES for base in settings.__mro__[1:])  # as bcl from hat, whose table is named there
     if (inherits and not set(found) >= set(held)) or settings in (
         FinetuneSettings,
+        GptSettings,
         eunoe.recipe.StudyTask,
     ):  # what differs from training, from `task`
         held = {name: held[name] for name in inspect.get_annotations(settings)}

@@ -208,3 +208,27 @@ def test_a_random_start_is_pulled_to_the_pretrained_weights_and_the_classifier_i
     assert seen[2] == pytest.approx(seen[1] * 0.5, rel=1e-3)  # lr * gamma = 0.5 of the distance a step
     assert seen[22] < 1e-4 * seen[1]
     assert seen[30] > 100 * seen[22]  # and then it trains on
+
+
+def test_a_system_may_have_a_model_of_its_own_and_the_transfer_refuses_one_that_it_cannot_use(tmp_path: Path) -> None:
+    """A decoder with GPT-1's fine-tuning beside an encoder; measured against its own pretrained weights; shared and resumed alike."""
+    decoder = str(tiny_folder(tmp_path / "models", "gpt2"))
+    common = {"batch": 8, "epochs": 1, "max_length": 16}
+    systems = {"adamw": {"name": "finetune", **common}, "gpt": {"name": "gpt", **common, "model": decoder, "lr": 1e-9}}
+    file = tiny_study(tmp_path, systems=systems, search=None, seeds=[0])
+    run(study(file), tmp_path / "out")
+    assert {(r.task, r.transfer) for r in rows_of(tmp_path / "out", metric="accuracy")} == {
+        (task, label) for task in ("mood", "tone") for label in systems
+    }
+    lost = {r.transfer: (r.detail or {}).get("before") for r in rows_of(tmp_path / "out", metric="lm_loss@general")}
+    assert lost["gpt"] != lost["adamw"], "each against the model that it started from"
+    (far,) = {round(r.value, 3) for r in rows_of(tmp_path / "out", metric="anchor_distance", transfer="gpt")}
+    assert far == 0
+    before = kept(tmp_path / "out")
+    run(study(file), tmp_path / "out")
+    assert kept(tmp_path / "out") == before
+    with pytest.raises(EunoeError, match=r"recipe\.systems\.gpt: .* needs a causal LM; .*bert' is a masked one"):
+        run(study(file, ("systems.gpt.model", str(tmp_path / "bert"))), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(EunoeError, match=r"systems\.gpt\.model"):
+        resolve_study(study(file, ("systems.gpt.model", "{nam: x}")))

@@ -26,7 +26,6 @@ from eunoe.recipe import Recipe, Study, recipe_of
 from eunoe.report.lines import together
 from eunoe.study import load_study_task, resolve_study
 from eunoe.transfer import TRANSFERS
-from eunoe.transfer.finetune import FinetuneSettings
 
 Overrides = list[tuple[str, str]]
 GLUE_EPOCHS = 3
@@ -91,14 +90,15 @@ def _systems(args: argparse.Namespace) -> dict[str, Any]:
     Fine-tuning is called by its optimizer, another transfer by its own name; and by both where several optimizers are
     compared. An option that none of the transfers has is refused; each takes those that it has.
     """
-    known = {field.name: getattr(args, field.name) for field in fields(FinetuneSettings) if hasattr(args, field.name)}
+    every = {field.name for entry in TRANSFERS.values() for field in fields(entry.settings)}
+    known = {name: getattr(args, name) for name in sorted(every) if hasattr(args, name)}
     options = {key: value for key, value in known.items() if value is not None and key != "optimizer"}
     chosen = {name: lookup(TRANSFERS, name, "transfer") for name in args.transfer}
     names = {name: {field.name for field in fields(entry.settings)} for name, entry in chosen.items()}
     for key in (*options, *(["optimizer"] if args.optimizer else [])):
         if not any(key in has for has in names.values()):
             raise EunoeError(f"--{key.replace('_', '-')} is not an option of {' or '.join(chosen)}, so nothing would read it. Leave it "
-                             "out, or add a transfer that has it, as in --transfer finetune.")  # fmt: skip
+                             "out, or add a transfer that has it, as in --transfer NAME.")  # fmt: skip
     systems: dict[str, Any] = {}
     for name, entry in chosen.items():
         plain = name == Recipe.transfer

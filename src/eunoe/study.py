@@ -37,7 +37,7 @@ from eunoe.material import sha256
 from eunoe.methods.base import Method
 from eunoe.models.load import LanguageModel, pretrained, refuse_longer
 from eunoe.progress import say
-from eunoe.recipe import CorpusSettings, Study, StudyTask, TaskSettings, build, named, override
+from eunoe.recipe import CorpusSettings, ModelSettings, Study, StudyTask, TaskSettings, build, named, override
 from eunoe.report.schema import Row, to_line
 from eunoe.transfer import Start
 
@@ -54,6 +54,8 @@ class Finetune:
     """Index in the grid; None where the system has none."""
     entry: transfer.Entry
     settings: Any
+    model: ModelSettings
+    """What is fine-tuned: the study's model, or the system's own."""
     seed: int
 
     @property
@@ -111,27 +113,29 @@ class StudyPlan:
 
     def prepare(self, out: Path) -> dict[str, str]:
         study, self.out = self.recipe, out
-        self.lm = pretrained(study.model)
-        self.lm.model.to(ranks.device())
+        self.models: dict[tuple[Any, ...], LanguageModel] = {}
+        self.lm = self.model(study.model)
         self.tasks = {task.name: load_study_task(task) for task in study.tasks}
         self.more = {task.name: _more_splits(task, study.evaluation.predict_test) for task in study.tasks}
         self.texts: dict[str, list[Any]] = {}
-        self.retention: Retention | None = None
+        self.retention: dict[tuple[Any, ...], Retention] = {}
+        digests = {"model": self.lm.identity}
         for points in self.points.values():
             for work in points:
                 task = self.tasks[work.task]
-                work.entry.check(self.lm, task, work.settings, f"recipe.systems.{work.system}")
+                lm = self.model(work.model)
+                if work.model != study.model:
+                    digests[f"model of {work.system}"] = lm.identity
+                work.entry.check(lm, task, work.settings, f"recipe.systems.{work.system}")
                 course = work.entry.course(work.settings, len(task.train))
                 for line in course.warnings if course else []:
                     say(f"warning: {work.task}, {work.label}: {line}")
-        texts = {}
         if study.retention:
-            refuse_longer(self.lm, study.evaluation.block, "recipe.evaluation.block")
-            texts = {k: _text(self.lm, study, c) for k, c in study.retention.items()}
-            self.texts = texts
-        digests = {"model": self.lm.identity}
+            for lm in self.models.values():
+                refuse_longer(lm, study.evaluation.block, "recipe.evaluation.block")
+            self.texts = self._texts(self.lm)
         digests |= {
-            f"{name} (text)": sha256(b["input_ids"].tolist() for b in batches) for name, batches in texts.items()
+            f"{name} (text)": sha256(b["input_ids"].tolist() for b in batches) for name, batches in self.texts.items()
         }
         digests |= {
             f"{name} (unlabelled)": sha256(task.unlabelled) for name, task in self.tasks.items() if task.unlabelled
@@ -148,8 +152,19 @@ class StudyPlan:
         rows = [s for task in study.tasks for s in (task.train, task.dev, task.test, task.unlabelled)]
         return [s for s in [*texts, *rows] if s is not None]
 
+    def model(self, settings: ModelSettings) -> LanguageModel:
+        """The model of these settings, loaded once and never changed."""
+        key = dataclasses.astuple(settings)
+        if key not in self.models:
+            self.models[key] = pretrained(settings)
+            self.models[key].model.to(ranks.device())
+        return self.models[key]
+
+    def _texts(self, lm: LanguageModel) -> dict[str, list[Any]]:
+        return {name: _text(lm, self.recipe, corpus) for name, corpus in self.recipe.retention.items()}
+
     def weights(self) -> int:
-        return sum(p.numel() for p in self.lm.model.parameters())
+        return max(sum(p.numel() for p in lm.model.parameters()) for lm in self.models.values())
 
     # -- one cell ------------------------------------------------------------------------------------------------------
     def begin(self, board: Board) -> None:
@@ -162,8 +177,9 @@ class StudyPlan:
         names = ["rows.jsonl", "curve.csv", "observed.csv"]
         if (folder / "rows.jsonl").is_file() and not says_whose(self.out):
             return [f"{cell.key}/{name}" for name in names if (folder / name).is_file()]  # a version before 0.2 did it
+        lm = self.model(work.model)
         tuned = work.entry.transfer(Start(
-            lm=self.lm, method=Method(self.lm.model, None, []), domain=None, task=task, seed=derived_seed(work.seed, "task", work.task),
+            lm=lm, method=Method(lm.model, None, []), domain=None, task=task, seed=derived_seed(work.seed, "task", work.task),
             batch=batch, folder=folder / "steps", name=f"{work.task} · {work.label} · seed {work.seed}",
             identity={"run": board.run or "", "cell": cell.key},
         ), work.settings)  # fmt: skip
@@ -180,15 +196,20 @@ class StudyPlan:
         if answers:
             write_text(folder / "predictions.json", json.dumps(answers) + "\n")
             names.append("predictions.json")
-        if self.texts and self.retention is None:  # not before: it is measured with the threads of a cell
-            self.retention = Retention(self.lm, self.texts)
-        if self.retention is not None and tuned.trunk is not None:
-            rows += [self._row(work, score, tuned.steps) for score in self.retention.measure(tuned.trunk)]
+        if self.texts and tuned.trunk is not None:
+            rows += [self._row(work, score, tuned.steps) for score in self._retention(work.model).measure(tuned.trunk)]
         write_text(folder / "curve.csv", tuned.curve_csv())
         write_text(folder / "observed.csv", tuned.observed_csv())
         write_text(folder / "rows.jsonl", "".join(map(to_line, rows)))
         note_time(self.out, cell.key, time.monotonic() - began, tuned.tokens)
         return [f"{cell.key}/{name}" for name in names]
+
+    def _retention(self, settings: ModelSettings) -> Retention:
+        """Made with the first cell that needs it: it is measured with the threads of a cell."""
+        key, lm = dataclasses.astuple(settings), self.model(settings)
+        if key not in self.retention:
+            self.retention[key] = Retention(lm, self.texts if lm is self.lm else self._texts(lm))
+        return self.retention[key]
 
     def _row(self, work: Finetune, score: Score, steps: int, at: str = "last") -> Row:
         task = self.tasks[work.task]
@@ -256,7 +277,12 @@ def resolve_study(study: Study) -> StudyPlan:
         where = f"recipe.systems.{label}"
         name, options = named(value, where)
         entry = lookup(transfer.TRANSFERS, name, "transfer")
-        grid = options.pop("grid", {})
+        grid, own = options.pop("grid", {}), options.pop("model", None)
+        model = (
+            study.model
+            if own is None
+            else build(ModelSettings, {"name": own} if isinstance(own, str) else own, f"{where}.model")
+        )
         if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
             raise EunoeError(
                 f"{where}.grid: expected keys with lists of values, as in `grid: {{lr: [1e-4, 2e-4]}}`; received {grid!r}."
@@ -265,6 +291,7 @@ def resolve_study(study: Study) -> StudyPlan:
             "name": name,
             **dataclasses.asdict(_typed(entry, options, {}, {}, where)),
             **({"grid": grid} if grid else {}),
+            **({"model": dataclasses.asdict(model)} if own is not None else {}),
         }
         for task in study.tasks:
             cells = points.setdefault((task.name, label), [])
@@ -282,6 +309,7 @@ def resolve_study(study: Study) -> StudyPlan:
                         i if grid else None,
                         entry,
                         settings,
+                        model,
                         0,
                     )
                 )

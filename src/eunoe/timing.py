@@ -321,7 +321,8 @@ class TimedStudy(Timed):
             if not self.tunings.lacks(system, name):
                 continue
             say(f"timing {system} on {name}")
-            start = Start(lm=plan.lm, method=Method(plan.lm.model, None, []), domain=None, task=plan.tasks[name], seed=0,
+            lm = plan.model(points[0].model)
+            start = Start(lm=lm, method=Method(lm.model, None, []), domain=None, task=plan.tasks[name], seed=0,
                           batch=plan.recipe.evaluation.batch)  # fmt: skip
             self.tunings.timed[system, name] = _time_tuning(points[0].entry, points[0].settings, start)
         for batches in plan.texts.values():

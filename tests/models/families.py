@@ -45,6 +45,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "modernbert": {"cls_token_id": 1, "sep_token_id": 2},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": 32},
+    "openai-gpt": {
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 32,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
     "llama": {"num_key_value_heads": 1},
     "qwen3": {"num_key_value_heads": 1, "head_dim": 12},  # heads together wider than the model, as in Qwen3-0.6B
     "gemma3_text": {"num_key_value_heads": 1, "head_dim": 12, "sliding_window": 4},
@@ -72,15 +81,17 @@ CHANGES: dict[str, dict[str, Any]] = {
         "num_labels": 40,
     },
 }
-CAUSAL = {"gpt2", "llama", "qwen3", "gemma3_text", "gemma3", "gpt_neox"}
-NORM_FIRST = {"modernbert", "t5", *CAUSAL}
+CAUSAL = {"openai-gpt", "gpt2", "llama", "qwen3", "gemma3_text", "gemma3", "gpt_neox"}
+NORM_FIRST = {"modernbert", "t5", *CAUSAL} - {"openai-gpt"}
 """Families that normalise what enters a sub-layer; the others normalise after adding its result."""
 
 
 def tiny(family: str, seed: int = 0, **change: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
     renamed = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
-    drop = renamed if family in ("gpt2", "distilbert", "t5") else set(SMALL) if family == "gemma3" else set()
+    drop = (
+        renamed if family in ("gpt2", "openai-gpt", "distilbert", "t5") else set(SMALL) if family == "gemma3" else set()
+    )
     settings = {key: value for key, value in SMALL.items() if key not in drop}
     config = AutoConfig.for_model(family, **{**settings, **CHANGES[family], **change})
     make = AutoModelForTokenClassification if family == "t5" else AutoModelForMaskedLM

@@ -34,6 +34,7 @@ GROUPS: dict[str, list[str]] = {
     ],
     "modernbert": [r"model\.embeddings\.", r"model\.layers\.0\.", r"model\.(layers\.1|final_norm)\.", r"(head|decoder)\."],
     "gpt2": [r"transformer\.wt?[ep]*e\.", r"transformer\.h\.0\.", r"transformer\.(h\.1|ln_f)\.", ""],
+    "openai-gpt": [r"transformer\.(tokens|positions)_embed\.", r"transformer\.h\.0\.", r"transformer\.h\.1\.", ""],
     "llama": [r"model\.embed_tokens\.", r"model\.layers\.0\.", r"model\.(layers\.1|norm)\.", r"lm_head\."],
     "qwen3": [r"model\.embed_tokens\.", r"model\.layers\.0\.", r"model\.(layers\.1|norm)\.", r"lm_head\."],
     "gemma3_text": [r"model\.embed_tokens\.", r"model\.layers\.0\.", r"model\.(layers\.1|norm)\.", ""],

@@ -392,6 +392,18 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
         "evaluate_every": (None, 1),
         "observe_every": (None, 1),
     })),
+    TRANSFERS["gpt"].settings: group(study, "systems.a.", below("systems.a.", {
+        **LOOP,
+        "max_length": (16, 6),
+        "lm_weight": (0.5, 0.0),
+        "both_orders": (None, True),
+        "dropout": (0.0, 0.5),
+        "start": ("pretrained", "random"),
+        "transferred": (None, 1),
+        "evaluate_every": (None, 1),
+        "observe_every": (None, 1),
+    }), {"model.name": "gpt2", "tasks": [{"name": "mood", "train": "pairs.csv", "test": "pairs.csv", "pair": "second"}],
+         "systems.a": {**FINE, "name": "gpt"}}),
     EvaluationSettings: group(domains, "evaluation.", {
         "blocks": (3, 2),
         "batch": (8, 2),

@@ -18,6 +18,8 @@ from eunoe.optim.schedules import warmup_steps
 from eunoe.recipe import Study, load_recipe, recipe_of, to_yaml
 from eunoe.report import lines, study
 from eunoe.report.curves import Curve
+from eunoe.report.draw import style
+from eunoe.report.growth import growth, growth_section
 from eunoe.report.page import write_report
 from eunoe.report.read import read_run
 from eunoe.report.retention import kept
@@ -385,6 +387,43 @@ def figure2(scale: str | None) -> Study:
     recipe = load_recipe("recadam_figure2", scale=scale)
     assert isinstance(recipe, Study)
     return recipe
+
+
+def test_a_number_of_another_metric_stands_beside_that_metric() -> None:
+    rows = [row("adamw", 0, 0.5), row("adamw", 0, 0.25, metric="f1")]
+    settings = StudySettings(published={"adamw": {"rte": 70.0, "f1@rte": 60.0, "f1@other": 1.0}})
+    assert [(r.metric.name, r.published) for r in summarize_study(rows, settings).tasks[0].results] == [
+        ("accuracy", 70.0),
+        ("f1", 60.0),
+    ]
+
+
+def test_tasks_that_differ_in_their_training_rows_alone_are_one_chart(tmp_path: Path) -> None:
+    source = {"train": "a.csv", "test": "b.csv"}
+    recipe = {
+        "name": "grow", "systems": {"adamw": "finetune", "<b>": "finetune"}, "seeds": [1, 2],
+        "tasks": [{"name": "t_32", **source, "train_rows": 32}, {"name": "t_500", **source, "train_rows": 500, "seeds": [1]},
+                  {"name": "t_all", **source}, {"name": "u_32", "train": "c.csv", "test": "b.csv", "train_rows": 32}],
+    }  # fmt: skip
+    settings = study_settings(recipe)
+    assert settings.sizes == ({"t_32": 32, "t_500": 500},)
+    rows = [row("adamw", 1, 0.25, task="t_32"), row("adamw", 2, 0.75, task="t_32"), row("adamw", 1, 0.875, task="t_500"),
+            row("adamw", 1, 0.99, task="t_500", at="best"), row("<b>", 1, 0.5, task="t_500"), row("<b>", 1, 0.5, task="u_32")]  # fmt: skip
+    summary = summarize_study(rows, settings)
+    ((title, (metric, systems)),) = growth(summary, settings).items()
+    assert (title, metric.name) == ("t", "accuracy")
+    points = {name: [(n, r.scores.values) for n, r in points] for name, points in systems.items()}
+    assert points == {"adamw": [(32, (0.25, 0.75)), (500, (0.875,))], "<b>": [(500, (0.5,))]}
+    looks = {name: style(i) for i, name in enumerate(("adamw", "<b>"))}
+    section = growth_section(summary, settings, looks, "x")
+    assert "labelled rows (logarithmic)" in section
+    assert section.count("<figure") == 1
+    assert "&lt;b&gt;" in section
+    assert "<b>" not in section
+    assert "50.0" in section
+    assert "87.5" in section
+    assert "99.0" not in section
+    assert growth_section(summarize_study(rows[:2], settings), settings, looks, "x") == ""
 
 
 @pytest.mark.parametrize("scale", [None, "small"])

@@ -62,13 +62,21 @@ def distances(base: nn.Module, anchor: Mapping[str, Tensor], layers: tuple[str, 
         seen_layer |= layer is not None
         if name in anchor:
             here = layer or ("other" if seen_layer else "embeddings")
-            squares[here] = squares.get(here, 0.0) + float((p.detach() - anchor[name].to(p)).double().square().sum())
+            moved = old_rows(p.detach(), anchor[name]) - anchor[name].to(p)
+            squares[here] = squares.get(here, 0.0) + float(moved.double().square().sum())
     by_layer = {name: value**0.5 for name, value in squares.items()}
     return {**by_layer, "total": sum(squares.values()) ** 0.5}
 
 
+def old_rows(p: Tensor, anchor: Tensor) -> Tensor:
+    """``p`` without the rows that were added to it since it was ``anchor`` (new words of an embedding table come last)."""
+    return p if p.shape == anchor.shape else p[: len(anchor)]
+
+
 def reheaded(lm: nn.Module, trunk: nn.Module) -> nn.Module:
     """A copy of the language model ``lm`` with the weights of ``trunk``, a fine-tuned copy of its base, and its own head.
+
+    Rows that a transfer added to the embedding table are left out.
 
     Plug-ins that both have are weights like others; the copy reads through the masks that ``lm`` reads through. Raises
     ``EunoeError`` where the model has no LM head.
@@ -85,7 +93,7 @@ def reheaded(lm: nn.Module, trunk: nn.Module) -> nn.Module:
     with torch.no_grad():
         own = plain_names(anatomy(model).base)
         for name, p in plain_names(trunk).items():
-            own[name].copy_(p)
+            own[name].copy_(old_rows(p, own[name]))
     return model
 
 

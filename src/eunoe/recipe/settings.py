@@ -317,7 +317,8 @@ class Study:
     tasks: Annotated[list[StudyTask], Field(min_length=1)]
     """The labelled tasks."""
     systems: Annotated[dict[Name, Any], Field(min_length=1)]
-    """Label -> a transfer with its options; ``grid: {lr: [1e-4, 2e-4]}`` makes one point of each combination."""
+    """Label -> a transfer with its options; ``grid: {lr: [1e-4, 2e-4]}`` makes one point of each combination, ``model`` gives the system
+    a model of its own, as a name or with settings."""
     search: SearchSettings | None = None
     """How the points of grids are chosen from; without it every point gets every seed."""
     seeds: Seeds = field(default_factory=lambda: [0])
@@ -328,7 +329,8 @@ class Study:
     """How scores are made."""
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     """System, or one point of its grid as rows call it (``recadam[k=0]``) -> task -> the published score, in points, printed
-    beside ours; ``anchor_distance@TASK`` and ``loss@TASK``: the distance and the training loss at the end of the run."""
+    beside ours; ``f1@TASK``: of another metric than the task's first; ``anchor_distance@TASK`` and ``loss@TASK``: the distance and
+    the training loss at the end of the run."""
     published_note: str | None = None
     """Where the published numbers come from and of what model they are; printed below them."""
     threads: Threads | Literal["auto"] = "auto"

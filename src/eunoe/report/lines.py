@@ -56,7 +56,7 @@ def over_steps(
     if limits:
         ax.set_ylim(*limits)
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    _axis_names(ax, "step" + (" (logarithmic)" if log_steps else ""), what)
+    axis_names(ax, "step" + (" (logarithmic)" if log_steps else ""), what)
     return draw.svg(figure, name)
 
 
@@ -98,7 +98,7 @@ def over_layers(
                   parse_math=False)  # fmt: skip
     ax.set_xlim(-0.4, len(layers) - 0.6)
     ax.yaxis.set_major_locator(MaxNLocator(4))
-    _axis_names(ax, "layer", metric.title if metric.title.startswith("CKA") else "distance")
+    axis_names(ax, "layer", metric.title if metric.title.startswith("CKA") else "distance")
     return draw.svg(figure, name)
 
 
@@ -132,9 +132,8 @@ def frontier(spots: Sequence[Spot], looks: Mapping[str, Style], metric: Metric, 
                 ax.plot([x], [y], markersize=4.5, linestyle="none", alpha=0.85, **look.mark)
                 continue
             for across, (middle, estimate, scale) in enumerate(((y, spot.lost, 1.0), (x, spot.score, metric.scale))):
-                ends = _ends(estimate, scale)
-                if ends:
-                    ax.plot(*((ends, [middle] * 2) if not across else ([middle] * 2, ends)), color=look.light, linewidth=1.6,
+                if span := ends(estimate, scale):
+                    ax.plot(*((span, [middle] * 2) if not across else ([middle] * 2, span)), color=look.light, linewidth=1.6,
                             solid_capstyle="butt")  # fmt: skip
             ax.plot(
                 [x], [y], markersize=10, linestyle="none", **look.mark | ({} if look.open else {"markeredgecolor": INK})
@@ -145,19 +144,35 @@ def frontier(spots: Sequence[Spot], looks: Mapping[str, Style], metric: Metric, 
     ax.margins(x=0.06, y=0.08)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.yaxis.set_major_locator(MaxNLocator(6))
-    _axis_names(ax, "rise of the LM loss of general text, nats", f"{metric.title}, points")
+    axis_names(ax, "rise of the LM loss of general text, nats", f"{metric.title}, points")
     return draw.svg(figure, name)
 
 
-def _ends(estimate: Estimate, scale: float) -> list[float]:
+def ends(estimate: Estimate, scale: float) -> list[float]:
+    """Both ends of an estimate's interval; [] where it has none, or no width."""
     interval = estimate.interval
     return [scale * end for end in interval] if interval and interval[0] < interval[1] else []
 
 
-def _axis_names(ax: Any, x: str, y: str) -> None:
+def line_look(look: Style) -> dict[str, Any]:
+    """A line with marks as keywords of matplotlib's ``plot``."""
+    return {"linestyle": look.line, **look.mark}
+
+
+def axis_names(ax: Any, x: str, y: str) -> None:
+    """Names of both axes."""
     # parse_math: a `$` in somebody's name is a dollar, not a formula
     ax.set_xlabel(x, fontsize=10.5, color=INK, parse_math=False)
     ax.set_ylabel(y, fontsize=10.5, color=INK, parse_math=False)
 
 
-__all__ = ["frontier", "layer_name", "over_layers", "over_steps", "together"]
+__all__ = [
+    "axis_names",
+    "ends",
+    "frontier",
+    "layer_name",
+    "line_look",
+    "over_layers",
+    "over_steps",
+    "together",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,11 @@ class StudySettings:
     search_seed: int | None = None
     search_by: str = "last"
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """System or point -> task, or ``anchor_distance@TASK`` or ``loss@TASK`` -> the published number."""
+    """System or point -> task, or ``f1@TASK``, ``anchor_distance@TASK`` or ``loss@TASK`` -> the published number."""
     published_note: str | None = None
     """What the published numbers are, in the recipe's words."""
+    sizes: tuple[Mapping[str, int], ...] = ()
+    """Tasks of the same rows but for how many are trained on: of each such group, name -> training rows."""
 
 
 def study_settings(recipe: Mapping[str, Any]) -> StudySettings:
@@ -44,11 +46,21 @@ def study_settings(recipe: Mapping[str, Any]) -> StudySettings:
         tasks=tuple(seeds),
         systems=tuple(mapping(recipe.get("systems"))),
         seeds={k: tuple(s for s in v if is_count(s)) for k, v in seeds.items() if isinstance(v, list)},
+        sizes=_sizes(tasks),
         search_seed=seed if is_count(seed) else None,
         search_by=next((at for at in MOMENTS if at == search.get("by")), MOMENTS[0]),
         published={s: {t: float(v) for t, v in scores.items() if is_number(v)} for s, scores in published.items()},
         published_note=clean(str(recipe["published_note"])) if recipe.get("published_note") else None,
     )
+
+
+def _sizes(tasks: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, int], ...]:
+    groups: dict[str, dict[str, int]] = {}
+    for task in tasks:
+        if is_count(rows := task.get("train_rows")):
+            alike = {k: v for k, v in task.items() if k not in ("name", "train_rows", "transfer", "seeds")}
+            groups.setdefault(repr(sorted(alike.items(), key=repr)), {})[clean(str(task["name"]))] = rows
+    return tuple(names for names in groups.values() if len(set(names.values())) > 1)
 
 
 __all__ = ["StudySettings", "study_settings"]

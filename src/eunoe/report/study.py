@@ -151,7 +151,7 @@ def summarize_study(rows: Sequence[Row], settings: StudySettings) -> StudySummar
     tasks = []
     for task in _in_order(settings.tasks, [row.task for row in rows]):
         scores = [row for row in by_task[task] if not is_retention(row.metric)]
-        published = {s: numbers[task] for s, numbers in settings.published.items() if task in numbers}
+        published = {s: _published(numbers, task) for s, numbers in settings.published.items()}
         grid: dict[str, list[str]] = {}
         for label in dict.fromkeys(str(row.transfer) for row in by_task[task] if row.seed == settings.search_seed):
             grid.setdefault(system(label), []).append(label)
@@ -204,9 +204,19 @@ def _seeds(rows: Sequence[Row]) -> dict[int, float]:
     return {seed: fsum(values) / len(values) for seed, values in sorted(by_seed.items())}
 
 
+def _published(numbers: Mapping[str, float], task: str) -> dict[str, float]:
+    """Metric ("" for the task's first) -> what is cited of ``task``."""
+    by_metric = {}
+    for key, value in numbers.items():
+        metric, _, name = key.rpartition("@")
+        if name == task:
+            by_metric[metric] = value
+    return by_metric
+
+
 def _results(
     rows: Sequence[Row], names: Mapping[tuple[str, str], str], systems: Sequence[str], reference: str | None,
-    published: Mapping[str, float],
+    published: Mapping[str, Mapping[str, float]],
 ) -> list[Result]:  # fmt: skip
     places = {name: i for i, name in enumerate(systems)}
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -221,6 +231,13 @@ def _results(
     for kind, label, at in sorted(groups, key=lambda g: (metrics[g[0]], ranks[g[1]], MOMENTS.index(g[2]))):
         own_rows = groups[(kind, label, at)]
         seeds, ahead = _seeds(own_rows), None
+        keys = (kind, "") if metrics[kind] == 0 else (kind,)
+        cites = [
+            cited[key]
+            for cited in (published.get(label, {}), published.get(system(label), {}))
+            for key in keys
+            if key in cited
+        ]
         if len(firsts) == 1 and label != firsts[0]:
             first = compared.get((kind, firsts[0], at), {})
             gains = tuple(seeds[s] - first[s] for s in seeds if s in first)
@@ -228,7 +245,7 @@ def _results(
         results.append(Result(
             label, names[(own_rows[0].task, label)], point(label), at, metric_of(kind), tuple(seeds),
             Estimate(tuple(seeds.values())), own_rows[0].n, tuple(sorted({r.steps for r in own_rows})), ahead,
-            published.get(label, published.get(system(label))) if metrics[kind] == 0 else None,
+            cites[0] if cites else None,
         ))  # fmt: skip
     return results
 

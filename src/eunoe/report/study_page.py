@@ -9,6 +9,7 @@ from html import escape
 from eunoe.report import html
 from eunoe.report.curves import LOSS, Curve
 from eunoe.report.draw import Style, ramp, style
+from eunoe.report.growth import growth_section
 from eunoe.report.lines import frontier, over_steps
 from eunoe.report.metrics import DISTANCE, LAMBDA, LM_LOSS, metric_of, number, typeset
 from eunoe.report.read import Run
@@ -43,6 +44,7 @@ def part(run: Run, settings: StudySettings, salt: str) -> html.Part:
     published = _note(settings)
     sections = [
         _what_ran(run, summary, settings),
+        growth_section(summary, settings, _looks(names, looks), f"{salt}-growth"),
         _scores(summary, published),
         retention_section(summary.kept, _looks(names, looks), f"{salt}-kept"),
         _frontiers(summary, looks, salt),

@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from eunoe.report import draw
 from eunoe.report.draw import INK, RULE, Style
-from eunoe.report.metrics import Estimate, typeset
+from eunoe.report.lines import ends
+from eunoe.report.metrics import typeset
 from eunoe.report.tradeoff import Tradeoff
 
 FONT = 11.0
@@ -59,8 +60,8 @@ def tradeoff_plot(shown: Tradeoff, looks: Mapping[str, Style], name: str, width:
     for mark in shown.marks:
         look, x, y = looks[mark.label], scale * mark.forgot.mean, scale * mark.learnt.mean
         for k, estimate in enumerate((mark.forgot, mark.learnt)):
-            if ends := _ends(estimate, scale):
-                ax.plot(*((ends, [y, y]) if k == 0 else ([x, x], ends)), color=look.light, linewidth=1.3, alpha=0.55,
+            if span := ends(estimate, scale):
+                ax.plot(*((span, [y, y]) if k == 0 else ([x, x], span)), color=look.light, linewidth=1.3, alpha=0.55,
                         solid_capstyle="butt")  # fmt: skip
     _front(ax, shown, scale)
     for level in shown.levels.values():
@@ -91,11 +92,6 @@ def _front(ax: Any, shown: Tradeoff, scale: float) -> None:
         ax.plot(*zip(*front, strict=True), drawstyle="steps-post", color=INK, linewidth=1.1, alpha=0.45, zorder=1)
 
 
-def _ends(estimate: Estimate, scale: float) -> list[float]:
-    interval = estimate.interval
-    return [scale * end for end in interval] if interval and interval[0] < interval[1] else []
-
-
 # -- names ------------------------------------------------------------------------------------------------------
 def _names(ax: Any, shown: Tradeoff, looks: Mapping[str, Style]) -> None:
     """Write the names of levels and marks; all places are worked out in pixels first."""
@@ -110,8 +106,8 @@ def _names(ax: Any, shown: Tradeoff, looks: Mapping[str, Style]) -> None:
     for mark in shown.marks:
         x, y = at[mark.label]
         for k, estimate in enumerate((mark.forgot, mark.learnt)):
-            if ends := _ends(estimate, scale):
-                low, high = (ax.transData.transform((end, end))[k] for end in ends)
+            if span := ends(estimate, scale):
+                low, high = (ax.transData.transform((end, end))[k] for end in span)
                 low, high = min(low, high), max(low, high)
                 bars.append(Box(low, y - 1, high, y + 1) if k == 0 else Box(x - 1, low, x + 1, high))
     corners = [at[mark.label] for mark in shown.front]

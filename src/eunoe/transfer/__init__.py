@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from eunoe.errors import EunoeError
 from eunoe.recipe import TaskSettings
-from eunoe.transfer import finetune
+from eunoe.transfer import finetune, gpt
 from eunoe.transfer.base import Course, Entry, Start, Tuned
 
 TRANSFERS: dict[str, Entry] = {
@@ -15,6 +15,12 @@ TRANSFERS: dict[str, Entry] = {
         course=finetune.course, no_best=finetune.no_best, scorings=finetune.scorings,
         composed={"evaluate_every": 0.1}, drafted=lambda epochs, tokens: {"epochs": epochs, "max_length": tokens},
         summary="fresh classifier, everything trains; optimizer adamw or recadam",
+    ),
+    "gpt": Entry(
+        transfer=gpt.gpt, settings=gpt.GptSettings, check=gpt.check, resolve=gpt.resolve,
+        course=finetune.course, no_best=finetune.no_best, scorings=finetune.scorings,
+        composed={"evaluate_every": 0.1}, drafted=lambda epochs, tokens: {"epochs": epochs, "max_length": tokens},
+        summary="causal LMs, as GPT-1: rows between new tokens, the LM's own loss beside the task's",
     ),
 }  # fmt: skip
 

@@ -22,7 +22,6 @@ from eunoe.choices import choose, make_optimizer, written_out
 from eunoe.data.collate import Batch, RowBatches, Rows, encode_rows, row_steps
 from eunoe.data.tasks import Example, Task
 from eunoe.evaluate.evaluator import Score, predictions, task_scores
-from eunoe.evaluate.retention import distances
 from eunoe.lookup import lookup
 from eunoe.models.anatomy import anatomy
 from eunoe.models.cross_entropy import at_least_float32, cross_entropy
@@ -30,12 +29,15 @@ from eunoe.models.heads import Classifier, LossSum, Pooling
 from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.optim.advice import lambda_curve
 from eunoe.optim.advice import warnings as advice
+from eunoe.optim.names import plain_names
 from eunoe.optim.schedules import SCHEDULES
 from eunoe.optim.table import OPTIMIZERS
 from eunoe.recipe import Batch as BatchSize
 from eunoe.recipe import Below1, Epochs, LoopSettings, Positive
 from eunoe.transfer.base import Course, Start, Tuned
+from eunoe.transfer.encoded import encoded
 from eunoe.transfer.phase import phase
+from eunoe.transfer.watch import Watch, in_steps
 
 
 @dataclass(kw_only=True)
@@ -93,7 +95,7 @@ def course(settings: FinetuneSettings, rows: int) -> Course | None:
 
 def scorings(settings: FinetuneSettings, steps: int) -> int:
     """How often the test rows are scored: on the way, and after the last step."""
-    every = _steps(settings.evaluate_every, steps)
+    every = in_steps(settings.evaluate_every, steps)
     return 1 if not every else 1 + -(-steps // every)
 
 
@@ -104,16 +106,15 @@ def no_best(settings: FinetuneSettings) -> str | None:
 
 def encode_task(lm: LanguageModel, task: Task, settings: FinetuneSettings) -> tuple[Rows, Rows]:
     """The task's training and test rows as token ids; the last few tasks are kept."""
-    key = (id(lm.tokenizer), id(task), settings.max_length)
-    if key not in _ENCODED:
-        train_rows, test_rows = (encode_examples(lm, task, p, settings.max_length) for p in (task.train, task.test))
-        while len(_ENCODED) >= 32:
-            _ENCODED.pop(next(iter(_ENCODED)))
-        _ENCODED[key] = (lm.tokenizer, task, train_rows, test_rows)  # what the ids name is kept, so they stay theirs
-    return _ENCODED[key][2:]
-
-
-_ENCODED: dict[tuple[int, int, int], tuple[Any, Task, Rows, Rows]] = {}
+    return encoded(
+        lm.tokenizer,
+        task,
+        ("finetune", settings.max_length, lm.token_types),
+        lambda: (
+            encode_examples(lm, task, task.train, settings.max_length),
+            encode_examples(lm, task, task.test, settings.max_length),
+        ),
+    )
 
 
 def encode_examples(lm: LanguageModel, task: Task, examples: Sequence[Example], max_length: int) -> Rows:
@@ -153,72 +154,37 @@ def finetune(start: Start, settings: FinetuneSettings) -> Tuned:
         start_afresh(model.trunk, lm.model)
     rates = start.method.for_end_task(model, start.domain, settings.freeze)
     batches = RowBatches(train_rows, settings.batch, settings.epochs, seed, settings.steps, settings.micro_batch)
-    watch = _Watch(model, test_rows, task, start.batch, settings, len(batches), anchor)
+
+    def score() -> list[Score]:
+        return task_scores(model, test_rows, task, start.batch)
+
+    watch = Watch(score, model.trunk, anchor, len(batches), settings.evaluate_every, settings.observe_every)
     recalled = anchor if settings.start == "random" else None
     done = phase(
         model, batches, task_loss, lambda m: make_optimizer(settings.optimizer, m, settings.lr, len(batches), recalled),
         settings, None, rates, start.folder, name=start.name or f"end task {task.name}", seed=seed, identity=start.identity,
         observe=watch.observe if watch.asked else None,
     )  # fmt: skip
-    best, best_step = watch.best(done.observed)
+    best, best_step = watch.best(done.observed, len(test_rows))
 
     def predict(examples: Sequence[Example]) -> list[Any]:
         return predictions(model, encode_examples(lm, task, examples, settings.max_length), task, start.batch)
 
-    return Tuned(scores=watch.scores(), phases={"finetune": done}, predict=predict, trunk=model.trunk, best=best,
+    return Tuned(scores=score(), phases={"finetune": done}, predict=predict, trunk=model.trunk, best=best,
                  best_step=best_step)  # fmt: skip
 
 
-def start_afresh(trunk: nn.Module, lm: nn.Module) -> None:
-    """Give ``trunk``, a copy of the base of ``lm``, new random weights, as its library makes them for a fresh model."""
-    fresh = anatomy(type(lm)(deepcopy(lm.config))).base
-    named = dict(trunk.named_parameters())
+def start_afresh(trunk: nn.Module, lm: nn.Module, above: int | None = None) -> None:
+    """Give ``trunk``, a copy of the base of ``lm``, new random weights, as its library makes them for a fresh model.
+
+    ``above``: only its layers from this one on (counted from 0); None: all of it. Plug-ins stay as they are.
+    """
+    fresh, named = anatomy(type(lm)(deepcopy(lm.config))), plain_names(trunk)
+    layers = tuple(f"{layer.name}." for layer in fresh.layers[above or 0 :])
     with torch.no_grad():
-        for name, p in fresh.named_parameters():
-            named[name].copy_(p)
-
-
-class _Watch:
-    """Scores and distances while a classifier trains, at the steps its settings ask for."""
-
-    def __init__(
-        self, model: Classifier, rows: Rows, task: Task, batch: int, settings: FinetuneSettings, steps: int,
-        anchor: dict[str, Tensor],
-    ) -> None:  # fmt: skip
-        self.model, self.rows, self.task, self.batch, self.steps = model, rows, task, batch, steps
-        self.anchor = {n: p.clone() for n, p in anchor.items()} if settings.observe_every else {}
-        self.every = [_steps(settings.evaluate_every, steps), _steps(settings.observe_every, steps)]
-        self.asked = any(self.every)
-
-    def scores(self) -> list[Score]:
-        return task_scores(self.model, self.rows, self.task, self.batch)
-
-    def observe(self, step: int) -> dict[str, float]:
-        seen: dict[str, float] = {}
-        evaluate, observe = (every and (step % every == 0 or step == self.steps) for every in self.every)
-        if observe or (self.anchor and step == 1):
-            seen["anchor_distance"] = distances(self.model.trunk, self.anchor, ())["total"]
-        if evaluate:
-            seen.update({score.metric: score.value for score in self.scores()})
-        return seen
-
-    def best(self, observed: list[tuple[int, str, float]]) -> tuple[list[Score], int]:
-        n = len(self.rows)
-        steps: dict[int, list[Score]] = {}
-        for step, metric, value in observed:
-            if metric != "anchor_distance":
-                steps.setdefault(step, []).append(Score(metric, value, n))
-        if not steps:
-            return [], 0
-        best_step = max(steps, key=lambda step: (steps[step][0].value, -step))
-        return steps[best_step], best_step
-
-
-def _steps(every: float | None, steps: int) -> int:
-    """A number of steps, or a share of the run, as steps; 0 for never."""
-    if every is None:
-        return 0
-    return max(1, round(every * steps if every < 1 else every))
+        for name, p in fresh.base.named_parameters():
+            if above is None or name.startswith(layers):
+                named[name].copy_(p)
 
 
 class TaskLoss:
