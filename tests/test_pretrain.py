@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from eunoe import pretrain as module
+from eunoe import run_recipe
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.models.load import load_lm
 from eunoe.pretrain import lines, mean_loss, pretrain
-from eunoe.recipe import ModelSettings, shipped_recipes
+from eunoe.recipe import ModelSettings, load_recipe, shipped_recipes
 from eunoe.recipe.pretraining import load_pretraining, pretraining_of
+from eunoe.report.schema import read_rows
+from tests.tiny import tiny_folder
+from tests.tiny_run import tiny_recipe
 
 SENTENCES = (
     "The cat sat on the mat .",
@@ -139,6 +143,37 @@ def test_what_cannot_be_is_refused(text: Path, tmp_path: Path) -> None:
         EunoeError, match=r"unknown recipe of a language model 'awd_lstm_smal'\. Did you mean awd_lstm_small"
     ):
         load_pretraining("awd_lstm_smal")
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_run_post_trains_it_on_domains(text: Path, tmp_path: Path, direction: str) -> None:
+    """From raw text to scores of end tasks: what pretrain left is a recipe's model like any other."""
+    model = {"name": str(tmp_path / "lm" / direction / "model")}
+    tiny_recipe(tmp_path)  # writes the text of the domains
+    corpora = [{"source": str(tmp_path / f"{name}.txt"), "valid_share": 0.2} for name in ("sport", "money")]
+    pretrain(recipe(text, epochs=1, corpora=corpora, directions=[direction]), tmp_path / "lm")
+    file = tiny_recipe(tmp_path, model=model, methods=["ncl", "ewc"], seeds=[0])
+    run_recipe(load_recipe(file), tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "rows.jsonl")
+    assert {row.method for row in rows} >= {"ncl", "ewc"}
+    assert all(math.isfinite(row.value) for row in rows if row.value is not None)
+    refused = tiny_recipe(tmp_path, model=model, methods=["cpt"], seeds=[0])
+    with pytest.raises(EunoeError, match="recurrent layer"):
+        run_recipe(load_recipe(refused), tmp_path / "none")
+
+
+def test_a_vocabulary_of_sub_words(text: Path, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, "gpt2")
+    scores = pretrain(
+        recipe(text, epochs=1, vocabulary={"tokenizer": str(folder)}, directions=["backward"]), tmp_path / "out"
+    )
+    assert scores["backward"]["valid"] < 6
+    lm = load_lm(ModelSettings(name=str(tmp_path / "out/backward/model")))
+    assert lm.tokenizer.backward
+    assert lm.tokenizer.is_fast
+    assert lm.model.config.vocab_size == len(lm.tokenizer)
+    with pytest.raises(EunoeError, match="the tokenizer 'nowhere/at-all'"):
+        pretrain(recipe(text, vocabulary={"tokenizer": "nowhere/at-all"}), tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes("pretrain")))

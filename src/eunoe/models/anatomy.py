@@ -273,7 +273,7 @@ class RecurrentLayer(Layer):
             raise EunoeError(
                 f"{type(self.module).__name__} is a recurrent layer: it has no attention and feed-forward sub-layers, so there is no "
                 f"{field} for a plug-in, a gate or an adapter of attention to stand at. Choose a method that trains the model's own "
-                "weights: ncl, one, joint, ewc, kd, replay, derpp, recadam (`eunoe list methods`)."
+                "weights: ncl, one, joint, ewc, kd, replay, der++, l2, recadam (`eunoe list methods`)."
             )
         raise AttributeError(field)
 
