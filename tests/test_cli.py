@@ -254,7 +254,7 @@ def test_a_limit_on_file_size_is_told_without_a_traceback(folder: Path, capsys: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rnu", "demo"], "unknown command 'rnu'. Did you mean run? Allowed: demo, finetune, glue, import, list, new, plan, report,"),
+        (["rnu", "demo"], "unknown command 'rnu'. Did you mean run? Allowed: demo, finetune, glue, import, list, new, plan, pretrain,"),
         (["list", "method"], "unknown list 'method'. Did you mean methods?"),
         (["run", "dmo"], "unknown recipe 'dmo'. Did you mean demo?"),
         (["run", "demo", "--trainin.lr", "1"], "unknown key in recipe 'trainin'. Did you mean training?"),
