@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -412,6 +413,43 @@ def test_labels_that_differ_in_capitals_are_two_classes_and_said(
     source = rows_of(tmp_path / "a.jsonl", ["US", "us", "US", "us"])
     assert load_task("news", TaskSettings(train=source, test=source), UNREAD).labels == ("US", "us")
     assert "'us' and 'US' differ only in capitals; they are two classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("label", "other", "how"),
+    [
+        ("good", "go\u200bod", r"characters that do not show \(U\+200B\)"),
+        ("good", "\ufeffgood\u00ad", r"characters that do not show \(U\+00AD, U\+FEFF\)"),
+        ("\u2764", "\u2764\ufe0f", r"characters that do not show \(U\+FE0F\)"),
+        ("good", "\uff47\uff4f\uff4f\uff44", "full-width letters"),
+        ("1", "\uff11", "full-width letters"),
+        ("\u30ac", "\uff76\uff9e", "full-width letters"),  # a syllable in one, and in two half-width signs
+    ],
+)
+def test_labels_that_look_alike_or_differ_in_width_are_refused(
+    tmp_path: Path, label: str, other: str, how: str
+) -> None:
+    source = rows_of(tmp_path / "a.jsonl", ["bad", label, "bad", other])
+    message = refused(
+        TaskSettings(train=source, test_share=0.5), f"{source}, line 4", f"({source}, line 2)", "write them alike"
+    )
+    assert re.search(how, message)
+
+
+def test_labels_that_differ_in_the_look_of_letters_are_two_classes_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = rows_of(tmp_path / "a.jsonl", ["m2", "m\u00b2", "m2", "m\u00b2", "\ufb01ne", "fine"])
+    assert len(load_task("news", TaskSettings(train=source, test=source), UNREAD).labels) == 4
+    said = capsys.readouterr().err
+    assert "'m\u00b2' and 'm2' differ only in the look of letters" in said
+    assert "'fine' and '\ufb01ne' differ only in the look of letters" in said
+    assert "capitals" not in said
+
+
+def test_a_label_of_characters_that_do_not_show_is_empty(tmp_path: Path) -> None:
+    source = rows_of(tmp_path / "a.jsonl", ["bad", "\u200b"])
+    refused(TaskSettings(train=source, test=source), f"{source}, line 2", "is empty")
 
 
 def test_whole_numbers_of_every_type_are_one_class(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def _class(value: Any, column: str, where: str) -> str:
         raise EunoeError(
             f"{where}: column {column!r} holds {shown_value(value)}, not a class (text or a whole number). {advice}"
         )
-    if not value.strip():
+    if not _shown(value).strip():
         raise EunoeError(f"{where}: column {column!r} is empty. Fill in the label or leave the row out.")
     if value.strip().casefold() in MISSING:
         raise EunoeError(f"{where}: column {column!r} holds {shown_value(value)}, which is how programs write that a label is missing. "
@@ -334,26 +334,49 @@ def _classes(settings: TaskSettings, train: list[Example], where: str) -> tuple[
     return labels
 
 
+def _shown(text: str) -> str:
+    """Without the characters that do not show: of no width, marks of direction, soft hyphens, variants of a sign."""
+    return "".join(c for c in text if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
+
+
+def _narrow(text: str) -> str:
+    """With full-width and half-width forms as the usual ones."""
+    wide = ("<wide>", "<narrow>")
+    return "".join(
+        unicodedata.normalize("NFKC", c) if unicodedata.decomposition(c).startswith(wide) else c for c in text
+    )
+
+
 def _refuse_alike(rows: Iterable[tuple[str, Example]]) -> None:
-    """Refuse two labels that a person reads as one, which would be two classes; a difference in capitals alone is said."""
+    """Refuse two labels that a person reads as one, which would be two classes; a difference in the letters' look alone is said."""
     first: dict[str, str] = {}
     for where, example in rows:
         first.setdefault(str(example.label), where)
     same: dict[str, str] = {}
-    folded: dict[str, str] = {}
+    looks: dict[str, dict[str, str]] = {"capitals": {}, "the look of letters (ligatures, raised or circled ones)": {}}
     for label, where in first.items():
-        plain = re.sub(r"^([+-]?\d+)\.0+$", r"\1", " ".join(unicodedata.normalize("NFC", label).split()))
+        letters = unicodedata.normalize("NFC", _narrow(_shown(label)))
+        plain = re.sub(r"^([+-]?\d+)\.0+$", r"\1", " ".join(letters.split()))
         other = same.setdefault(plain, label)
         if other != label:
-            blank = "".join(other.split()) == "".join(label.split())
-            how = "white space" if blank else "how they are written (1 and 1.0, or composed and decomposed accents)"
+            hidden = sorted({f"U+{ord(c):04X}" for c in label + other if not _shown(c)})
+            if "".join(other.split()) == "".join(label.split()):
+                how = "white space"
+            elif "".join(_shown(other).split()) == "".join(_shown(label).split()):
+                how = f"characters that do not show ({', '.join(hidden)})"
+            else:
+                how = "how they are written (1 and 1.0, composed and decomposed accents, or full-width letters)"
             raise EunoeError(f"{where}: the label {shown_value(label)} differs from {shown_value(other)} ({first[other]}) only in {how}. "
                              "Two classes would be made of one: write them alike.")  # fmt: skip
-        near = folded.setdefault(unicodedata.normalize("NFKC", plain).casefold(), label)
-        if near != label:
-            say_once(
-                f"{where}: the labels {shown_value(label)} and {shown_value(near)} differ only in capitals; they are two classes"
-            )
+        for (how, seen), folded in zip(
+            looks.items(), (plain.lower(), unicodedata.normalize("NFKC", plain).casefold()), strict=True
+        ):
+            near = seen.setdefault(folded, label)
+            if near != label:
+                say_once(
+                    f"{where}: the labels {shown_value(label)} and {shown_value(near)} differ only in {how}; they are two classes"
+                )
+                break
 
 
 def _known(rows: list[tuple[str, Example]], labels: tuple[str, ...]) -> list[Example]:
