@@ -16,6 +16,7 @@ from eunoe.errors import EunoeError
 from eunoe.evaluate.answers import refuse_unanswerable
 from eunoe.evaluate.evaluator import eval_batches
 from eunoe.models.load import LanguageModel, refuse_longer
+from eunoe.progress import say_once
 from eunoe.recipe import Recipe
 from eunoe.transfer import Entry
 
@@ -58,7 +59,7 @@ def read_material(
     ``mixes_general``: some method trains on general text; what it is scored on is then held out.
     ``batches``: blocks that the sequences' training takes at once.
     """
-    rate, evaluation, used = recipe.training.mask_rate, recipe.evaluation, set(used)
+    rate, evaluation, used, batches = recipe.training.mask_rate, recipe.evaluation, set(used), set(batches)
     named = Named(lm.tokenizer)
     refuse_longer(lm, recipe.training.block, "recipe.training.block")
     for batch in batches:
@@ -71,8 +72,8 @@ def read_material(
     if recipe.head is not None:
         refuse_longer(lm, recipe.head.block, "recipe.head.block")
         refuse_larger(recipe.head.batch, recipe.head.block, "blocks")
-        for corpus in recipe.head.corpora:
-            load_blocks(corpus, named, recipe.head.block, "train")
+        count = sum(len(load_blocks(corpus, named, recipe.head.block, "train")) for corpus in recipe.head.corpora)
+        _say_larger(recipe.head.batch, count, "the text of recipe.head")
     # a prompt before the text takes places that a row then cannot use
     beside = replace(lm, taken=max(extra_tokens.values(), default=0))
     refuse_unanswerable(beside, evaluation.prompts, evaluation.answer_tokens, "recipe.evaluation")
@@ -84,6 +85,7 @@ def read_material(
             continue
         train_blocks[domain.name] = load_blocks(domain.corpus, named, recipe.training.block, "train")
         _refuse_unknown_words(lm, train_blocks[domain.name], domain.name)
+        _say_larger(max(batches, default=0), len(train_blocks[domain.name]), repr(domain.name))
         held_out = load_blocks(domain.corpus, named, recipe.training.block, "valid").take(evaluation.blocks)
         valid[domain.name] = eval_batches(lm, held_out, evaluation.batch, rate)
         if domain.task is not None:
@@ -109,6 +111,14 @@ def read_material(
 
 UNKNOWN = 0.5
 """Share of unknown words above which a text is not of a language and script that the tokenizer knows."""
+
+
+def _say_larger(batch: int, blocks: int, name: str) -> None:
+    """A warning where one step reads the same blocks more than once: the recipe may ask for it, and most likely does not."""
+    if batch > blocks:
+        say_once(f"warning: a batch holds {batch:,} blocks, but {name} has {blocks:,}: one step reads each of them "
+                 f"{batch / blocks:,.3g} times "
+                 f"on average. Lower batch to {blocks:,} or less, or give more text.")  # fmt: skip
 
 
 def _refuse_unknown_words(lm: LanguageModel, blocks: Blocks, name: str) -> None:

@@ -6,12 +6,15 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -319,6 +322,25 @@ def test_a_name_that_is_nowhere(name: str, says: str) -> None:
     assert said.isprintable()
 
 
+def test_a_hub_that_does_not_answer_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise socket.gaierror("no network here")
+
+    asked: list[float] = []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(time, "sleep", asked.append)
+    with pytest.raises(EunoeError, match="no model 'someone/never-asked-for'"):
+        load_lm(ModelSettings(name="someone/never-asked-for"))
+    assert len(asked) > 3  # the library did ask again
+    assert capsys.readouterr().err.splitlines() == [
+        "asking the hub for 'someone/never-asked-for', which does not answer; this takes up to a minute. Without a network: "
+        "HF_HUB_OFFLINE=1, or the folder of a model"
+    ]
+
+
 REMOTE = """
 from pathlib import Path
 Path({proof!r}).write_text("ran")
@@ -361,7 +383,10 @@ def test_code_of_a_model_never_runs_whatever_stands_on_standard_input(
     assert "[y/N]" not in said.out + said.err
     if model_type == "surprise":
         assert code == 2
-        assert "the configuration of" in said.err
+        assert "is of type 'surprise', which transformers" in said.err
+        assert "brings Python code of its own (auto_map), which is never run" in said.err
+        assert "pip install -U transformers" in said.err
+        assert "config.json whole" not in said.err  # there is nothing to restore
         assert not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import transformers
 from safetensors import safe_open
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from eunoe import stop
 from eunoe.atomic import write_bytes
@@ -170,6 +172,12 @@ def check_config(file: Path, weights: Iterable[Path]) -> Tensors | None:
         config = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise EunoeError(f"{visible(file)} holds {type(config).__name__}, not an object with the settings of a model.")
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING:
+        code = ", and brings Python code of its own (auto_map), which is never run" if "auto_map" in config else ""
+        raise EunoeError(f"{visible(file)} is of type {visible(kind, 60)!r}, which transformers {transformers.__version__} does not know"
+                         f"{code}. Name a model of a type that transformers has, or install a version that has this one: pip install -U "
+                         "transformers.")  # fmt: skip
     for key, value in _entries(config):
         if key == "quantization_config" and isinstance(value, dict):
             bits = next((f", {n} bit" for n in (4, 8) if value.get(f"load_in_{n}bit") or value.get("bits") == n), "")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ from eunoe.models.fit import check_fit
 from eunoe.models.heads import add_low_rank, apply_patch, patch_tensors, start_at_identity
 from eunoe.models.rate import set_config_dropout, set_dropout
 from eunoe.optim.names import is_constant
+from eunoe.progress import say_once
 from eunoe.recipe import ModelSettings, expand
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
@@ -209,7 +211,8 @@ def _folder(name: str) -> Place | None:
 
 def _hub(name: str) -> Place:
     try:
-        config = cached_file(name, "config.json")
+        with _one_line_of_retries(name):
+            config = cached_file(name, "config.json")
     except Exception as error:  # the hub's library raises a dozen unrelated types for "not there" and "no network"
         raise _no_model(name, first_line(error).removesuffix(".")) from error
     return Place(where=name, files=[Path(config)])
@@ -220,6 +223,24 @@ def _no_model(name: str, why: str) -> EunoeError:
         f"no model {visible(name)!r}: {visible(why)}. Allowed: a folder with config.json, a Hugging Face name, or "
         f"one of {', '.join(MODELS)}."
     )
+
+
+@contextmanager
+def _one_line_of_retries(name: str) -> Iterator[None]:
+    """The hub's library asks five times more where nothing answers, and says two lines each time; this says one, with a way out."""
+    library = logging.getLogger("huggingface_hub.utils._http")
+
+    def instead(record: logging.LogRecord) -> bool:
+        if record.levelno == logging.WARNING:
+            say_once(f"asking the hub for {visible(name)!r}, which does not answer; this takes up to a minute. Without a network: "
+                     "HF_HUB_OFFLINE=1, or the folder of a model")  # fmt: skip
+        return record.levelno != logging.WARNING
+
+    library.addFilter(instead)
+    try:
+        yield
+    finally:
+        library.removeFilter(instead)
 
 
 KINDS: dict[str, Callable[[str], Place | None]] = {"embedded": _embedded, "folder": _folder, "hub": _hub}
