@@ -266,6 +266,8 @@ BOTH = {
 }
 for _words, _base in (("finetune", PAIRS), ("glue", ["--data", "GLUE"])):
     OPTIONS[_words] |= {name: ([*_base, name, one], [*_base, name, other]) for name, (one, other) in BOTH.items()}
+    # a cluster changes no bit (test_cluster.py): seen here is that its address is looked at
+    OPTIONS[_words]["--ray"] = (_base, [*_base, "--ray", "ray://head:10001"])
 
 
 def left(folder: Path, command: str, words: list[str]) -> Any:
@@ -285,7 +287,7 @@ def left(folder: Path, command: str, words: list[str]) -> Any:
 def test_every_option_changes_what_is_left(
     command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eunoe.report.page.render", lambda *_: "")
+    monkeypatch.setattr("eunoe.report.page.render", lambda *_, **__: "")
     monkeypatch.setattr("eunoe.cli._summary", lambda _: None)
     seen = []
     for i, words in enumerate(OPTIONS[command][option]):

@@ -23,6 +23,7 @@ import yaml
 from transformers import AutoModelForMaskedLM
 
 import eunoe
+import eunoe.precision
 from eunoe.cli import main
 from eunoe.engine import run
 from eunoe.errors import EunoeError
@@ -114,6 +115,27 @@ def test_two_processes_end_where_one_does_are_proved_and_survive_kills(
                             r"last .* What is done is kept; run the same command to resume\.", lines[0])  # fmt: skip
     ended(start(forks, recipe, killed, slow=True), killed.parent)
     assert state(killed, EXEMPT) == state(two, EXEMPT)
+
+
+def on_a_machine(rank: int, recipe: str, out: str, units: tuple[bool, bool]) -> None:
+    """``eunoe run`` in one of two, on machines with units for bfloat16, or not."""
+    eunoe.precision.can_half = lambda: units[rank]
+    one_of_two(rank, recipe, out, (0, 0), 0, False)
+
+
+@pytest.mark.slow
+def test_two_machines_compute_in_the_precision_of_the_first(forks: ForkServerContext, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tmp_path, seeds=[0], methods=["ncl"], evaluation={"blocks": 4, "batch": 8, "base": False, "matrix": "ends"},
+        training={"block": 16, "batch": 4, "steps": 2, "lr": 0.005},
+    )  # fmt: skip
+    states = []
+    for units in ((True, True), (True, False)):
+        out = tmp_path / f"units-{units[1]}" / "out"
+        ended(start_pair(forks, out.parent, on_a_machine, str(recipe), str(out), units), out.parent)
+        states.append(state(out, EXEMPT))
+        assert yaml.safe_load((out / "recipe.yaml").read_text())["training"]["precision"] == "bf16"
+    assert states[0] == states[1]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from eunoe import ranks, stop
+from eunoe import __version__, ranks, stop
 from eunoe.errors import EunoeError
 from eunoe.foreign import visible
 from eunoe.lookup import lookup, unknown
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # before torch is loaded: threads that spin while they wait make every step slow as soon as another process runs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with stop.watching(command=argv is None):
+        with stop.watching(command=argv is None, at_once=argv is None):
             return _main(words)
     except EunoeError as error:
         print(f"eunoe: {error}", file=sys.stderr)
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="eunoe",
         description="Teach a pretrained language model new domains without it forgetting, and show what it forgot.",
     )
-    parser.add_argument("--version", action="version", version=f"eunoe {_version()}")
+    parser.add_argument("--version", action="version", version=f"eunoe {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     demo = commands.add_parser(
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     plan.add_argument("recipe", help="a YAML file, or the name of a shipped recipe (eunoe list recipes)")
     plan.add_argument("--scale", help="a named set of overrides from the recipe's `scales`")
-    _sharing(plan, relearn=False)
+    _sharing(plan, relearn=False, ray=False)
     plan.set_defaults(go=_plan, overrides=True)
 
     finetune = commands.add_parser(
@@ -228,12 +228,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _sharing(parser: argparse.ArgumentParser, relearn: bool = True) -> None:
+def _sharing(parser: argparse.ArgumentParser, relearn: bool = True, ray: bool = True) -> None:
     """The options on who does the work, and what is done again."""
     parser.add_argument(
-        "--jobs", default=os.environ.get("EUNOE_JOBS") or "auto", metavar="N",
+        "--jobs", metavar="N",
         help="processes that share the work; auto (the default): one a core for models below 100M weights, else one",
     )  # fmt: skip
+    if ray:
+        parser.add_argument("--ray", metavar="ADDRESS",
+                            help="a Ray cluster does the work: auto (the one started on this machine) or HOST:PORT")  # fmt: skip
     if relearn:
         parser.add_argument(
             "--relearn", action="store_true", help="delete damaged states of stages, and learn those stages again"
@@ -270,12 +273,6 @@ def _fine_tuning(parser: argparse.ArgumentParser, seeds: list[int], epochs: floa
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help=f"study folder (default runs/{name})")
 
 
-def _version() -> str:
-    from eunoe import __version__
-
-    return __version__
-
-
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:
     args.recipe, args.scale = lookup(DEMOS, args.model, "demo model"), None
     return _run(args, rest)
@@ -289,7 +286,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
     from eunoe.engine import run  # torch and transformers: seconds
 
-    report = run(recipe, out, args.words, jobs=_jobs(args.jobs), relearn=args.relearn)
+    report = run(recipe, out, args.words, jobs=_jobs(args.jobs, args.ray), ray=args.ray, relearn=args.relearn)
     if ranks.first():
         _summary([out])
         print(f"report: {report}")
@@ -333,8 +330,10 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _jobs(text: str) -> int | Literal["auto"]:
-    """``auto`` or a number of processes."""
+def _jobs(text: str | None, ray: str | None = None) -> int | Literal["auto"]:
+    """``auto`` or a number of processes; what is always wished for (``EUNOE_JOBS``) does not hold where a cluster does the work."""
+    if text is None:
+        text = "auto" if ray is not None else os.environ.get("EUNOE_JOBS") or "auto"
     if text == "auto":
         return "auto"
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
@@ -375,7 +374,9 @@ def _glue(args: argparse.Namespace, rest: list[str]) -> int:
 def _study(study: Study, args: argparse.Namespace) -> int:
     from eunoe.engine import run
 
-    report = run(study, args.out, args.words, jobs=_jobs(args.jobs), fill=getattr(args, "fill", False))
+    report = run(
+        study, args.out, args.words, jobs=_jobs(args.jobs, args.ray), ray=args.ray, fill=getattr(args, "fill", False)
+    )
     _summary([args.out])
     print(f"report: {report}")
     return 0

@@ -4,27 +4,30 @@ Processes that work on one folder share its cells by locks that die with their o
 and that nobody is at. rows.jsonl is gathered from the cells in the plan's order, so it is the same bytes whoever did what, and
 however often one was killed. How many threads a cell computes with is a key of the recipe, so jobs change no bit.
 
+``--ray`` gives the cells to a cluster (cluster.py): whose turn it is Ray decides, the rest is the same.
+
 Under ``torchrun`` the batches of post-training are divided between the processes (ranks.py); they walk through the cells together.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
-from eunoe import checkpoint, ranks, stop
+from eunoe import checkpoint, cluster, ranks, stop
 from eunoe.atomic import write_text
 from eunoe.cells import Board, Cell, Plan
-from eunoe.errors import EunoeError
+from eunoe.errors import EunoeError, Interrupted
 from eunoe.folder import (
     begun_with,
     claimed,
@@ -34,6 +37,7 @@ from eunoe.folder import (
     has_marks,
     mark_finished,
     refuse_other,
+    refuse_other_reads,
     try_lock,
 )
 from eunoe.jobs import Jobs, alone, number
@@ -44,6 +48,7 @@ from eunoe.progress import say
 from eunoe.recipe import Recipe, Study, as_path, load_recipe, recipe_of_run, refuse_inside
 from eunoe.study import fill_constant, resolve_study
 
+T = TypeVar("T")
 _ROWS = "rows.jsonl"
 """Whose lock is that of the rows and of what is made from them."""
 SMALL = 100_000_000
@@ -53,13 +58,18 @@ SMALL = 100_000_000
 def plan_of(recipe: Recipe | Study, out: Path | None = None) -> Plan:
     """A recipe made ready, whichever kind it is; raises ``EunoeError`` for what the recipe alone gets wrong.
 
-    ``precision: auto`` is written out: as the run folder ``out`` has it, if it was begun, else as this machine does.
+    ``precision: auto`` is written out: as the run folder ``out`` has it, if it was begun, else as this machine does. Of several
+    processes of a launcher the first one says it for all: two precisions in one step would be neither.
     """
     plan = _made_ready(recipe)
+    plan.refuse_ranks()
+    written = ranks.decide(lambda: _precision_written_out(plan.recipe, out))
+    return plan if written == plan.recipe else _made_ready(written)
+
+
+def _precision_written_out(resolved: Any, out: Path | None) -> Any:
     begun = out is not None and (out / "recipe.yaml").is_file()
-    kept = _made_ready(recipe_of_run(out)).recipe if out is not None and begun else None
-    written = written_out(plan.recipe, kept)
-    return plan if written is plan.recipe else _made_ready(written)
+    return written_out(resolved, _made_ready(recipe_of_run(out)).recipe if out is not None and begun else None)
 
 
 def load_plan(out: Path) -> Plan:
@@ -79,11 +89,12 @@ def _as_begun(recipe: Recipe | Study) -> Any:
 
 def run(
     recipe: Recipe | Study | str | Path, out: Path | str | None = None, command: str = "", *,
-    jobs: int | Literal["auto"] = 1, relearn: bool = False, fill: bool = False,
+    jobs: int | Literal["auto"] = 1, ray: str | None = None, relearn: bool = False, fill: bool = False,
 ) -> Path:  # fmt: skip
     """Carry out ``recipe`` in the folder ``out`` (default ``runs/NAME``; made if needed), or resume it; returns the path of its report.
 
     ``jobs``: processes on this machine that share the work; ``auto``: one a core for models below 100M weights, else one.
+    ``ray``: the address of a Ray cluster that does the work, or ``auto`` for the one started on this machine (cluster.py).
     ``relearn``: states of stages that are damaged are deleted and learnt again. ``fill``: where test rows are answered,
     submission.zip also answers the tasks that the study lacks, with a constant.
     Raises ``EunoeError`` for anything the user can fix, ``Interrupted`` when asked to stop (place saved).
@@ -97,8 +108,10 @@ def run(
         if ranks.world() > 1 and jobs not in (1, "auto"):
             raise EunoeError(f"--jobs is {jobs}, but torchrun started {ranks.world()} processes: these share each batch, jobs would share "
                              "the cells. Leave --jobs out, or start without torchrun.")  # fmt: skip
+        if ray is not None:
+            _refuse_beside_ray(jobs)
+            jobs = 1
         plan = plan_of(recipe, out)
-        plan.refuse_ranks()
         # before model and text are loaded: a finished run is known without them
         threads, is_finished = ranks.decide(lambda: _begun(plan, out, relearn))
         plan.recipe = replace(plan.recipe, threads=threads)
@@ -109,20 +122,25 @@ def run(
             )
             return out / "report.html"
         refuse_inside(out, plan.sources())
+        on_ray = None if ray is None else contexts.enter_context(cluster.connected(ray))
         helpers = contexts.enter_context(Jobs(out))
         helpers.start(_started_early(jobs, plan, out))
         reads = plan.prepare(out)
         plan.recipe = settled(plan)
-        claim = claimed(plan.recipe, out, command, reads, resolve=_as_begun, shared=ranks.world() == 1)
+        shared = ranks.world() == 1 and on_ray is None  # what is owed on a cluster one process alone decides
+        claim = claimed(plan.recipe, out, command, reads, resolve=_as_begun, shared=shared)
         board = Board(out, ranks.decide(lambda: contexts.enter_context(claim)))
         torch.set_num_threads(plan.recipe.threads)
         ranks.decide(lambda: _begin(plan, board, relearn))
         count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell
         helpers.keep(count if count > 1 else 0)
-        if count > 1:
-            plan = plan_of(plan.recipe)  # one that holds neither model nor text, while the jobs do
+        if count > 1 or on_ray is not None:
+            plan = plan_of(plan.recipe)  # one that holds neither model nor text, while others do the work
             clear_shelf()
-            helpers.share(count)
+            if on_ray is not None:
+                cluster.share(on_ray, plan, Board(out, board.run), join_cell)
+            else:
+                helpers.share(count)
             board = Board(out, board.run)
             plan.begin(board)
             if any(not board.done(cell) for cell in plan.cells(board)):  # some were killed
@@ -244,6 +262,78 @@ def join(out: Path) -> None:
         work(plan, Board(out, run))
 
 
+SEEN = 5.0
+"""Seconds until a machine must see the run folder."""
+_joined: dict[tuple[Path, str], Plan] = {}
+"""The plan that this process of a cluster made ready for its last cell: the next one is most likely of the same run."""
+
+
+def join_cell(out: Path, key: str, run: str) -> None:
+    """Carry out one cell of a run that another process began, on whatever machine: what it needs is done, and no other is given it.
+
+    ``run``: the run's fingerprint. Raises ``EunoeError`` where this machine does not see the same folder, texts and model.
+    """
+    plan = _joined.pop((out, run), None)  # kept only if this cell ends well: an error leaves a model in between
+    if plan is None:
+        _joined.clear()
+        clear_shelf()
+        plan = _plan_on_node(out, run)
+    torch.set_num_threads(plan.recipe.threads)
+    board = Board(out, run)
+    cell = _wait_for(
+        lambda: next((c for c in plan.cells(board) if c.key == key and board.ready(c)), None), cluster.PATIENCE
+    )
+    if cell is None:
+        raise EunoeError(f"machine {platform.node()} does not see in {out} what {key} needs, which others have written there. Put the run "
+                         "folder on a file system that all machines share.")  # fmt: skip
+    # Who was given it before may still be ending, or be gone with a machine whose locks live on for a while (NFS: a minute and a
+    # half, or for ever). Two writers at once could tear a file, so this one waits; but not for ever, as no one else is given it.
+    if not _wait_for(lambda: board.done(cell) or _take(plan, board, cell), 2 * cluster.PATIENCE):
+        say(f"{key} is locked by a process that gives no sign: it is carried out all the same")
+        _carry_out(plan, board, cell)
+    _joined[out, run] = plan
+
+
+def _plan_on_node(out: Path, run: str) -> Plan:
+    """The plan of a run that another machine began, made ready here; raises ``EunoeError`` where this one does not see the same."""
+    here = f"machine {platform.node()}"
+    if not _wait_for(lambda: (out / "recipe.yaml").is_file() and (out / "texts.json").is_file(), SEEN):
+        raise EunoeError(
+            f"{here} does not see the run folder {out}. Put it on a file system that all machines share: --out FOLDER."
+        )
+    if not _wait_for(lambda: fingerprint(out) == run, SEEN):
+        raise EunoeError(f"{here} sees another run in {out}. Put the run on a file system that all machines share.")
+    plan = load_plan(out)
+    try:
+        reads = plan.prepare(out)
+        refuse_other_reads(out, reads)
+    except Interrupted:
+        raise
+    except EunoeError as error:
+        raise EunoeError(f"{here}, which sees the run folder: {error}") from error
+    return plan
+
+
+def _wait_for(look: Callable[[], T], seconds: float) -> T:
+    """What ``look`` returns, once it is something or the time is over: what one machine writes another may see a little later."""
+    end = time.monotonic() + seconds
+    while not (seen := look()) and time.monotonic() < end:
+        stop.check("waiting for what another process writes")
+        time.sleep(0.1)
+    return seen
+
+
+def _refuse_beside_ray(jobs: int | Literal["auto"]) -> None:
+    if ranks.world() > 1:
+        raise EunoeError(f"--ray gives the cells to a cluster, but torchrun started {ranks.world()} processes, which share each batch. "
+                         "Leave "
+                         "--ray out, or start without torchrun.")  # fmt: skip
+    if jobs not in (1, "auto"):
+        raise EunoeError(
+            f"--jobs is {jobs}, but with --ray the cluster's CPUs say how many cells run at once. Leave --jobs out."
+        )
+
+
 def _in_turn(ready: Sequence[Cell], group: str) -> list[Cell]:
     """The cells of the group this process is at, then those of the others, each process beginning with another group."""
     groups = list(dict.fromkeys(cell.group for cell in ready))
@@ -347,4 +437,4 @@ def _started_early(asked: int | Literal["auto"], plan: Plan, out: Path) -> int:
     return number if number > 1 else 0
 
 
-__all__ = ["SMALL", "cores", "count_jobs", "join", "load_plan", "plan_of", "run", "settled", "work"]
+__all__ = ["SMALL", "cores", "count_jobs", "join", "join_cell", "load_plan", "plan_of", "run", "settled", "work"]

@@ -82,7 +82,9 @@ def claimed(
             if not (out / "environment.json").is_file():
                 write_text(out / "environment.json", json.dumps(environment(command, recipe), indent=1) + "\n")
             _say_other_packages(out, recipe)
-        _refuse_other_reads(out, reads, write=alone)
+        if alone:
+            _note_reads(out, reads)
+        refuse_other_reads(out, reads)
         if alone and shared:
             with suppress(OSError):  # no locks here: ``try_lock`` said so
                 fcntl.flock(lock, fcntl.LOCK_SH)
@@ -91,15 +93,20 @@ def claimed(
             shutil.rmtree(out / ".locks", ignore_errors=True)
 
 
-def _refuse_other_reads(out: Path, reads: Mapping[str, str], write: bool) -> None:
-    """Note what the run reads, or raise if a run that is resumed would read something else than it began with."""
+def _note_reads(out: Path, reads: Mapping[str, str]) -> None:
+    """texts.json, where there is none or a damaged one."""
     kept, file = begun_with(out), out / "texts.json"
-    if kept is None and write:
+    if kept is None:
         if file.exists():
             say(f"{file} is damaged: it is made again")
         begun = any((out / name).exists() for name in ("sequences", "cells", "head", "rows.jsonl"))
         kept = {"format": "1"} if begun and not has_marks(out) else {"format": str(FORMAT), **reads}
         write_text(file, json.dumps(kept, indent=1) + "\n")
+
+
+def refuse_other_reads(out: Path, reads: Mapping[str, str]) -> None:
+    """Raises if a run would read something else than texts.json says that it began with."""
+    kept = begun_with(out)
     if kept is None:
         return
     if kept.get("format") != str(FORMAT):

@@ -11,13 +11,14 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from eunoe.foreign import visible
 
@@ -33,12 +34,29 @@ console = Console(stderr=True, quiet=_quiet(), highlight=False)
 _spoke = time.monotonic()  # when the log last had a line: one clock for all bars of the process
 
 
+_hear: Callable[[dict[str, Any]], object] | None = None
+
+
 def _job() -> bool:
-    return os.environ.get("EUNOE_PROGRESS") == "json"
+    return _hear is not None or os.environ.get("EUNOE_PROGRESS") == "json"
+
+
+@contextmanager
+def telling(hear: Callable[[dict[str, Any]], object]) -> Iterator[None]:
+    """Within the block this process is a job, and what it tells goes to ``hear``."""
+    global _hear
+    _hear = hear
+    try:
+        yield
+    finally:
+        _hear = None
 
 
 def tell(event: dict[str, Any]) -> None:
     """In a job: one line for the process that started it, and ends it when it is gone itself (worker.py)."""
+    if _hear is not None:
+        _hear(event)
+        return
     with suppress(BrokenPipeError):
         print(json.dumps(event), flush=True)
 
@@ -108,18 +126,32 @@ class Bar(_Live):
 class Lines(_Live):
     """What several jobs are at: one bar a job on a terminal, else a line for each every half minute.
 
+    A job is a number from 0, or the key of a cell that runs elsewhere, whose bar comes with its first event and goes by ``drop``.
     What one of them says is said once, though each says it: they all read and check the same recipe.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int = 0) -> None:
         self.live = console.is_terminal and not console.quiet
         self.progress = _progress(self.live)
-        self.tasks = [self.progress.add_task(f"job {k + 1}", total=None, loss="", rate="") for k in range(count)]
-        self.errors: dict[int, str] = {}
-        self.latest: dict[int, dict[str, Any]] = {}
+        self.tasks: dict[int | str, TaskID] = {}
+        for k in range(count):
+            self._add(k)
+        self.errors: dict[int | str, str] = {}
+        self.latest: dict[int | str, dict[str, Any]] = {}
         self.lock = threading.Lock()  # each job is read by a thread of its own
 
-    def take(self, k: int, event: Any) -> None:
+    def _add(self, k: int | str) -> None:
+        name = f"job {k + 1}" if isinstance(k, int) else visible(k)
+        self.tasks[k] = self.progress.add_task(name, total=None, loss="", rate="")
+
+    def drop(self, k: str) -> None:
+        """The cell has ended: it has no line any more."""
+        with self.lock:
+            self.latest.pop(k, None)
+            if k in self.tasks:
+                self.progress.remove_task(self.tasks.pop(k))
+
+    def take(self, k: int | str, event: Any) -> None:
         """What job ``k`` sent: progress, a line to say, or the error that it ended with."""
         with self.lock:
             if "say" in event:
@@ -128,12 +160,16 @@ class Lines(_Live):
             elif "error" in event:
                 self.errors[k] = event["error"]
             elif self.live:
-                self.progress.update(self.tasks[k], description=f"{k + 1}: {visible(event['name'])}", total=event["total"],
-                                     completed=event["done"], loss=event["loss"], rate=event["rate"])  # fmt: skip
+                if k not in self.tasks:
+                    self._add(k)
+                name = visible(event["name"])
+                self.progress.update(self.tasks[k], description=f"{k + 1}: {name}" if isinstance(k, int) else name,
+                                     total=event["total"], completed=event["done"], loss=event["loss"],
+                                     rate=event["rate"])  # fmt: skip
             elif not console.quiet:
-                self.latest[k] = {**event, "name": f"job {k + 1}: {event['name']}"}
+                self.latest[k] = {**event, "name": f"job {k + 1}: {event['name']}"} if isinstance(k, int) else event
                 if _due():
-                    for _, shown in sorted(self.latest.items()):
+                    for _, shown in sorted(self.latest.items(), key=lambda item: str(item[0]).rjust(4)):
                         _log(shown)
                     self.latest.clear()
 
@@ -161,4 +197,4 @@ def _progress(live: bool) -> Progress:
     )  # fmt: skip
 
 
-__all__ = ["Bar", "Lines", "console", "say", "say_once", "tell"]
+__all__ = ["Bar", "Lines", "console", "say", "say_once", "tell", "telling"]
