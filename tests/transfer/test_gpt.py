@@ -336,6 +336,13 @@ def test_a_masked_model_is_refused() -> None:
         check(lm, task(), quick(), "t")
 
 
+def test_a_head_that_cannot_grow_is_refused_before_anything_is_written() -> None:
+    lm = language_model()
+    lm.model.lm_head = nn.Sequential(nn.Linear(16, size()))
+    with pytest.raises(EunoeError, match=r"GPT2LMHeadModel .* writes them with Sequential; new words need"):
+        check(lm, task(), quick(), "t")
+
+
 def test_layers_of_a_random_start_are_refused() -> None:
     with pytest.raises(EunoeError, match="transferred = 1 of a random start: no layer is"):
         resolve(quick(start="random", transferred=1), "t")

@@ -21,12 +21,7 @@ def add_words(lm: nn.Module, words: int, std: float = 0.02) -> list[int]:
     >>> add_words(lm, 3), lm(input_ids=torch.tensor([[11, 2]])).logits.shape
     ([9, 10, 11], torch.Size([1, 2, 12]))
     """
-    table, head = anatomy(lm).embeddings, lm.get_output_embeddings()  # type: ignore[operator]
-    if not isinstance(table, nn.Embedding) or not isinstance(head, nn.Linear):
-        raise EunoeError(
-            f"{type(lm).__name__} reads words with {type(table).__name__} and writes them with {type(head).__name__}; new words need an "
-            "embedding table and a linear LM head. Merge an adapter that stands around them first."
-        )
+    table, head = words_of(lm)
     first, tied = table.num_embeddings, head.weight is table.weight
     table.weight = _longer(table.weight, words, std)
     head.weight = table.weight if tied else _longer(head.weight, words, std)
@@ -34,6 +29,17 @@ def add_words(lm: nn.Module, words: int, std: float = 0.02) -> list[int]:
         head.bias = _longer(head.bias, words, 0.0)
     table.num_embeddings = head.out_features = first + words
     return list(range(first, first + words))
+
+
+def words_of(lm: nn.Module) -> tuple[nn.Embedding, nn.Linear]:
+    """The embedding table and the LM head that ``add_words`` makes longer; raises ``EunoeError`` where they are something else."""
+    table, head = anatomy(lm).embeddings, lm.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(table, nn.Embedding) or not isinstance(head, nn.Linear):
+        raise EunoeError(
+            f"{type(lm).__name__} reads words with {type(table).__name__} and writes them with {type(head).__name__}; new words need an "
+            "embedding table and a linear LM head. Merge an adapter that stands around them first."
+        )
+    return table, head
 
 
 def _longer(weight: Tensor, rows: int, std: float) -> nn.Parameter:
@@ -44,4 +50,4 @@ def _longer(weight: Tensor, rows: int, std: float) -> nn.Parameter:
     return nn.Parameter(torch.cat([weight.detach(), more.to(weight.device)]), requires_grad=weight.requires_grad)
 
 
-__all__ = ["add_words"]
+__all__ = ["add_words", "words_of"]

@@ -43,7 +43,7 @@ from eunoe.models.anatomy import anatomy
 from eunoe.models.cross_entropy import at_least_float32
 from eunoe.models.heads import LossSum, only_positions
 from eunoe.models.load import LanguageModel, refuse_longer
-from eunoe.models.vocabulary import add_words
+from eunoe.models.vocabulary import add_words, words_of
 from eunoe.recipe import Batch as BatchSize
 from eunoe.recipe import Below1, Epochs, LoopSettings, Positive
 from eunoe.transfer import finetune
@@ -105,6 +105,7 @@ def check(lm: LanguageModel, task: Task, settings: GptSettings, where: str) -> N
     if lm.objective != "causal":
         raise EunoeError(f"{where}: this transfer reads from left to right and adds the loss of the next token, so it needs a causal LM; "
                          f"{lm.name!r} is a {lm.objective} one. Name a causal model, or choose another transfer.")  # fmt: skip
+    words_of(lm.model)
     if settings.both_orders is not None and (task.choices or not _pairs(task)):
         raise EunoeError(f"{where}: both_orders is {settings.both_orders}, which is about pairs of texts, and {task.name} has none. "
                          "Leave it out (of a study: set it in the transfer of the tasks that have pairs).")  # fmt: skip
@@ -131,7 +132,7 @@ def _both_orders(task: Task, settings: GptSettings) -> bool:
 def encode_task(lm: LanguageModel, task: Task, settings: GptSettings) -> tuple[Rows, Rows]:
     """The task's training and test rows as token ids."""
     both = _both_orders(task, settings)
-    key = ("gpt", settings.max_length, both, anatomy(lm.model).embeddings.num_embeddings)
+    key = ("gpt", settings.max_length, both, words_of(lm.model)[0].num_embeddings)
     return encoded(
         lm.tokenizer, task, key, lambda: (encode(lm, task, task.train, settings), encode(lm, task, task.test, settings))
     )
@@ -139,7 +140,7 @@ def encode_task(lm: LanguageModel, task: Task, settings: GptSettings) -> tuple[R
 
 def encode(lm: LanguageModel, task: Task, examples: Sequence[Example], settings: GptSettings) -> Rows:
     """Rows of ``task`` as sequences of the module's four forms; raises ``EunoeError`` for a choice that does not fit."""
-    words, most = int(anatomy(lm.model).embeddings.num_embeddings), settings.max_length  # type: ignore[arg-type]
+    words, most = words_of(lm.model)[0].num_embeddings, settings.max_length
     start, delimiter, extract = range(words, words + 3)
     least = 5 if task.choices or _pairs(task) else 3
     if most < least:
