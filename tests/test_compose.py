@@ -154,9 +154,9 @@ class Bare:
 
 
 def systems(*words: str) -> dict[str, Any]:
-    from eunoe.cli import _parser
+    from eunoe.arguments import parser
 
-    args, rest = _parser().parse_known_args([*words, "--model", "bert"])
+    args, rest = parser().parse_known_args([*words, "--model", "bert"])
     assert not rest
     return (finetune_study if words[0] == "finetune" else glue_study)(args, []).systems
 

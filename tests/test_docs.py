@@ -95,7 +95,7 @@ def test_commands_parse_and_their_recipes_resolve(page: Path, tmp_path: Path, ca
                 assert set(words[1:]) <= set(targets), words
             if words[0] != "eunoe":
                 continue
-            args, rest = cli._parser().parse_known_args(words[1:])
+            args, rest = cli.parser().parse_known_args(words[1:])
             assert args.command, words
             assert args.overrides or not rest, words
             if args.command == "list":

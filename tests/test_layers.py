@@ -21,7 +21,8 @@ ABOVE = sorted(
 
 SAY = {
     "__init__.py": {"recadam"},  # the module of the optimizer, which has the method's name
-    "cli.py": {"finetune", "cpt"},  # a command's name; whose checkpoints are imported
+    "arguments.py": {"finetune", "cpt"},  # a command's name, and the default transfer; whose checkpoints are imported
+    "cli.py": {"finetune", "cpt"},  # the same
     "draft.py": {"cpt"},  # CPT's rule of how many rows a few-shot task has
     "recipe/settings.py": {"finetune", "cpt"},  # the default of recipes, which nothing else names; the same rule
 }
