@@ -136,6 +136,7 @@ TWO = {
 GENERAL = {"general": {"source": "general.txt"}}
 REPEATS = (
     "recipe.yaml",
+    "methods.json",
     "environment.json",
     "times.jsonl",
     "texts.json",

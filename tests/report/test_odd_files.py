@@ -35,7 +35,7 @@ from eunoe.report.schema import Row, append_rows, from_line, read_rows, to_line
 from eunoe.report.study import summarize_study
 from eunoe.report.summary import labels, summarize
 from eunoe.report.terminal import print_run
-from tests.report.made_up import made_up_capacity, made_up_rows, made_up_run, made_up_study, study_rows
+from tests.report.made_up import made_up_capacity, made_up_facts, made_up_rows, made_up_run, made_up_study, study_rows
 from tests.report.test_page import page
 
 BYTES = {
@@ -63,7 +63,7 @@ BYTES = {
 FILES = ("rows.jsonl", "recipe.yaml", "environment.json", "texts.json", "finished.json", "times.jsonl", "samples.jsonl", "matrix.csv",
          "report.html", "sequences/cpt.given.seed0/notes.json", "sequences/cpt.given.seed0/samples.jsonl",
          "sequences/cpt.given.seed0/domains/0-a/curve.csv", "sequences/cpt.given.seed0/domains/0-a/capacity.json",
-         "head/curve.csv")  # fmt: skip
+         "head/curve.csv", "methods.json")  # fmt: skip
 CELL = "cells/rte/adamw-0.seed0"
 CELL_FILES = (*FILES[:8], f"{CELL}/rows.jsonl", f"{CELL}/curve.csv", f"{CELL}/observed.csv")
 
@@ -96,6 +96,7 @@ def _whole(folder: Path, *samples: str) -> None:
     for name in ("texts.json", "finished.json"):
         (folder / name).write_text('{"a": "b"}\n')
     (folder / "times.jsonl").write_text('{"what": "a", "seconds": 1.0, "tokens": 1}\n')
+    (folder / "methods.json").write_text(json.dumps(made_up_facts(["cpt"])))
     for name in ("samples.jsonl", *samples):
         answer = Sample(method="cpt", order="given", seed=0, learnt=("a",), reads_as=None, prompt="Why?", answer="So.")
         write_samples(folder / name, [answer])
@@ -134,7 +135,16 @@ def test_the_runs_of_these_tests_are_whole(domains: Path, study: Path, tmp_path:
 
 
 # -- whole files ----------------------------------------------------------------------------------------------------
-SHOWN = {"recipe.yaml", "environment.json", "samples.jsonl", "notes.json", "curve.csv", "capacity.json", "observed.csv"}
+SHOWN = {
+    "recipe.yaml",
+    "environment.json",
+    "samples.jsonl",
+    "notes.json",
+    "curve.csv",
+    "capacity.json",
+    "observed.csv",
+    "methods.json",
+}
 """Files that the page and the terminal show something of."""
 
 
@@ -348,7 +358,9 @@ def test_old_runs_whose_methods_bear_the_names_of_the_heads_rows_have_a_page(tmp
              for row in made_up_rows(seeds=(0,))[:1] for name, value in (("head-start", 10.5), ("head-trained", 6.0))]  # fmt: skip
     methods = ("head-start", "head-trained")
     run = made_up_run(tmp_path / "old", heads + made_up_rows(methods=methods, seeds=(0,)))
-    assert answer(summarize(read_run(run).rows)).startswith(("head-start forgot", "head-trained forgot"))
+    assert answer(summarize(read_run(run).rows)).startswith(
+        ("Best at the end is head-start, ", "Best at the end is head-trained, ")
+    )
     order_none = made_up_run(tmp_path / "none", heads + made_up_rows(methods=methods, seeds=(0,), order="none"))
     assert looked_at(order_none) is not None
 

@@ -37,7 +37,7 @@ MANY = 6
 """Methods up to which curves share a plot, matrices are in sight, and all that is folded is printed."""
 
 
-def part(runs: Sequence[Run], *, times: bool = False) -> html.Part:
+def part(runs: Sequence[Run]) -> html.Part:
     """The part of the page for runs over domains, compared with each other."""
     rows = [row for run in runs for row in run.rows]
     summary, names = summarize(rows), labels(rows)
@@ -48,7 +48,13 @@ def part(runs: Sequence[Run], *, times: bool = False) -> html.Part:
     sections = [
         tradeoff_section(summary, looks),
         pick_section(summary, facts, sizes),
-        costs_section(summary, facts, sizes, _grouped(runs, names, lambda run: run.times), asked=times),
+        costs_section(
+            summary,
+            facts,
+            sizes,
+            _grouped(runs, names, lambda run: run.times or ()),
+            asked=any(run.times is not None for run in runs),
+        ),
         _what_ran(runs, names),
         forgotten_section(summary, names, looks),
         _matrices(summary, names),

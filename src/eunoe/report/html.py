@@ -261,6 +261,7 @@ th button { all: unset; cursor: pointer; text-decoration: underline dotted; text
 th button:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 [aria-sort=ascending] button::after { content: " ↑"; }
 [aria-sort=descending] button::after { content: " ↓"; }
+table[data-sort] td:first-child { min-width: 7.5em; }
 th:last-child, td:last-child { padding-right: 4px; }
 .none { color: var(--soft); }
 details { border: 1px solid var(--line); border-radius: 6px; margin: 10px 0; padding: 0 14px; }

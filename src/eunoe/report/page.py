@@ -49,16 +49,14 @@ def write_report(
     else:
         path = as_path(out, "out")
         path = path / "report.html" if path.is_dir() else path
-    write_bytes(path, render(loaded, times=times).encode("utf-8", "replace"))
+    write_bytes(path, render(loaded).encode("utf-8", "replace"))
     return path
 
 
-def render(runs: Sequence[Run], *, times: bool = False) -> str:
+def render(runs: Sequence[Run]) -> str:
     """The whole page as text."""
     over_domains = [run for run in runs if run.study is None]
-    parts: list[tuple[Sequence[Run], html.Part]] = (
-        [(over_domains, domains.part(over_domains, times=times))] if over_domains else []
-    )
+    parts: list[tuple[Sequence[Run], html.Part]] = [(over_domains, domains.part(over_domains))] if over_domains else []
     for run in runs:
         if run.study is not None:
             parts.append(([run], study_page.part(run, run.study, f"study-{len(parts)}")))

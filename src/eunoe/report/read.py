@@ -74,8 +74,8 @@ class Run:
     samples: list[Sample]
     facts: dict[str, Facts]
     """Label -> what that method is; of a run that an earlier version wrote, nothing."""
-    times: list[Time]
-    """Where they were asked for."""
+    times: list[Time] | None
+    """None where they were not asked for."""
     damaged: list[str]
     """A sentence for each file that was left out; its path is that in the run folder."""
 
@@ -131,7 +131,7 @@ def read_run(folder: str | Path, *, times: bool = False) -> Run:
         rows[0].run, rows, recipe[0] if recipe else None, reader.read(read_object, folder / "environment.json"),
         _study(recipe[1] if recipe else None, rows), _curves(reader, rows), _observed(reader), _capacity(reader, rows),
         _sizes(reader, rows), _notes(reader, rows), reader.read(read_samples, folder / "samples.jsonl") or [],
-        reader.read(read_facts, folder / "methods.json") or {}, (reader.read(read_times, folder / "times.jsonl") if times else None) or [],
+        reader.read(read_facts, folder / "methods.json") or {}, (reader.read(read_times, folder / "times.jsonl") or []) if times else None,
         reader.sentences,
     )  # fmt: skip
 
