@@ -29,8 +29,12 @@ from eunoe.recipe import load_recipe, parse_yaml, shipped_recipes
 from eunoe.recipe.pretraining import Pretraining, load_pretraining
 from eunoe.study import resolve_study
 from eunoe.transfer import TRANSFERS
+from eunoe.transfer.elmo import BiLMSettings, ElmoSettings
+from eunoe.transfer.features import FeatureSettings
 from eunoe.transfer.finetune import FinetuneSettings
 from eunoe.transfer.gpt import GptSettings
+from eunoe.transfer.over_features import LayerSettings, TaskModelSettings
+from eunoe.transfer.vectors import VectorSettings
 from tests.tiny import tiny_bert, tiny_folder
 from tests.tiny_run import tiny_recipe
 
@@ -210,6 +214,7 @@ def test_the_package_on_the_page_is_the_example() -> None:
 
 # -- settings -----------------------------------------------------------------------------------------------------
 RECIPES, METHODS_PAGE = ROOT / "docs" / "recipes.md", ROOT / "docs" / "methods.md"
+TRANSFER = ROOT / "docs" / "transfer.md"
 TABLES: dict[type[Any], tuple[Path, str]] = {
     eunoe.recipe.Recipe: (RECIPES, "The run"),
     eunoe.recipe.ModelSettings: (RECIPES, "`model`"),
@@ -221,6 +226,12 @@ TABLES: dict[type[Any], tuple[Path, str]] = {
     eunoe.recipe.EvaluationSettings: (RECIPES, "`evaluation`"),
     FinetuneSettings: (RECIPES, "`transfer`"),
     GptSettings: (ROOT / "docs" / "gpt.md", "Settings"),
+    TaskModelSettings: (TRANSFER, "`features`, `elmo` and `vectors`"),
+    LayerSettings: (TRANSFER, "`features` and `elmo`"),
+    FeatureSettings: (TRANSFER, "`features` alone"),
+    ElmoSettings: (TRANSFER, "`elmo` alone"),
+    BiLMSettings: (TRANSFER, "A new biLM"),
+    VectorSettings: (TRANSFER, "`vectors` alone"),
     eunoe.recipe.Study: (RECIPES, "Fine-tuning studies"),
     eunoe.recipe.StudyTask: (RECIPES, "`tasks`"),
     eunoe.recipe.SearchSettings: (RECIPES, "`search`"),
@@ -263,6 +274,7 @@ def test_every_key_stands_in_its_table_with_its_default(settings: type[Any]) -> 
     if (inherits and not set(found) >= set(held)) or settings in (
         FinetuneSettings,
         GptSettings,
+        TaskModelSettings,
         eunoe.recipe.StudyTask,
     ):  # what differs from training, from `task`
         held = {name: held[name] for name in inspect.get_annotations(settings)}

@@ -27,7 +27,21 @@ SAY = {
     "recipe/settings.py": {"finetune", "cpt"},  # the default of recipes, which nothing else names; the same rule
 }
 """What files above may say, and why."""
-WORDS = {"adapter", "classic", "joint", "l2", "merge", "none", "one", "peft", "recadam", "replay", "wise"}
+WORDS = {
+    "adapter",
+    "classic",
+    "features",
+    "joint",
+    "l2",
+    "merge",
+    "none",
+    "one",
+    "peft",
+    "recadam",
+    "replay",
+    "vectors",
+    "wise",
+}
 """Methods whose names are also words of something else (of English, an optimizer, a library): only what code asks about a method
 by its name is looked for."""
 

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     finetune.add_argument("--text", help="column of the text (default text)")
     finetune.add_argument("--pair", help="column of a second text")
     finetune.add_argument("--label", help="column of the label (default label)")
-    finetune.add_argument("--kind", choices=["classification", "regression", "choice"],
+    finetune.add_argument("--kind", choices=["classification", "regression", "choice", "tagging"],
                           help="regression reads numbers as labels, choice is multiple choice")  # fmt: skip
     finetune.add_argument(
         "--choices",
@@ -83,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
         help="with --kind choice: the column with the list of them, or several",
     )
     finetune.add_argument(
-        "--layout", metavar="NAME", help="rows as a data set's own files hold them: race, story_cloze, snli or scitail"
+        "--layout",
+        metavar="NAME",
+        help="rows as a data set's own files hold them: race, story_cloze, snli, scitail or conll",
     )
     finetune.add_argument("--glue", metavar="TASK", help="a GLUE task from --data, instead of --train and --test")
     finetune.add_argument("--data", help="with --glue: folder of the official GLUE layout (default: the hub)")

@@ -92,7 +92,7 @@ def read_material(
             tasks[domain.name] = {}
             for draw in draws(domain.task):
                 task = load_task(domain.name, draw, domain.corpus)
-                transfer.check(beside, task, settings, "recipe.transfer")
+                transfer.refuse(beside, task, settings, "recipe.transfer")
                 tasks[domain.name][task.shots_seed] = task
     if recipe.general is not None:
         # text that is mixed into batches must not be scored as unseen

@@ -126,7 +126,7 @@ class StudyPlan:
                 lm = self.model(work.model)
                 if work.model != study.model:
                     digests[f"model of {work.system}"] = lm.identity
-                work.entry.check(lm, task, work.settings, f"recipe.systems.{work.system}")
+                work.entry.refuse(lm, task, work.settings, f"recipe.systems.{work.system}")
                 course = work.entry.course(work.settings, len(task.train))
                 for line in course.warnings if course else []:
                     say(f"warning: {work.task}, {work.label}: {line}")

@@ -72,6 +72,8 @@ class Job:
     step to step belongs into ``carry``, which checkpoints hold."""
     rate_scale: Callable[[int], float] | None = None
     """Step (from 0) -> what its learning rates are multiplied by (AWD-LSTM: the length of its text over the usual one)."""
+    keep_last: bool = False
+    """Write a checkpoint after the last step too: more follows, and a kill in it must not cost steps of this training."""
     carry: Any = None
     """State that a loss carries from batch to batch (hidden states): ``state_dict`` and ``load_state_dict``."""
 
@@ -122,7 +124,7 @@ def train(job: Job) -> Trained:
     model = _wrapped(job.model, accelerator)
     model.train()
     began, world = time.monotonic() - done.seconds, accelerator.num_processes
-    ends = type(method).end is not Method.end  # then a kill in it costs no step
+    ends = job.keep_last or type(method).end is not Method.end  # then a kill in what follows costs no step
     with stop.watching(), Bar(job.name, total, done.steps) as bar:
         for step in range(total if done.ended else done.steps, total):
             # -- forward and backward over the micro-batches of this step

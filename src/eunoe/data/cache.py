@@ -112,7 +112,7 @@ def _write(folder: Path, block: int, kind: str, pieces: Iterable[list[int]], eno
     tokens, row = 0, block * np.dtype(kind).itemsize
     total, rest = hashlib.sha256(), b""
     try:
-        with _partial(folder.parent) as partial:
+        with partial_folder(folder.parent) as partial:
             with open(partial / "ids.bin", "wb") as file:
                 for ids in pieces:
                     rest += np.asarray(ids, dtype=kind).tobytes()
@@ -159,7 +159,7 @@ def _replace(folder: Path, partial: Path, block: int) -> None:
 
 
 @contextmanager
-def _partial(parent: Path) -> Iterator[Path]:
+def partial_folder(parent: Path) -> Iterator[Path]:
     """A folder to write in, which is removed at the end if it is still there; what killed processes left goes first.
 
     Its writer holds a lock on it, and a lock dies with its owner: a folder that can be locked has no living writer. The

@@ -10,6 +10,7 @@
   ``sentence2``, ``gold_label``; rows labelled ``-``, of which the annotators did not agree, are left out and counted.
 - SciTail (AAAI 2018): ``.tsv`` without a header (premise, hypothesis, ``entails`` or ``neutral``; one more column in ``dgem_format``), or
   ``snli_format``: JSON lines in a ``.txt``.
+- CoNLL's column files of words with tags, whatever the data set: ``data/tagging.py``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from eunoe import stop
 from eunoe.data.encoding import LINE_LIMIT, lines_of, too_long
 from eunoe.data.files import resolve
 from eunoe.data.records import Record, cell, read_rows, shown_value, text_cell
+from eunoe.data.tagging import read_conll
 from eunoe.errors import EunoeError
 from eunoe.foreign import first_line, visible
 from eunoe.progress import say
@@ -38,7 +40,7 @@ class Layout:
     """How the files of a data set are read."""
 
     kind: str
-    """Kind of task: ``classification`` or ``choice``."""
+    """Kind of task: ``classification`` or ``choice`` or ``tagging``."""
     read: Callable[[str, str | None, int], Placed]
     """(source, encoding, bytes of a line) -> rows with the columns ``text``, ``pair``, ``label`` and ``choices``."""
 
@@ -116,6 +118,7 @@ LAYOUTS: dict[str, Layout] = {
     "story_cloze": Layout(kind="choice", read=_story_cloze),
     "snli": Layout(kind="classification", read=_snli),
     "scitail": Layout(kind="classification", read=_scitail),
+    "conll": Layout(kind="tagging", read=read_conll),
 }
 
 

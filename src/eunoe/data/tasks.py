@@ -22,6 +22,7 @@ from eunoe.data.corpus import part_of, place, texts
 from eunoe.data.layouts import LAYOUTS, read_layout
 from eunoe.data.records import Record, cell, read_rows, shown_value, text_cell
 from eunoe.data.shots import describe, draw, evenly, random_split, resplit
+from eunoe.data.tagging import words_and_tags
 from eunoe.errors import EunoeError
 from eunoe.progress import say_once
 from eunoe.recipe import CorpusSettings, TaskSettings, expand
@@ -37,10 +38,12 @@ class Example:
     text: str
     pair: str | None
     """A second text; of a multiple-choice row the question about ``text``, where it has one."""
-    label: str | float
-    """The class, the number, or the index (from 0) of the right choice."""
+    label: str | float | tuple[str, ...]
+    """The class, the number, the index (from 0) of the right choice, or the tags of a tagging row."""
     choices: tuple[str, ...] = ()
     """What a multiple-choice row offers; () of other kinds."""
+    tokens: tuple[str, ...] = ()
+    """The words of a tagging row, as somebody split them (``text`` has a space between them); () of other kinds."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class Task:
 
     name: str
     kind: str
-    """``classification``, ``regression`` or ``choice`` (multiple choice)."""
+    """``classification``, ``regression``, ``choice`` (multiple choice) or ``tagging``."""
     labels: tuple[str, ...]
-    """The classes of all training rows (before the draw), sorted; () of the other kinds."""
+    """The classes, or tags, of all training rows (before the draw), sorted; () of the other kinds."""
     train: tuple[Example, ...]
     """What is fine-tuned on: the few shots, or all."""
     test: tuple[Example, ...]
@@ -91,24 +94,24 @@ def load_task(name: str, settings: TaskSettings, corpus: CorpusSettings) -> Task
     rows = _read(settings.train, "train", settings)
     _refuse_ragged(rows)
     train = [example for _, example in rows]
-    labels = _classes(settings, train, where)
+    labels, classes = _classes(settings, train, where), _kind(settings) == "classification"
     if settings.test is None:
         assert settings.test_share is not None
-        _refuse_alike(rows if labels else [])
+        _refuse_alike(rows if classes else [])
         kept, scored = random_split(len(train), settings.test_share, SPLIT_SEED)
         every = train
     else:
         more = _read(settings.dev, "validation", settings) if settings.dev is not None else []
         last = _read(settings.test, "test", settings)
-        _refuse_alike([*rows, *more, *last] if labels else [])
+        _refuse_alike([*rows, *more, *last] if classes else [])
         _refuse_ragged([*rows[:1], *more, *last])
-        dev, test = _known(more, labels), _known(last, labels)
+        dev, test = (_known(part, labels if classes else ()) for part in (more, last))
         every = [*train, *dev, *test]
         kept, scored = list(range(len(train))), list(range(len(train) + len(dev), len(every)))
         if settings.resplit is not None:
             kept, scored = resplit(_labels(train), _labels(dev), _labels(test), settings.resplit)
     chosen, seed, short = _draw([every[i] for i in kept], settings, labels, where)
-    if labels and len({example.label for example in chosen}) < 2:
+    if classes and len({example.label for example in chosen}) < 2:
         raise EunoeError(
             f"{where}: the {len(chosen)} rows that are left to train on have one class, {shown_value(str(chosen[0].label))}: "
             f"the others of {settings.train} went to the test rows. Give more rows of each class, or test rows of their own."
@@ -162,6 +165,7 @@ def check_task(settings: TaskSettings, where: str = "task") -> None:
     hub = any(s.startswith("hub:") for s in sources)
     unread = {
         "test_share": settings.test is not None and "where no test is given",
+        "pair": kind == "tagging" and "for texts, and tagging has words",
         "pair_first": (settings.pair is None or kind == "choice") and "with pair, of kinds without choices",
         "dev": settings.resplit is None and "with resplit",
         "resplit": (settings.test is None and "with test") or (kind != "classification" and "for classes"),
@@ -230,6 +234,9 @@ def _example(record: Record, settings: TaskSettings, where: str) -> Example:
     kind, label, pair = _kind(settings), settings.label or "label", settings.pair
     if settings.layout is not None and "pair" in record:
         pair = "pair"
+    if kind == "tagging":
+        words, tags = words_and_tags(record, settings.text or "text", label, where)
+        return Example(" ".join(words), None, tags, tokens=words)
     first = text_cell(record, settings.text or "text", where)
     second = text_cell(record, pair, where) if pair is not None else None
     value = cell(record, label, where)
@@ -325,9 +332,10 @@ def _class(value: Any, column: str, where: str) -> str:
 
 
 def _classes(settings: TaskSettings, train: list[Example], where: str) -> tuple[str, ...]:
-    if _kind(settings) != "classification":
+    if _kind(settings) not in ("classification", "tagging"):
         return ()
-    labels = tuple(sorted({str(example.label) for example in train}))
+    tags = {tag for example in train if isinstance(example.label, tuple) for tag in example.label}
+    labels = tuple(sorted(tags or {str(example.label) for example in train}))
     if len(labels) < 2:
         raise EunoeError(f"{where}: all {len(train)} rows of {settings.train} have the label {shown_value(labels[0])}; "
                          "there is nothing to tell apart. Give rows of at least two classes.")  # fmt: skip

@@ -19,7 +19,7 @@ from eunoe.data.collate import Batch, Rows, by_length, collate_lm
 from eunoe.data.corpus import Blocks
 from eunoe.data.tasks import Task
 from eunoe.errors import EunoeError
-from eunoe.evaluate.scores import classification_scores, f1, matthews, regression_scores
+from eunoe.evaluate.scores import are_spans, classification_scores, f1, matthews, regression_scores, span_scores
 from eunoe.models.heads import target_logits
 from eunoe.models.load import LanguageModel
 from eunoe.models.products import scoring
@@ -112,7 +112,8 @@ def answer_scores(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> 
     """Scores of answers to rows of ``task``; the metrics that the task names come first.
 
     Classes: accuracy and macro-F1, and ``matthews`` and ``f1`` (of the last class) where the task names them. Numbers: Pearson and
-    Spearman. Choices: accuracy.
+    Spearman. Choices: accuracy. Tags: F1, precision and recall of spans
+    where they mark spans, and the accuracy of words.
     """
     values, detail = _SCORERS[task.kind](task, gold, predicted)
     order = [*task.metrics, *(name for name in values if name not in task.metrics)]
@@ -139,4 +140,11 @@ def _of_choices(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> Sc
     return {"accuracy": sum(g == p for g, p in zip(gold, predicted, strict=True)) / len(gold)}, None
 
 
-_SCORERS = {"classification": _of_classes, "regression": _of_numbers, "choice": _of_choices}
+def _of_tags(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> Scored:
+    words = [[str(tag) for row in rows for tag in row] for rows in (gold, predicted)]
+    right = sum(g == p for g, p in zip(*words, strict=True)) / len(words[0])
+    values = span_scores(gold, predicted) if are_spans(task.labels) else {}
+    return values | {"accuracy": right}, None
+
+
+_SCORERS = {"classification": _of_classes, "regression": _of_numbers, "choice": _of_choices, "tagging": _of_tags}

@@ -8,7 +8,7 @@ counts as 0. scikit-learn's default leaves such a class out, which lets a small 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from math import fsum, isfinite, sqrt
 from statistics import NormalDist
 from typing import TypedDict
@@ -131,6 +131,59 @@ def f1(gold: Sequence[Hashable], predicted: Sequence[Hashable], positive: Hashab
     hits = sum(g == p == positive for g, p in zip(gold, predicted, strict=True))
     marked = sum(p == positive for p in predicted) + sum(g == positive for g in gold)
     return 2 * hits / marked if marked else 0.0
+
+
+def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """The spans (begin, end, type) of one sentence's tags in IOB1, IOB2 or IOBES, read as CoNLL's script reads them.
+
+    A span begins at B- or S-, and at I- or E- of another type than the span that runs; it ends before O, before a new one begins, and
+    after E- or S-.
+
+    >>> sorted(spans(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
+    [(0, 2, 'PER'), (3, 4, 'LOC'), (4, 5, 'LOC')]
+    """
+    made: set[tuple[int, int, str]] = set()
+    begin, kind = 0, ""
+    for i, tag in enumerate([*tags, "O"]):
+        mark, _, new = tag.partition("-")
+        if kind and (mark in ("O", "B", "S") or new != kind):
+            made.add((begin, i, kind))
+            kind = ""
+        if mark == "O":
+            continue
+        if not kind:
+            begin, kind = i, new
+        if mark in ("E", "S"):
+            made.add((begin, i + 1, kind))
+            kind = ""
+    return made
+
+
+def are_spans(tags: Iterable[str]) -> bool:
+    """Do the tags mark spans (O, B-, I-, E-, S- and a type)? Parts of speech do not.
+
+    >>> are_spans(["O", "B-PER", "I-PER"]), are_spans(["NN", "O"]), are_spans(["O"])
+    (True, False, False)
+    """
+    different = set(tags) - {"O"}
+    return bool(different) and all(tag[:2] in ("B-", "I-", "E-", "S-") and len(tag) > 2 for tag in different)
+
+
+def span_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """F1, precision and recall of the spans of all sentences: one is right if its begin, end and type are. 0 where there is none.
+
+    >>> span_scores([["B-X", "I-X", "B-Y"]], [["B-X", "I-X", "O"]])
+    {'span_f1': 0.6666666666666666, 'span_precision': 1.0, 'span_recall': 0.5}
+    """
+    pairs = [(spans(g), spans(p)) for g, p in zip(gold, predicted, strict=True)]
+    hits, given, right = (
+        sum(map(len, part)) for part in ([g & p for g, p in pairs], [p for _, p in pairs], [g for g, _ in pairs])
+    )
+    return {
+        "span_f1": 2 * hits / (given + right) if given + right else 0.0,
+        "span_precision": hits / given if given else 0.0,
+        "span_recall": hits / right if right else 0.0,
+    }
 
 
 def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

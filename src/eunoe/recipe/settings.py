@@ -84,14 +84,16 @@ class TaskSettings:
     """Encoding of the files, as in ``gb18030`` (default UTF-8); a byte-order mark in a file goes before it."""
     line_limit: Annotated[int, Field(ge=1)] | None = None
     """Bytes that one line or row may have (default 16 MiB); a larger one is refused before it takes memory."""
-    kind: Literal["classification", "regression", "choice"] = "classification"
+    kind: Literal["classification", "regression", "choice", "tagging"] = "classification"
     """``regression`` reads numbers as labels and scores Pearson and Spearman correlation; ``choice`` is multiple choice: of each
-    row's ``choices`` the label names the right one, by its place from 0 or by a letter from A."""
+    row's ``choices`` the label names the right one, by its place from 0 or by a letter from A; ``tagging``: ``text`` and ``label``
+    are lists, a tag for each word."""
     choices: str | list[str] | None = None
     """Column that holds the list of choices, or several columns of one each; read with ``kind: choice``. ``text`` is then the context
     and ``pair`` the question."""
-    layout: Literal["race", "story_cloze", "snli", "scitail"] | None = None
-    """Read ``train`` and ``test`` as that data set's official files hold them; kind and columns are then known."""
+    layout: Literal["race", "story_cloze", "snli", "scitail", "conll"] | None = None
+    """Read ``train`` and ``test`` as that data set's official files hold them (``conll``: column files of words with
+    tags); kind and columns are then known."""
     shots: Literal["cpt", "all"] | Count = "all"
     """``cpt``: the paper's rule (32 in all, or 8 a class from 5 classes on); a number: that many a class; ``all``."""
     shots_seed: Seed | Seeds = 2022

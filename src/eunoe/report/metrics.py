@@ -40,6 +40,7 @@ NAMED = (
     *METRICS,
     Metric("matthews", "Matthews", "points", 100.0, 1, True),
     Metric("accuracy_mm", "Accuracy, mismatched", "points", 100.0, 1, True),
+    Metric("span_f1", "Span F1", "points", 100.0, 1, True),
     DISTANCE,
     LAMBDA,
 )

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from eunoe.errors import EunoeError
 from eunoe.recipe import TaskSettings
-from eunoe.transfer import finetune, gpt
+from eunoe.transfer import elmo, features, finetune, gpt, over_features, vectors
 from eunoe.transfer.base import Course, Entry, Start, Tuned
+
+_OVER_FEATURES: Any = {
+    "resolve": over_features.resolve, "no_best": over_features.no_best, "scorings": over_features.scorings,
+    "kinds": over_features.KINDS,
+    "drafted": lambda epochs, tokens: {"epochs": epochs, "max_length": tokens},
+}  # fmt: skip
+"""What the transfers with a task model over features have alike."""
 
 TRANSFERS: dict[str, Entry] = {
     "finetune": Entry(
@@ -21,6 +29,18 @@ TRANSFERS: dict[str, Entry] = {
         course=finetune.course, no_best=finetune.no_best, scorings=finetune.scorings,
         composed={"evaluate_every": 0.1}, drafted=lambda epochs, tokens: {"epochs": epochs, "max_length": tokens},
         summary="causal LMs, as GPT-1: rows between new tokens, the LM's own loss beside the task's",
+    ),
+    "features": Entry(
+        transfer=features.features, settings=features.FeatureSettings, check=features.check, **_OVER_FEATURES,
+        summary="the model frozen: a BiLSTM over a mix of its layers, computed once and kept on the disk; also tags",
+    ),
+    "elmo": Entry(
+        transfer=elmo.elmo, settings=elmo.ElmoSettings, check=elmo.check, unlabelled=True, **_OVER_FEATURES,
+        summary="the same over the layers of a biLM: a released one, or one trained on text here; also tags",
+    ),
+    "vectors": Entry(
+        transfer=vectors.vectors, settings=vectors.VectorSettings, check=vectors.check, **_OVER_FEATURES,
+        summary="the same over word vectors, fixed or tuned, without a language model; also tags",
     ),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from eunoe.data.tasks import Example, Task
+from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score
 from eunoe.methods.base import Method
 from eunoe.models.load import LanguageModel
@@ -116,6 +117,15 @@ class Entry:
     """Does it read ``Task.unlabelled``? A task's ``unlabelled`` that no transfer of the recipe reads is refused."""
     no_best: Callable[[Any], str | None] = lambda settings: "this transfer scores once: choose another one"
     """settings -> why ``Tuned.best`` will be empty, and what to set; None where there are several evaluations."""
+    kinds: tuple[str, ...] = ("classification", "regression", "choice")
+    """Kinds of tasks that it is for."""
+
+    def refuse(self, lm: LanguageModel, task: Task, settings: Any, where: str) -> None:
+        """Raise ``EunoeError`` for a task that is not of ``kinds``, and for all that ``check`` refuses."""
+        if task.kind not in self.kinds:
+            raise EunoeError(f"{where}: the task {task.name!r} is of kind {task.kind}, and this transfer is for {', '.join(self.kinds)}. "
+                             "Choose another transfer: eunoe list transfers.")  # fmt: skip
+        self.check(lm, task, settings, where)
 
 
 __all__ = ["Course", "Entry", "Start", "Tuned"]

@@ -136,8 +136,9 @@ def gold_labels(task: Task, examples: Sequence[Example]) -> list[int] | list[flo
         index = {label: i for i, label in enumerate(task.labels)}
         return [0 if e.label == "" else index[str(e.label)] for e in examples]
     if task.kind == "choice":
-        return [int(e.label) for e in examples]
-    return [0.0 if math.isnan(float(e.label)) else float(e.label) for e in examples]
+        return [int(str(e.label)) for e in examples]
+    numbers = [float(str(e.label)) for e in examples]
+    return [0.0 if math.isnan(number) else number for number in numbers]
 
 
 def finetune(start: Start, settings: FinetuneSettings) -> Tuned:
