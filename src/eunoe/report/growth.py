@@ -6,6 +6,7 @@ their names have in common: trec6 of ``trec6_32`` and ``trec6_100``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -35,7 +36,7 @@ def growth(summary: StudySummary, settings: StudySettings) -> dict[str, tuple[Me
         for rows, name in known:
             for result in tasks[name].results_in(first.name, at="last"):
                 systems.setdefault(result.name, []).append((rows, result))
-        title = _in_common([name for _, name in known]).rstrip("_-0123456789") or known[0][1]
+        title = re.sub(r"[_-]+\d*$", "", _in_common([name for _, name in known])) or known[0][1]
         charts[title] = (first, systems)
     return charts
 
@@ -60,7 +61,7 @@ def growth_section(summary: StudySummary, settings: StudySettings, looks: Mappin
         return ""
     keys = html.keys({name: look for name, look in looks.items() if name in drawn}, marks=True)
     note = ("Score after the last step over the number of labelled rows (logarithmic): mean over the seeds, with the 95 % interval of "
-            "the mean where there are several.")  # fmt: skip
+            "the mean where there are several; one that leaves the plot stands whole in the table.")  # fmt: skip
     numbers = f"<details><summary>Every point’s numbers</summary>{''.join(tables)}</details>"
     return html.section("Score against labelled examples", keys, f'<div class="row">{"".join(figures)}</div>', numbers,
                         f'<p class="note">{escape(typeset(note))}</p>')  # fmt: skip
@@ -73,13 +74,18 @@ def chart(systems: Mapping[str, Points], looks: Mapping[str, Style], metric: Met
     for i, (system, points) in enumerate(systems.items()):
         look = looks[system]
         # marks of one size stand a little apart, or intervals would hide each other
-        shift = 1 + 0.02 * (i - (len(systems) - 1) / 2)
+        shift = 1 + 0.035 * (i - (len(systems) - 1) / 2)
         xs = [rows * shift for rows, _ in points]
         ys = [metric.scale * result.scores.mean for _, result in points]
         ax.plot(xs, ys, linewidth=1.8, markersize=6, **line_look(look))
         for x, (_, result) in zip(xs, points, strict=True):
             if interval := ends(result.scores, metric.scale):
                 ax.plot([x, x], interval, color=look.light, linewidth=1.2, solid_capstyle="butt")
+    means = [metric.scale * result.scores.mean for points in systems.values() for _, result in points]
+    around = max(
+        0.6 * (max(means) - min(means)), 0.05 * metric.scale
+    )  # two seeds have intervals that would flatten all else
+    ax.set_ylim(min(means) - around, max(means) + around)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator([float(size) for size in sizes]))
     ax.xaxis.set_minor_locator(NullLocator())
