@@ -224,6 +224,7 @@ TABLES: dict[type[Any], tuple[Path, str]] = {
     eunoe.recipe.TaskSettings: (RECIPES, "`task`"),
     eunoe.recipe.TrainingSettings: (RECIPES, "`training`"),
     eunoe.recipe.EvaluationSettings: (RECIPES, "`evaluation`"),
+    eunoe.recipe.PromptText: (RECIPES, "`prompts`"),
     FinetuneSettings: (RECIPES, "`transfer`"),
     GptSettings: (ROOT / "docs" / "gpt.md", "Settings"),
     TaskModelSettings: (TRANSFER, "`features`, `elmo` and `vectors`"),

@@ -84,7 +84,7 @@ def event(name: str, done: int) -> dict[str, object]:
 def test_of_several_jobs_a_log_gets_a_line_each_every_half_minute(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Lines(2) as lines:
+    with Lines(print, 2) as lines:
         for second in range(1, 92):
             clock.now += 0.5
             lines.take(0, event("sport", second // 4))
@@ -99,7 +99,7 @@ def test_of_several_jobs_a_log_gets_a_line_each_every_half_minute(
 
 
 def test_a_terminal_gets_a_bar_a_job(terminal: Console) -> None:
-    with Lines(3) as lines:
+    with Lines(print, 3) as lines:
         lines.take(0, event("sport", 10))
         lines.take(2, event("money \x1b[2J", 20))
         lines.progress.refresh()
@@ -117,7 +117,7 @@ def test_what_all_jobs_say_is_said_once_and_an_error_is_kept_for_the_starter(
     seen = io.StringIO()
     monkeypatch.setattr(progress, "console", Console(file=seen, width=40))
     progress.say("warning: t0 is late, and this line is longer than the console is wide")
-    with Lines(2) as lines:
+    with Lines(print, 2) as lines:
         for k in range(2):
             lines.take(k, {"say": "warning: t0 is late, and this line is longer than the console is wide"})
             lines.take(k, {"say": f"skipped a damaged checkpoint: [red]{k}"})

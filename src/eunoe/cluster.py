@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eunoe import stop
+from eunoe import stop, trackers
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.foreign import first_line
 from eunoe.progress import Lines, say, say_once, telling
@@ -156,7 +156,7 @@ def share(ray: Any, plan: Plan, board: Board, carry_out: Callable[[Path, str, st
     """
     tasks = _Tasks(ray, plan, board, carry_out)
     try:
-        with Lines() as lines:
+        with Lines(trackers.take) as lines:
             tasks.work(lines)
     except ray.exceptions.RayError as error:
         raise EunoeError(f"the Ray cluster was lost ({first_line(error)}). What is done is kept; run the same command to resume, with "

@@ -17,14 +17,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
-from eunoe import checkpoint, cluster, ranks, stop
+from eunoe import checkpoint, cluster, ranks, stop, trackers
 from eunoe.atomic import write_text
 from eunoe.cells import Board, Cell, Plan
 from eunoe.errors import EunoeError, Interrupted
@@ -112,6 +112,7 @@ def run(
             _refuse_beside_ray(jobs)
             jobs = 1
         plan = plan_of(recipe, out)
+        trackers.refuse_missing(plan.recipe.trackers)
         # before model and text are loaded: a finished run is known without them
         threads, is_finished = ranks.decide(lambda: _begun(plan, out, relearn))
         plan.recipe = replace(plan.recipe, threads=threads)
@@ -123,7 +124,7 @@ def run(
             return out / "report.html"
         refuse_inside(out, plan.sources())
         on_ray = None if ray is None else contexts.enter_context(cluster.connected(ray))
-        helpers = contexts.enter_context(Jobs(out))
+        helpers = contexts.enter_context(Jobs(out, tracked=bool(plan.recipe.trackers)))
         helpers.start(_started_early(jobs, plan, out))
         reads = plan.prepare(out)
         plan.recipe = settled(plan)
@@ -132,6 +133,8 @@ def run(
         board = Board(out, ranks.decide(lambda: contexts.enter_context(claim)))
         torch.set_num_threads(plan.recipe.threads)
         ranks.decide(lambda: _begin(plan, board, relearn))
+        if ranks.first():
+            contexts.enter_context(trackers.tracking(plan.recipe.trackers, plan.recipe.name, out, asdict(plan.recipe)))
         count = count_jobs(jobs, plan, board) if has_locks(out) else 1  # else two could take the same cell
         helpers.keep(count if count > 1 else 0)
         if count > 1 or on_ray is not None:
@@ -258,7 +261,10 @@ def join(out: Path) -> None:
     plan.recipe = _with_threads_of(plan.recipe, out)
     reads = plan.prepare(out)
     plan.recipe = settled(plan)
-    with claimed(plan.recipe, out, "", reads, resolve=_as_begun, shared=True) as run:
+    with (
+        claimed(plan.recipe, out, "", reads, resolve=_as_begun, shared=True) as run,
+        trackers.sending(out, bool(os.environ.get(trackers.SENDS))),
+    ):
         work(plan, Board(out, run))
 
 
@@ -288,9 +294,10 @@ def join_cell(out: Path, key: str, run: str) -> None:
                          "folder on a file system that all machines share.")  # fmt: skip
     # Who was given it before may still be ending, or be gone with a machine whose locks live on for a while (NFS: a minute and a
     # half, or for ever). Two writers at once could tear a file, so this one waits; but not for ever, as no one else is given it.
-    if not _wait_for(lambda: board.done(cell) or _take(plan, board, cell), 2 * cluster.PATIENCE):
-        say(f"{key} is locked by a process that gives no sign: it is carried out all the same")
-        _carry_out(plan, board, cell)
+    with trackers.sending(out, bool(plan.recipe.trackers)):
+        if not _wait_for(lambda: board.done(cell) or _take(plan, board, cell), 2 * cluster.PATIENCE):
+            say(f"{key} is locked by a process that gives no sign: it is carried out all the same")
+            _carry_out(plan, board, cell)
     _joined[out, run] = plan
 
 
@@ -357,6 +364,18 @@ def _carry_out(plan: Plan, board: Board, cell: Cell) -> None:
         # before the mark: a done cell is not visited again
         shutil.rmtree(board.out / cell.key / "steps", ignore_errors=True)
         board.finish(cell, files)
+        _follow(board, cell)
+
+
+def _follow(board: Board, cell: Cell) -> None:
+    """The scores of a cell to the trackers, under its sequence (or its fine-tuning): over the domains learnt, or over its steps."""
+    owner, of_sequence, _ = cell.key.partition("/scores/")
+    for row in board.rows(cell.key):
+        draw = None if row.shots_seed is None else f"shots{row.shots_seed}"
+        name = ".".join(
+            part for part in (row.task, row.transfer, draw, row.metric, row.at) if part not in (None, "last")
+        )
+        trackers.follow(board.out / owner / "scores", {name: row.value}, len(row.learnt) if of_sequence else row.steps)
 
 
 @contextmanager

@@ -150,7 +150,10 @@ def fingerprint(out: Path) -> str:
 
     Raises ``EunoeError`` where recipe.yaml cannot be read.
     """
-    began = {"recipe": read_yaml(out / "recipe.yaml"), "reads": begun_with(out)}
+    recipe = read_yaml(out / "recipe.yaml")
+    if isinstance(recipe, dict):
+        recipe.pop("trackers", None)  # who watches a run does not make it another
+    began = {"recipe": recipe, "reads": begun_with(out)}
     return hashlib.sha256(json.dumps(began, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

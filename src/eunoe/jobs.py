@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
-from eunoe import stop
+from eunoe import stop, trackers
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.progress import Lines, say
 
@@ -39,10 +39,13 @@ def alone() -> bool:
 
 
 class Jobs:
-    """The jobs of one run folder. A context manager: however the block ends, no job is left running."""
+    """The jobs of one run folder. A context manager: however the block ends, no job is left running.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    ``tracked``: they send their curves and scores, which go to the trackers of this process.
+    """
+
+    def __init__(self, out: Path, tracked: bool = False) -> None:
+        self.out, self.tracked = out, tracked
         self.running: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -54,7 +57,7 @@ class Jobs:
     def start(self, count: int) -> None:
         """Have ``count`` jobs that import what they need and wait."""
         while len(self.running) < count:
-            self.running.append(_start(self.out, len(self.running) + 1))
+            self.running.append(_start(self.out, len(self.running) + 1, self.tracked))
 
     def keep(self, count: int) -> None:
         """End all but the first ``count``."""
@@ -76,7 +79,7 @@ class Jobs:
         """
         self.keep(count)
         self.start(count)
-        with Lines(count) as lines:
+        with Lines(trackers.take, count) as lines:
             readers = [
                 threading.Thread(target=_read, args=(job.stdout, lines, k), daemon=True)
                 for k, job in enumerate(self.running)
@@ -116,9 +119,10 @@ def _failed(job: subprocess.Popen[bytes]) -> bool:
     return job.poll() is not None and job.returncode > 0 and job.returncode != Interrupted.code
 
 
-def _start(out: Path, k: int) -> subprocess.Popen[bytes]:
+def _start(out: Path, k: int, tracked: bool) -> subprocess.Popen[bytes]:
     """Job ``k``, which finds modules where this process finds them, and in no other place: ``-c`` would add the user's folder."""
     surroundings = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, _NUMBER: str(k), "EUNOE_PROGRESS": "json"}
+    surroundings |= {trackers.SENDS: "1"} if tracked else {}
     code = f"import sys; sys.path[:] = {sys.path!r}; from eunoe.worker import main; sys.exit(main(sys.argv[1]))"
     return subprocess.Popen(
         [sys.executable, "-P", "-c", code, str(out.resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=surroundings,

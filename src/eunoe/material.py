@@ -76,7 +76,9 @@ def read_material(
         _say_larger(recipe.head.batch, count, "the text of recipe.head")
     # a prompt before the text takes places that a row then cannot use
     beside = replace(lm, taken=max(extra_tokens.values(), default=0))
-    refuse_unanswerable(beside, evaluation.prompts, evaluation.answer_tokens, "recipe.evaluation")
+    refuse_unanswerable(
+        beside, [prompt.text for prompt in evaluation.asked], evaluation.answer_tokens, "recipe.evaluation"
+    )
     train_blocks, valid = {}, {}
     tasks: dict[str, dict[int | None, Task]] = {}
     for domain in recipe.domains:

@@ -305,18 +305,20 @@ class RunPlan:
                    **{"shots_seed": None, **more})  # fmt: skip
 
     def _ask(self, walk: Walk, work: Ask, cell: Cell) -> list[str]:
-        """Prompts to the model as it stands: as no domain, and as the last one where the method needs to be told."""
+        """Prompts to the model as it stands: as the domain that a prompt is of, or else as no domain and as the last one, where the
+        method needs to be told."""
         if not ranks.first():
             return []
-        asked, learnt = self.recipe.evaluation, work.way.learnt(work.i)
+        asked, way, learnt = self.recipe.evaluation, work.way, work.way.learnt(work.i)
         samples = []
-        last = work.way.reads_as(learnt[-1], work.i) if walk.method.needs_domain and learnt else None
-        for domain in dict.fromkeys((None, last)):
-            walk.method.activate(domain)
-            samples += [
-                Sample(method=work.way.label, order=work.way.order_name, seed=work.way.seed, learnt=learnt, reads_as=domain, prompt=prompt,
-                       answer=answer(walk.lm, prompt, asked.answer_tokens)) for prompt in asked.prompts
-            ]  # fmt: skip
+        for prompt in asked.asked:
+            last = way.reads_as(learnt[-1], work.i) if learnt else None
+            named = (None, last) if prompt.domain is None else (way.reads_as(prompt.domain, work.i),)
+            for domain in dict.fromkeys(named if walk.method.needs_domain else (None,)):
+                walk.method.activate(domain)
+                said = answer(walk.lm, prompt.text, asked.answer_tokens)
+                samples.append(Sample(method=way.label, order=way.order_name, seed=way.seed, learnt=learnt, reads_as=domain,
+                                      prompt=prompt.text, answer=said))  # fmt: skip
         write_samples(self.out / cell.key / "samples.jsonl", samples)
         return [f"{cell.key}/samples.jsonl"]
 

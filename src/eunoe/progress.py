@@ -130,7 +130,8 @@ class Lines(_Live):
     What one of them says is said once, though each says it: they all read and check the same recipe.
     """
 
-    def __init__(self, count: int = 0) -> None:
+    def __init__(self, track: Callable[[Any], None], count: int = 0) -> None:
+        self.track = track
         self.live = console.is_terminal and not console.quiet
         self.progress = _progress(self.live)
         self.tasks: dict[int | str, TaskID] = {}
@@ -152,11 +153,13 @@ class Lines(_Live):
                 self.progress.remove_task(self.tasks.pop(k))
 
     def take(self, k: int | str, event: Any) -> None:
-        """What job ``k`` sent: progress, a line to say, or the error that it ended with."""
+        """What job ``k`` sent: progress, a line to say, numbers for trackers, or the error that it ended with."""
         with self.lock:
             if "say" in event:
                 if event["say"] not in _said:
                     say(event["say"])
+            elif "track" in event:
+                self.track(event["track"])
             elif "error" in event:
                 self.errors[k] = event["error"]
             elif self.live:

@@ -270,7 +270,9 @@ class TimedRun(Timed):
         if self.recipe.evaluation.prompts and not self.answers:
             walk.method.activate(domain)
             asked = self.recipe.evaluation
-            self.answers = _seconds(lambda: answer(walk.lm, asked.prompts[0], asked.answer_tokens)) * len(asked.prompts)
+            self.answers = _seconds(lambda: answer(walk.lm, asked.asked[0].text, asked.answer_tokens)) * len(
+                asked.prompts
+            )
         weights = bytes_of(walk.method.weights())
         self.kept[label] = weights + bytes_of(walk.method.state_dict())
         if scored is not None and stages:

@@ -43,6 +43,7 @@ from eunoe.optim.schedules import make_scheduler
 from eunoe.precision import auto
 from eunoe.progress import Bar
 from eunoe.recipe import LoopSettings
+from eunoe.trackers import follow
 
 
 @dataclass(kw_only=True)
@@ -161,6 +162,7 @@ def train(job: Job) -> Trained:
             done.curve.append((done.steps, value, rate, norm))
             done.tokens, done.seconds = done.tokens + tokens, time.monotonic() - began
             bar.advance(tokens, value)
+            follow(job.folder, {"loss": value, "lr": rate, "grad_norm": norm}, done.steps)
             if job.observe is not None:
                 done.observed += [(done.steps, name, seen) for name, seen in job.observe(done.steps).items()]
                 model.train()

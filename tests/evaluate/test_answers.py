@@ -47,6 +47,23 @@ def test_a_chat_model_is_asked_as_a_user_asks(lm: LanguageModel) -> None:
     assert answer(lm, "good day", 7) == greedy(lm, ids, 7)
 
 
+def test_a_masked_lm_names_the_likeliest_tokens_of_each_mask(tmp_path: Path) -> None:
+    lm = load_lm(ModelSettings(name=str(tiny_folder(tmp_path, "bert"))))
+    mask = lm.tokenizer.mask_token
+    prompt = f"the {mask} won the {mask}"
+    ids = lm.tokenizer(prompt, return_tensors="pt").input_ids
+    with torch.no_grad():
+        shares = lm.model(input_ids=ids).logits[0].softmax(-1)
+    expected = []
+    for place in (ids[0] == lm.mask_id).nonzero().flatten():
+        values, tokens = shares[place].topk(3)
+        words = [lm.tokenizer.decode([int(token)]).strip() for token in tokens]
+        expected.append(", ".join(f"{word} {100 * float(v):.0f} %" for word, v in zip(words, values, strict=True)))
+    assert answer(lm, prompt, 1) == " / ".join(expected)
+    assert len(expected) == 2
+    assert expected[0] != expected[1]
+
+
 # -- in a run -----------------------------------------------------------------------------------------------------
 def recipe(folder: Path, **evaluation: Any) -> Path:
     asked = {"blocks": 4, "batch": 8, "prompts": ["the team won", "good day"], "answer_tokens": 5, **evaluation}
@@ -87,7 +104,13 @@ def test_a_run_keeps_and_shows_the_answers_before_and_after(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.name", "{bert}"], "is a masked LM, which continues no text"),
+        (["--model.name", "{bert}"], "'the team won' has no [MASK], and"),
+        (["--evaluation.prompts", "[{{text: ' '}}]"], "an empty prompt cannot be answered"),
+        (
+            ["--evaluation.prompts", "[{{text: good day, domain: sports}}]"],
+            "Did you mean sport? Allowed: money, sport.",
+        ),
+        (["--evaluation.prompts", "[{{txt: good day}}]"], "unknown key in recipe.evaluation.prompts"),
         (["--evaluation.prompts", "['  ']"], "an empty prompt cannot be answered"),
         (["--evaluation.answer_tokens", "0"], "answer_tokens: must be at least 1"),
     ],
@@ -99,6 +122,38 @@ def test_prompts_that_cannot_be_answered_are_refused(
     assert main(["run", str(recipe(tmp_path)), "--out", str(tmp_path / "run"), *SMALL, *filled]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_masked_lm_fills_in_as_the_domain_that_a_prompt_is_of(tmp_path: Path) -> None:
+    """What was learnt first is read as it was learnt, also by the last state; methods without plug-ins have one way to read."""
+    out, asked = tmp_path / "run", [{"text": "the [MASK] won", "domain": "sport"}, "good [MASK]"]
+    path = recipe(tmp_path, prompts=asked)
+    words = ["--model.name", str(tiny_folder(tmp_path, "bert")), "--seeds", "[0]"]
+    assert main(["run", str(path), "--out", str(out), *SMALL, *words]) == 0
+    loaded = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [(s["method"], s["prompt"], s["reads_as"]) for s in loaded] == [
+        ("base", "the [MASK] won", None), ("base", "good [MASK]", None), ("ncl", "the [MASK] won", None), ("ncl", "good [MASK]", None),
+        ("cpt", "the [MASK] won", "sport"), ("cpt", "good [MASK]", None), ("cpt", "good [MASK]", "money"),
+    ]  # fmt: skip
+    answers = [sample["answer"] for sample in loaded]
+    assert answers[2] != answers[0], "ncl changed the model"
+    assert answers[5] == answers[1], "plug-ins off: the base model"
+    assert answers[6] != answers[1], "read as money"
+    page = (out / "report.html").read_text()
+    section = page[page.index("What it answers, before and after") :].partition("</section>")[0]
+    for sample in loaded:
+        assert sample["answer"] in section
+    assert "cpt, after money, read as sport" in section
+
+
+def test_a_masked_prompt_longer_than_the_model_is_refused(tmp_path: Path) -> None:
+    lm = load_lm(ModelSettings(name=str(tiny_folder(tmp_path, "bert"))))
+    most = (lm.positions or 0) - 2  # beside [CLS] and [SEP]
+    refuse_unanswerable(lm, ["good " * (most - 1) + "[MASK]"], 10_000, "recipe.evaluation")
+    with pytest.raises(
+        EunoeError, match=f"is {most + 3} tokens, but .* reads at most {most + 2} at once. Shorten the prompt"
+    ):
+        refuse_unanswerable(lm, ["good " * most + "[MASK]"], 1, "recipe.evaluation")
 
 
 def test_a_prompt_that_leaves_no_positions_for_its_answer_is_refused_before_anything_runs(tmp_path: Path) -> None:

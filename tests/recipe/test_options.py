@@ -35,6 +35,7 @@ from eunoe.recipe import (
     EvaluationSettings,
     HeadSettings,
     ModelSettings,
+    PromptText,
     Recipe,
     SearchSettings,
     Study,
@@ -414,6 +415,11 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
         "prompts": ([], ["the team"], {"model.name": "gpt2"}),
         "answer_tokens": (2, 5, CAUSAL),
     }),
+    PromptText: group(domains, "evaluation.prompts.0.", {
+        "text": ("the [MASK] team", "good [MASK]"),
+        "domain": ("sport", "money"),
+    }, {**ONWARD, "methods": [{"name": "cpt", "ffn_size": 8, "attention_size": 8, "training": {"lr": 0.5}}],
+        "evaluation.prompts": [{"text": "the [MASK] won", "domain": "sport"}]}),
     Recipe: group(domains, "", {
         "name": ("r", "q"),
         "about": ("one", "other", {"page": "all"}),
@@ -579,6 +585,8 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
 ELSEWHERE = {
     (Recipe, "scales"): "test_a_scale_sets_what_it_says",
     (Study, "scales"): "test_a_scale_sets_what_it_says",
+    (Recipe, "trackers"): "tests/test_trackers.py: they change no bit",
+    (Study, "trackers"): "tests/test_trackers.py: they change no bit",
     (Recipe, "threads"): "test_threads_are_those_a_run_computes_with",
     (Study, "threads"): "test_threads_are_those_a_run_computes_with",
     **{

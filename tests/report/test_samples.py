@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eunoe.report.samples import Sample, read_samples, samples_text, write_samples
+from eunoe.report.samples_page import samples_section
 
 
 def sample(
@@ -43,3 +44,25 @@ def test_answers_stand_below_their_prompt_and_say_whose_they_are() -> None:
         "prompt: How?",
         "  base  So.",
     ]
+
+
+def test_the_page_shows_the_first_order_and_seed_and_nothing_of_markup() -> None:
+    other = Sample(
+        method="cpt", order="given", seed=1, learnt=("a", "b"), reads_as=None, prompt="Why?", answer="Other."
+    )
+    shown = samples_section("run", [
+        sample("base", (), answer="<b>So</b>"), sample("ncl", prompt="Why?"), sample(reads_as="a", answer="C"), other,
+        sample("base", (), prompt="<i>", answer="D"),
+    ], {("run", "ncl"): "run: ncl"})  # fmt: skip
+    assert (
+        shown.index("before, as pretrained") < shown.index("run: ncl, after b") < shown.index("cpt, after b, read as a")
+    )
+    assert "&lt;b&gt;So&lt;/b&gt;" in shown
+    assert "&lt;i&gt;" in shown
+    assert "Other." not in shown
+    assert "Order given, seed 0, one of 2 sequences; samples.jsonl has all." in shown
+
+
+def test_the_page_says_nothing_where_nothing_was_asked_or_learnt() -> None:
+    assert samples_section("run", [], {}) == ""
+    assert samples_section("run", [sample("base", ())], {}) == ""

@@ -30,8 +30,11 @@ def check_recipe(recipe: Recipe) -> None:
         raise EunoeError(
             "recipe.evaluation.retention is true, but there is no general text to measure it on: give recipe.general."
         )
-    if not all(prompt.strip() for prompt in recipe.evaluation.prompts):
-        raise EunoeError("recipe.evaluation.prompts: an empty prompt cannot be answered; leave it out.")
+    for prompt in recipe.evaluation.asked:
+        if not prompt.text.strip():
+            raise EunoeError("recipe.evaluation.prompts: an empty prompt cannot be answered; leave it out.")
+        if prompt.domain is not None and prompt.domain not in names:
+            raise unknown(prompt.domain, names, "domain in recipe.evaluation.prompts")
 
 
 CITED = ("anchor_distance", "loss", "accuracy", "accuracy_mm", "macro_f1", "f1", "matthews", "pearson", "spearman")

@@ -14,6 +14,8 @@ from pydantic import Field
 from eunoe.errors import EunoeError
 from eunoe.recipe.ranges import Batch, Below1, Block, Count, Epochs, Name, Positive, Seed, Seeds, Share, Threads
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
 
 @dataclass(kw_only=True)
 class CorpusSettings:
@@ -207,6 +209,16 @@ class TrainingSettings(LoopSettings):
 
 
 @dataclass(kw_only=True)
+class PromptText:
+    """A prompt, and the domain whose text it is."""
+
+    text: str
+    """What the model reads."""
+    domain: Name | None = None
+    """The domain that methods with plug-ins, masks or experts read it as; without it they read it as none, and as the last one."""
+
+
+@dataclass(kw_only=True)
 class EvaluationSettings:
     """What is scored after each domain."""
 
@@ -220,10 +232,16 @@ class EvaluationSettings:
     """After each end task's fine-tuning, measure on the general text how much of the pretrained model is preserved."""
     base: bool = True
     """Also score the end tasks from the pretrained model, before any domain."""
-    prompts: list[str] = field(default_factory=list)
-    """Put to a causal LM before the first domain and after the last; its greedy answers go to ``samples.jsonl``."""
+    prompts: list[str | PromptText] = field(default_factory=list)
+    """Put to the model before the first domain and after the last; what it answers stands on the report and in ``samples.jsonl``.
+    A causal LM continues a prompt; a masked LM fills in its mask tokens, as in ``"The team [MASK] the match."``."""
     answer_tokens: Batch = 48
-    """Tokens of an answer at most."""
+    """Tokens of a causal LM's answer at most."""
+
+    @property
+    def asked(self) -> list[PromptText]:
+        """The prompts, with those that are given as text alone."""
+        return [PromptText(text=one) if isinstance(one, str) else one for one in self.prompts]
 
 
 @dataclass(kw_only=True)
@@ -257,6 +275,9 @@ class Recipe:
     threads: Threads | Literal["auto"] = "auto"
     """Threads that a cell computes with; ``auto``: one for models below 100M weights, else all cores. It is written out as a
     number, because sums of other lengths end in other bits."""
+    trackers: list[Tracker] = field(default_factory=list)
+    """Where curves and scores also go while it runs: ``tensorboard``, ``wandb``, ``trackio``, ``mlflow`` (extra ``trackers``). They change
+    no number, so a run may be resumed with others, or without."""
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Named sets of overrides, ``{full: {training.block: 164}}``, chosen by ``--scale``."""
 
@@ -338,5 +359,8 @@ class Study:
     threads: Threads | Literal["auto"] = "auto"
     """Threads that a cell computes with; ``auto``: one for models below 100M weights, else all cores. It is written out as a
     number, because sums of other lengths end in other bits."""
+    trackers: list[Tracker] = field(default_factory=list)
+    """Where curves and scores also go while it runs: ``tensorboard``, ``wandb``, ``trackio``, ``mlflow`` (extra ``trackers``). They change
+    no number, so a run may be resumed with others, or without."""
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Named sets of overrides, chosen by ``--scale``."""

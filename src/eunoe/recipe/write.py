@@ -63,6 +63,7 @@ def same_run(out: Path, recipe: AnyRecipe, resolve: Callable[[Any], AnyRecipe]) 
         kinds = ("a run over domains", "a fine-tuning study")
         return ["{} there, {} now".format(*(kinds[isinstance(one, Study)] for one in (old, recipe)))]
     there, now = parse_yaml(to_yaml(resolve(old)), "old"), parse_yaml(to_yaml(recipe), "new")
+    there["trackers"] = now["trackers"]  # who watches changes no number
     if "auto" in (there["threads"], now["threads"]):
         there["threads"] = now["threads"]  # the run settles it: as begun, or by the model's size
     return differences(there, now)

@@ -24,6 +24,7 @@ from eunoe.report.plots import colour_bar, colour_limit, heat_maps
 from eunoe.report.read import Run
 from eunoe.report.retention import kept_by_domains
 from eunoe.report.retention_page import retention_section
+from eunoe.report.samples_page import samples_section
 from eunoe.report.small import curve_panel, limits, stretches
 from eunoe.report.summary import LEARNS_NONE, Summary, heading, labels, summarize
 
@@ -57,6 +58,7 @@ def part(runs: Sequence[Run]) -> html.Part:
         ),
         _what_ran(runs, names),
         forgotten_section(summary, names, looks),
+        *(samples_section(run.name, run.samples, names) for run in runs),
         _matrices(summary, names),
         _summary_tables(summary, _general_note(runs, names)),
         retention_section(kept_by_domains(rows, names)),

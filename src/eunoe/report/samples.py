@@ -1,4 +1,4 @@
-"""``samples.jsonl``: what a causal LM answered to the recipe's prompts, before the first domain and after the last."""
+"""``samples.jsonl``: what the model answered to the recipe's prompts, before the first domain and after the last."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def samples_text(samples: list[Sample]) -> str:
     lines = []
     for prompt, answers in by_prompt.items():
         width = max(len(label) for label, _ in answers)
-        lines.append(f"prompt: {_plain(prompt)}")
-        lines += [f"  {label:<{width}}  {_plain(answer)}" for label, answer in answers]
+        lines.append(f"prompt: {plain(prompt)}")
+        lines += [f"  {label:<{width}}  {plain(answer)}" for label, answer in answers]
     return "\n".join(lines)
 
 
@@ -83,9 +83,9 @@ def _label(sample: Sample) -> str:
     return clean(f"{sample.method}, {sample.order}, seed {sample.seed}, after {sample.learnt[-1]}{read}")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """On one line, and nothing that a terminal would obey."""
     return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
 
 
-__all__ = ["Sample", "read_samples", "samples_text", "write_samples"]
+__all__ = ["Sample", "plain", "read_samples", "samples_text", "write_samples"]
