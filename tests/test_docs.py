@@ -35,6 +35,8 @@ from eunoe.transfer.finetune import FinetuneSettings
 from eunoe.transfer.gpt import GptSettings
 from eunoe.transfer.over_features import LayerSettings, TaskModelSettings
 from eunoe.transfer.vectors import VectorSettings
+from eunoe.transfer.lm_text import LMStage
+from eunoe.transfer.ulmfit_settings import UlmfitSettings
 from tests.tiny import tiny_bert, tiny_folder
 from tests.tiny_run import tiny_recipe
 
@@ -215,6 +217,7 @@ def test_the_package_on_the_page_is_the_example() -> None:
 # -- settings -----------------------------------------------------------------------------------------------------
 RECIPES, METHODS_PAGE = ROOT / "docs" / "recipes.md", ROOT / "docs" / "methods.md"
 TRANSFER = ROOT / "docs" / "transfer.md"
+ULMFIT = ROOT / "docs" / "ulmfit.md"
 TABLES: dict[type[Any], tuple[Path, str]] = {
     eunoe.recipe.Recipe: (RECIPES, "The run"),
     eunoe.recipe.ModelSettings: (RECIPES, "`model`"),
@@ -233,6 +236,8 @@ TABLES: dict[type[Any], tuple[Path, str]] = {
     ElmoSettings: (TRANSFER, "`elmo` alone"),
     BiLMSettings: (TRANSFER, "A new biLM"),
     VectorSettings: (TRANSFER, "`vectors` alone"),
+    UlmfitSettings: (ULMFIT, "`ulmfit`"),
+    LMStage: (ULMFIT, "`lm` of `ulmfit`"),
     eunoe.recipe.Study: (RECIPES, "Fine-tuning studies"),
     eunoe.recipe.StudyTask: (RECIPES, "`tasks`"),
     eunoe.recipe.SearchSettings: (RECIPES, "`search`"),

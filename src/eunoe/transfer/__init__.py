@@ -7,7 +7,7 @@ from typing import Any
 
 from eunoe.errors import EunoeError
 from eunoe.recipe import TaskSettings
-from eunoe.transfer import elmo, features, finetune, gpt, over_features, vectors
+from eunoe.transfer import elmo, features, finetune, gpt, over_features, ulmfit, vectors
 from eunoe.transfer.base import Course, Entry, Start, Tuned
 
 _OVER_FEATURES: Any = {
@@ -41,6 +41,10 @@ TRANSFERS: dict[str, Entry] = {
     "vectors": Entry(
         transfer=vectors.vectors, settings=vectors.VectorSettings, check=vectors.check, **_OVER_FEATURES,
         summary="the same over word vectors, fixed or tuned, without a language model; also tags",
+    ),
+    "ulmfit": Entry(
+        transfer=ulmfit.ulmfit, settings=ulmfit.UlmfitSettings, check=ulmfit.check, resolve=ulmfit.resolve, unlabelled=True,
+        summary="fine-tune the language model on the task's text, then a classifier, unfreezing layer by layer from the top",
     ),
 }  # fmt: skip
 
