@@ -314,7 +314,17 @@ def test_every_option_changes_what_is_learnt(option: str, whole: Tuned) -> None:
 def test_no_option_lacks_an_entry() -> None:
     names = {f"lm.{k}" for k in asdict(UlmfitSettings().lm)} | set(asdict(UlmfitSettings())) - {"lm"}
     # seen elsewhere: a rate of LSTMs, a backward model, the precision of every loop, and what changes no number
-    elsewhere = {"dropout", "alpha", "beta", "backward", "precision", "checkpoint_every"}
+    elsewhere = {
+        "dropout",
+        "alpha",
+        "beta",
+        "backward",
+        "precision",
+        "checkpoint_every",
+        "lm.vocabulary",
+        "lm.largest",
+        "lm.least",
+    }
     assert names - elsewhere == set(OPTIONS)
 
 

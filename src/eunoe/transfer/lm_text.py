@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,17 @@ from numpy.typing import NDArray
 
 from eunoe.data.collate import LMBatches, row_steps
 from eunoe.data.corpus import Blocks
+from eunoe.data.stream import StreamBatches
 from eunoe.data.tasks import Task
 from eunoe.data.tokens import encode
 from eunoe.errors import EunoeError
+from eunoe.methods.base import Batches, Loss
+from eunoe.models.anatomy import RECURRENT, anatomy
+from eunoe.models.awd.loss import AwdLoss, Carry
+from eunoe.models.awd.model import AwdLstmForCausalLM
+from eunoe.models.awd.tokenizer import AwdLstmTokenizer
+from eunoe.models.awd.vocabulary import remap
+from eunoe.models.heads import lm_loss
 from eunoe.models.load import LanguageModel
 from eunoe.recipe import Batch, Below1, Block, Count, Epochs, Positive, Share
 
@@ -49,6 +58,13 @@ class LMStage:
     """Pull toward zero, times the learning rate."""
     mask_rate: Share = 0.15
     """Share of the tokens that are a masked LM's targets."""
+    vocabulary: Literal["task", "kept"] = "task"
+    """AWD-LSTM: ``task`` gives it the words of the task's text, those it does not know the mean row; ``kept``: its own. Tokenizers of
+    parts of words keep theirs in any case."""
+    largest: Count = 60_000
+    """Words of the task's vocabulary at most."""
+    least: Count = 2
+    """How often a word must stand in the text to be in the vocabulary."""
 
 
 def task_texts(task: Task) -> list[str]:
@@ -56,19 +72,50 @@ def task_texts(task: Task) -> list[str]:
     return [" ".join(part for part in (e.text, e.pair) if part) for e in task.train] + list(task.unlabelled)
 
 
+_TOKENS: dict[tuple[int, int], tuple[Any, Task, NDArray[np.int64]]] = {}
+_WORDS: dict[tuple[int, int, int, int], tuple[Any, Task, AwdLstmTokenizer]] = {}
+
+
+def text_ids(lm: LanguageModel, task: Task) -> NDArray[np.int64]:
+    """The task's text laid end to end as token ids; the last few texts are kept."""
+    key = (id(lm.tokenizer), id(task))
+    if key not in _TOKENS:
+        doing = f"tokenising the text of {task.name}"
+        coded = np.fromiter((i for part in encode(task_texts(task), lm.tokenizer, doing) for i in part), np.int64)
+        _keep(_TOKENS, key, (lm.tokenizer, task, coded))
+    return _TOKENS[key][2]
+
+
+def _keep(shelf: dict[Any, Any], key: Any, value: Any) -> None:
+    while len(shelf) >= 8:
+        shelf.pop(next(iter(shelf)))
+    shelf[key] = value  # what the ids name is kept in it, so they stay theirs
+
+
+def in_words_of(lm: LanguageModel, task: Task, stage: LMStage) -> LanguageModel:
+    """An AWD-LSTM in the vocabulary of the task's text: rows of words it knows are kept, the others get the mean row. In place, with
+    a tokenizer of its own; other models, and with ``vocabulary: kept``, as they are. Raises ``EunoeError`` as ``remap`` does."""
+    old = lm.tokenizer
+    if not isinstance(old, AwdLstmTokenizer) or stage.vocabulary == "kept":
+        return lm
+    key = (id(old), id(task), stage.largest, stage.least)
+    if key not in _WORDS:
+        words = AwdLstmTokenizer.build(
+            task_texts(task), stage.largest, stage.least, spacy=old.spacy, backward=old.backward
+        )
+        _keep(_WORDS, key, (old, task, words))
+    new = _WORDS[key][2]
+    assert isinstance(lm.model, AwdLstmForCausalLM)
+    remap(lm.model, old.get_vocab(), new.get_vocab())
+    return replace(lm, tokenizer=new)
+
+
 def text_blocks(lm: LanguageModel, task: Task, block: int, where: str) -> Blocks:
     """The task's text laid end to end, in blocks of ``block`` tokens; what is left over at the end is not read.
 
     Raises ``EunoeError`` where it is shorter than one block.
     """
-    key = (id(lm.tokenizer), id(task))
-    if key not in _TOKENS:
-        doing = f"tokenising the text of {task.name}"
-        coded = np.fromiter((i for part in encode(task_texts(task), lm.tokenizer, doing) for i in part), np.int64)
-        while len(_TOKENS) >= 8:
-            _TOKENS.pop(next(iter(_TOKENS)))
-        _TOKENS[key] = (lm.tokenizer, task, coded)  # what the ids name is kept, so they stay theirs
-    ids = _TOKENS[key][2]
+    ids = text_ids(lm, task)
     if len(ids) < block:
         raise EunoeError(
             f"{where}.block is {block}, but the text of {task.name!r} has {len(ids):,} tokens in all. Set it to {max(8, len(ids) // 4)} "
@@ -79,16 +126,36 @@ def text_blocks(lm: LanguageModel, task: Task, block: int, where: str) -> Blocks
     return Blocks(kept, np.array(sorted(set(lm.tokenizer.all_special_ids)), dtype=np.int64), digest)
 
 
-_TOKENS: dict[tuple[int, int], tuple[Any, Task, NDArray[np.int64]]] = {}
+@dataclass(frozen=True, kw_only=True)
+class LMTraining:
+    """What the language model is fine-tuned with: batches, loss, and for an AWD-LSTM the state it carries and the scale of lengths."""
+
+    batches: Batches
+    loss: Loss
+    carry: Any = None
+    scale: Callable[[int], float] = lambda step: 1.0
 
 
-def lm_batches(lm: LanguageModel, blocks: Blocks, stage: LMStage, seed: int, micro_batch: int | None) -> LMBatches:
-    """The steps of the language model's fine-tuning."""
+def lm_training(
+    lm: LanguageModel, task: Task, stage: LMStage, seed: int, micro_batch: int | None, where: str
+) -> LMTraining:
+    """Blocks in a seeded order; an AWD-LSTM reads ``batch`` streams side by side, in pieces of varied length, with its state carried
+    on, AR 2 and TAR 1. Raises ``EunoeError`` for a text that is too short."""
     assert stage.batch is not None
+    assert stage.block is not None
+    if anatomy(lm.model).model_type in RECURRENT:
+        epochs = stage.epochs or 1.0
+        if stage.steps is not None or epochs != int(epochs):
+            raise EunoeError(f"{where}: an AWD-LSTM reads its text in whole passes, but steps is {stage.steps} and epochs {epochs:g}. Give "
+                             "epochs as a whole number, and no steps.")  # fmt: skip
+        stream, carry = StreamBatches(text_ids(lm, task), stage.batch, stage.block, int(epochs), seed), Carry()
+        return LMTraining(batches=stream, loss=AwdLoss(carry), carry=carry, scale=stream.scale)
+    blocks = text_blocks(lm, task, stage.block, where)
     steps = row_steps(len(blocks), stage.batch, stage.epochs or 1.0, stage.steps)
-    return LMBatches(
+    batches = LMBatches(
         blocks, lm.objective, lm.mask_id, len(lm.tokenizer), stage.batch, steps, seed, micro_batch, stage.mask_rate
     )
+    return LMTraining(batches=batches, loss=lm_loss)
 
 
-__all__ = ["LMStage", "lm_batches", "task_texts", "text_blocks"]
+__all__ = ["LMStage", "LMTraining", "in_words_of", "lm_training", "task_texts", "text_blocks"]

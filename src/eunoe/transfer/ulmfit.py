@@ -37,7 +37,7 @@ from eunoe.models.awd.config import CLASSIFIER_RATES, LM_RATES
 from eunoe.models.awd.model import set_rates
 from eunoe.models.cross_entropy import at_least_float32
 from eunoe.models.depth import depth_groups
-from eunoe.models.heads import Classifier, LossSum, lm_loss
+from eunoe.models.heads import Classifier, LossSum
 from eunoe.models.load import LanguageModel, pretrained, refuse_longer
 from eunoe.models.pooled import PooledClassifier
 from eunoe.optim.schedules import multiplier, slanted_triangle
@@ -46,7 +46,7 @@ from eunoe.recipe import LoopSettings, ModelSettings
 from eunoe.train import Trained
 from eunoe.transfer.base import Start, Tuned
 from eunoe.transfer.finetune import FinetuneSettings, encode_examples, encode_task, start_afresh, task_loss
-from eunoe.transfer.lm_text import LMStage, lm_batches, text_blocks
+from eunoe.transfer.lm_text import LMStage, LMTraining, in_words_of, lm_training
 from eunoe.transfer.phase import phase
 from eunoe.transfer.ulmfit_settings import (
     LAST_CUT,
@@ -97,7 +97,7 @@ def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) 
         block = settings.lm.block or 0
         if not recurrent:
             refuse_longer(lm, block, f"{where}.lm.block")
-        text_blocks(lm, task, block, f"{where}.lm")
+        lm_training(lm, task, settings.lm, 0, settings.micro_batch, f"{where}.lm")
         if isinstance(settings.lm.discriminative, list):
             shares_of(
                 settings.lm.discriminative, None, depth_groups(lm.model, tied="head"), f"{where}.lm.discriminative"
@@ -191,7 +191,10 @@ def ulmfit(start: Start, settings: UlmfitSettings) -> Tuned:
             scores += [replace(s, metric=f"{s.metric}@{name}", detail=None) for s in scored([one])]
     trunk = tuned[0][1].trunk
     assert isinstance(trunk, nn.Module)
-    return Tuned(scores=scores, phases=done, predict=predict, trunk=trunk)
+    same_words = (
+        tuned[0][0].tokenizer is start.lm.tokenizer
+    )  # with other words its embedding has other rows than the model's
+    return Tuned(scores=scores, phases=done, predict=predict, trunk=trunk if same_words else None)
 
 
 @torch.inference_mode()
@@ -213,10 +216,12 @@ class _Direction:
     def __init__(self, start: Start, settings: UlmfitSettings, prefix: str) -> None:
         self.start, self.settings, self.prefix = start, settings, prefix
         start.method.activate(start.domain)
-        self.lm = replace(start.lm, model=deepcopy(start.lm.model))
-        rates = start.method.for_end_task(self.lm.model, start.domain)
+        lm = replace(start.lm, model=deepcopy(start.lm.model))
+        rates = start.method.for_end_task(lm.model, start.domain)
+        still = {name for name, p in lm.model.named_parameters() if not p.requires_grad}
+        self.lm = in_words_of(lm, start.task, settings.lm)  # its embedding is another tensor then, of the same name
         named = dict(self.lm.model.named_parameters())
-        self.frozen = {p for p in named.values() if not p.requires_grad}
+        self.frozen = {named[name] for name in still}
         self.rates = {named[name]: rate for name, rate in rates.items()}
         self.recurrent = anatomy(self.lm.model).model_type in RECURRENT
         self.finished: dict[str, Trained] = {}
@@ -243,14 +248,15 @@ class _Direction:
 
     def _tune_lm(self) -> None:
         settings, model = self.settings, self.lm.model
-        assert settings.lm.block is not None
         if self.recurrent:
-            set_rates(model, LM_RATES, settings.dropout)
-        blocks = text_blocks(self.lm, self.start.task, settings.lm.block, "lm")
-        batches = lm_batches(self.lm, blocks, settings.lm, self.start.seed, settings.micro_batch)
+            # the paper gives one list for both steps, the scripts another to the language model
+            set_rates(model, LM_RATES if settings.preset == "scripts" else CLASSIFIER_RATES, settings.dropout)
+        training = lm_training(
+            self.lm, self.start.task, settings.lm, self.start.seed, settings.micro_batch, "ulmfit.lm"
+        )
         groups = depth_groups(model, tied="head")
         shares = shares_of(settings.lm.discriminative or 1.0, None, groups, "lm.discriminative")
-        self._phase("lm", model, batches, lm_loss, settings.lm, shares, None, settings.lm.cut_frac, 0)
+        self._phase("lm", model, training, settings.lm, shares, None, settings.lm.cut_frac, 0)
 
     def _classifier(self) -> nn.Module:
         settings, labels = self.settings, max(len(self.start.task.labels), 1)
@@ -284,14 +290,16 @@ class _Direction:
                     if last and settings.preset == "scripts" and settings.cut_frac == 1 / 3
                     else settings.cut_frac
                 )
-                self._phase(name, model, batches, loss, settings, shares, weights, cut, i + 1)
+                training = LMTraining(batches=batches, loss=loss)
+                self._phase(name, model, training, settings, shares, weights, cut, i + 1)
             done[f"{self.prefix}{name}"] = self.finished[name]
 
     def _phase(
-        self, name: str, model: nn.Module, batches: Any, loss: Any, settings: LMStage | UlmfitSettings, shares: dict[str, float],
+        self, name: str, model: nn.Module, training: LMTraining, settings: LMStage | UlmfitSettings, shares: dict[str, float],
         trains: set[str] | None, cut_frac: float | None, number: int,
     ) -> None:  # fmt: skip
-        start, whole = self.start, self.settings
+        start, whole, batches = self.start, self.settings, training.batches
+        heights = _heights(settings.schedule, len(batches), cut_frac, settings.ratio)
         named = dict(model.named_parameters())
         chosen = {n for n, p in named.items() if p not in self.frozen and (trains is None or n in trains)}
         rates = {n: shares[n] * self.rates.get(p, 1.0) for n, p in named.items()}
@@ -303,10 +311,10 @@ class _Direction:
         )  # fmt: skip
         label = start.name or f"end task {start.task.name}"
         trained = phase(
-            model, batches, loss, lambda m: make_optimizer(optimizer, m, settings.lr or 0.0, len(batches)), loop, chosen, rates,
+            model, batches, training.loss, lambda m: make_optimizer(optimizer, m, settings.lr or 0.0, len(batches)), loop, chosen, rates,
             self._folder(name), name=f"{label} · {self.prefix}{name}", seed=start.seed + number,
             identity={**start.identity, "phase": f"{self.prefix}{name}"},
-            rate_scale=_heights(settings.schedule, len(batches), cut_frac, settings.ratio),
+            carry=training.carry, rate_scale=lambda step: heights(step) * training.scale(step),
         )  # fmt: skip
         self.finished[name] = trained
         self._keep(model, name)

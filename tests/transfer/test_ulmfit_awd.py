@@ -1,0 +1,188 @@
+"""ULMFiT on the paper's own model: the task's words, streams with a carried state, chunks, both directions, every option of LSTMs."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eunoe import train
+from eunoe.errors import EunoeError, Interrupted
+from eunoe.methods.base import Method
+from eunoe.models.awd.config import AwdLstmConfig
+from eunoe.models.awd.model import AwdLstmForCausalLM
+from eunoe.models.awd.tokenizer import AwdLstmTokenizer
+from eunoe.models.depth import depth_groups
+from eunoe.models.load import LanguageModel
+from eunoe.recipe import build
+from eunoe.transfer import ulmfit as module
+from eunoe.transfer.base import Start, Tuned
+from eunoe.transfer.ulmfit import UlmfitSettings, check, resolve, ulmfit
+from tests.transfer.test_ulmfit import same, task
+
+KNOWN = ("good", "the", "of")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eunoe.progress.console.quiet", True)
+
+
+def awd(seed: int = 0, backward: bool = False) -> LanguageModel:
+    torch.manual_seed(seed)
+    words = AwdLstmTokenizer.build([" ".join(KNOWN)] * 3, least=1, backward=backward)
+    size = {"hidden_size": 12, "cell_size": 16, "num_hidden_layers": 3}
+    model = AwdLstmForCausalLM(AwdLstmConfig(vocab_size=len(words), backward=backward, **size)).eval()
+    return LanguageModel(model, words, "causal", "awd")
+
+
+def settings(**change: Any) -> UlmfitSettings:
+    lm = {"epochs": 1.0, "block": 8, "batch": 4, "least": 1, **change.pop("lm", {})}
+    small = {"epochs": 7, "batch": 8, "unfreeze_every": 1.0, "max_length": 16, "chunk": 4, "lm": lm}
+    return resolve(build(UlmfitSettings, {**small, **change}, "ulmfit"), "ulmfit")
+
+
+def start(lm: LanguageModel | None = None, **change: Any) -> Start:
+    lm = lm or awd()
+    given: dict[str, Any] = {
+        "task": task(),
+        "domain": None,
+        "seed": 3,
+        "batch": 8,
+        "method": Method(lm.model, None, []),
+    }
+    return Start(lm=lm, **{**given, **change})
+
+
+@pytest.fixture(scope="module")
+def whole() -> Tuned:
+    return ulmfit(start(), settings())
+
+
+def test_it_takes_the_words_of_the_task_and_leaves_the_model_alone(
+    monkeypatch: pytest.MonkeyPatch, whole: Tuned
+) -> None:
+    seen: list[Any] = []
+    real = module.phase
+
+    def phase(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if not seen:
+            seen.append(model.transformer.embeddings.weight.detach().clone())
+        return real(model, *args, **kwargs)
+
+    monkeypatch.setattr(module, "phase", phase)
+    lm = awd()
+    before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
+    tuned = ulmfit(start(lm), settings())
+    assert same_scores(tuned, whole)
+    assert all(torch.equal(p, before[name]) for name, p in lm.model.named_parameters())
+    old, rows = lm.tokenizer.get_vocab(), seen[0]
+    words = AwdLstmTokenizer.build(module_texts(), least=1).get_vocab()
+    assert len(rows) == len(words) > len(old)
+    table = before["transformer.embeddings.weight"]
+    for word, row in words.items():
+        wanted = table[old[word]] if word in old else table.mean(0)
+        torch.testing.assert_close(rows[row], wanted)
+    assert tuned.trunk is None  # its embedding has the task's words
+    kept = ulmfit(start(), settings(lm={"vocabulary": "kept"}))
+    assert kept.trunk is not None
+    assert not same_scores(kept, whole) or kept.curve_csv() != whole.curve_csv()
+
+
+def module_texts() -> list[str]:
+    from eunoe.transfer.lm_text import task_texts
+
+    return task_texts(task())
+
+
+def same_scores(a: Tuned, b: Tuned) -> bool:
+    return a.scores == b.scores and a.curve_csv() == b.curve_csv()
+
+
+def test_the_language_model_trains_in_the_scripts_four_groups_and_the_classifier_in_five() -> None:
+    lm = awd()
+    assert [g.name for g in depth_groups(lm.model, tied="head")] == ["layers.0", "layers.1", "layers.2", "head"]
+    tuned = ulmfit(start(lm), settings(preset="scripts"))
+    assert list(tuned.phases) == ["lm", "classifier-1", "classifier-2", "classifier-3"]
+    paper = ulmfit(start(lm), settings(preset="paper"))
+    assert list(paper.phases) == ["lm", *(f"classifier-{i}" for i in range(1, 6))]
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 6, 12, 18])
+def test_stopped_with_a_carried_state_and_resumed(
+    stop_at: int, whole: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, real = [0], train._step
+
+    def step(*args: Any) -> float:
+        taken[0] += 1
+        if taken[0] == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args)
+
+    begun = start(folder=tmp_path, identity={"run": "r", "cell": "c"})
+    monkeypatch.setattr(train, "_step", step)
+    with pytest.raises(Interrupted):
+        ulmfit(begun, settings())
+    assert same_scores(ulmfit(begun, settings()), whole)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dropout": {"dropout": 0.3},
+    "alpha": {"alpha": 20.0},
+    "beta": {"beta": 20.0},
+    "lm.vocabulary": {"lm": {"vocabulary": "kept"}},
+    "lm.largest": {"lm": {"largest": 14}},
+    "lm.least": {"lm": {"least": 3}},
+    "chunk": {"chunk": 2},
+    "pooling": {"pooling": "last", "chunk": None},
+    "start": {"start": "random"},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_an_lstm_changes_what_is_learnt(option: str, whole: Tuned) -> None:
+    assert ulmfit(start(), settings(**OPTIONS[option])).curve_csv() != whole.curve_csv()
+
+
+def test_forward_and_backward_read_the_same_rows_turned_round(tmp_path: Path) -> None:
+    back = awd(1, backward=True)
+    back.model.save_pretrained(tmp_path / "back")
+    back.tokenizer.save_pretrained(tmp_path / "back")
+    chosen = settings(backward=str(tmp_path / "back"))
+    check(awd(), task(), chosen, "x")
+    tuned = ulmfit(start(), chosen)
+    assert {"accuracy@forward", "accuracy@backward"} <= {s.metric for s in tuned.scores}
+    assert "backward-lm" in tuned.phases
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 1.5}, "x.lm: an AWD-LSTM reads its text in whole passes, but steps is None and epochs 1.5"),
+        ({"steps": 3, "epochs": None}, "but steps is 3"),
+        ({"batch": 200}, "too short for 200 rows"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(change: dict[str, Any], message: str) -> None:
+    lm = {k: v for k, v in {"epochs": 1.0, "block": 8, "batch": 4, "least": 1, **change}.items() if v is not None}
+    chosen = resolve(build(UlmfitSettings, {"epochs": 7, "batch": 8, "chunk": 4, "max_length": 16, "lm": lm}, "x"), "x")
+    with pytest.raises(EunoeError) as caught:
+        check(awd(), task(), chosen, "x")
+    assert message in str(caught.value)
+
+
+def test_weights_of_another_vocabulary_are_refused() -> None:
+    lm = awd()
+    wrong = replace(lm, tokenizer=AwdLstmTokenizer.build([" ".join(KNOWN), "many more words than rows"] * 3, least=1))
+    with pytest.raises(EunoeError, match="but the weights have"):
+        ulmfit(start(wrong), settings())
+
+
+def test_same_bits_a_second_time(whole: Tuned) -> None:
+    again = ulmfit(start(), settings(lm={"vocabulary": "kept"}))
+    assert same(again, ulmfit(start(), settings(lm={"vocabulary": "kept"})))
