@@ -33,10 +33,10 @@ from eunoe.transfer.elmo import BiLMSettings, ElmoSettings
 from eunoe.transfer.features import FeatureSettings
 from eunoe.transfer.finetune import FinetuneSettings
 from eunoe.transfer.gpt import GptSettings
-from eunoe.transfer.over_features import LayerSettings, TaskModelSettings
-from eunoe.transfer.vectors import VectorSettings
 from eunoe.transfer.lm_text import LMStage
+from eunoe.transfer.over_features import LayerSettings, TaskModelSettings
 from eunoe.transfer.ulmfit_settings import UlmfitSettings
+from eunoe.transfer.vectors import VectorSettings
 from tests.tiny import tiny_bert, tiny_folder
 from tests.tiny_run import tiny_recipe
 
