@@ -109,19 +109,22 @@ def test_what_may_be_said_is_said() -> None:
         assert allowed <= named(SRC / file), f"{file}: take what it no longer names off the list"
 
 
+SHARED_WORDS = {"start", "lm", "hidden", "backward", "alpha", "beta", "chunk", "ratio"}
+"""Keys of a transfer that are words of everybody's: a verb, a language model, states, a direction, opacity."""
+
+
 @pytest.mark.parametrize("file", ABOVE, ids=lambda f: str(f.relative_to(SRC)))
 def test_no_code_above_knows_one_transfers_settings(file: Path) -> None:
     """Fields that a transfer adds to what every training loop has, unless another table has a key of the same name."""
     from eunoe import recipe
+    from eunoe.recipe import pretraining
 
     common = {
         field.name
-        for made in vars(recipe).values()
+        for made in [*vars(recipe).values(), *vars(pretraining).values()]
         if isinstance(made, type) and dataclasses.is_dataclass(made)
         for field in dataclasses.fields(made)
     }
-    own = (
-        {f.name for entry in TRANSFERS.values() for f in dataclasses.fields(entry.settings)} - common - {"start"}
-    )  # a common verb
+    own = {f.name for entry in TRANSFERS.values() for f in dataclasses.fields(entry.settings)} - common - SHARED_WORDS
     assert {"evaluate_every", "observe_every", "pooling"} <= own
     assert not own & code_names(file)[0] - SAY.get(str(file.relative_to(SRC)), set())
