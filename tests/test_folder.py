@@ -292,7 +292,7 @@ def test_a_file_system_without_locks_is_told_and_one_process_works(
 
     monkeypatch.setattr(fcntl, "flock", none)
     monkeypatch.setattr("eunoe.folder.say_once", said.append)
-    monkeypatch.setattr("eunoe.engine.share", lambda *_: pytest.fail("several processes were started"))
+    monkeypatch.setattr("eunoe.jobs.Jobs.share", lambda *_: pytest.fail("several processes were sent to work"))
     again(made, tmp_path / "out", jobs=2)
     assert any("has no locks (No locks available): take care that no other process runs there" in line for line in said)
     assert (tmp_path / "out/rows.jsonl").read_bytes() == (made[1] / "rows.jsonl").read_bytes()

@@ -34,6 +34,7 @@ from eunoe.recipe import (
     DomainSettings,
     EvaluationSettings,
     HeadSettings,
+    LoopSettings,
     ModelSettings,
     PromptText,
     Recipe,
@@ -582,6 +583,15 @@ EFFECTS: dict[type[Any], dict[str, Effect]] = {
 }  # fmt: skip
 """Settings class -> field -> how its effect is seen."""
 
+TESTS = Path(__file__).parents[1] / "transfer"
+TABLES = {
+    TRANSFERS["ulmfit"].settings: ("test_ulmfit.py", "test_ulmfit_awd.py"),
+    TRANSFERS["elmo"].settings: ("test_elmo.py", "test_features.py"),
+    TRANSFERS["features"].settings: ("test_features.py",),
+    TRANSFERS["vectors"].settings: ("test_vectors.py", "test_features.py"),
+}
+"""Settings whose effects are seen, each by a change of what is learnt, in the tests of their transfer."""
+
 ELSEWHERE = {
     (Recipe, "scales"): "test_a_scale_sets_what_it_says",
     (Study, "scales"): "test_a_scale_sets_what_it_says",
@@ -642,8 +652,19 @@ def test_every_class_of_settings_has_its_table() -> None:
 
     classes = {c for c in vars(eunoe.recipe).values() if dataclasses.is_dataclass(c)}
     classes |= {entry.settings for table in (METHODS, TRANSFERS, OPTIMIZERS) for entry in table.values()}
-    lacking = [c.__name__ for c in classes if c not in EFFECTS and not any(issubclass(known, c) for known in EFFECTS)]
+    lacking = [
+        c.__name__
+        for c in classes - set(TABLES)
+        if c not in EFFECTS and not any(issubclass(known, c) for known in EFFECTS)
+    ]
     assert lacking == []
+    for entry in TRANSFERS.values():
+        if entry.settings in TABLES:
+            tests = "".join((TESTS / file).read_text(encoding="utf-8") for file in TABLES[entry.settings])
+            loop = {f.name for f in dataclasses.fields(LoopSettings)}  # every training's: seen with finetune
+            names = [f.name for f in dataclasses.fields(entry.settings) if f.name not in loop]
+            unseen = [name for name in names if not re.search(rf"\b{name}\b", tests)]
+            assert unseen == [], f"{entry.settings.__name__}: no test names them"
     for settings, entries in EFFECTS.items():
         assert set(entries) <= set(own_fields(settings)), f"{settings.__name__} has an entry for an option that is gone"
 

@@ -86,7 +86,7 @@ def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) 
                 raise EunoeError(f"{where}.{name} is {getattr(settings, name):g}, but {lm.name!r} has no recurrent states to regularise. "
                                  "Leave it out, or set it to 0.")  # fmt: skip
         if settings.dropout != 1.0:
-            raise EunoeError(f"{where}.dropout is {settings.dropout:g}, which multiplies the rates of an AWD-LSTM; for {lm.name!r} set "
+            raise EunoeError(f"{where}.dropout is {settings.dropout:g}, which multiplies the dropout of an AWD-LSTM; for {lm.name!r} set "
                              "model.dropout.")  # fmt: skip
     if (settings.micro_batch == 1 or settings.batch == 1) and settings.pooling == "concat":
         raise EunoeError(f"{where}: a batch of one row has no batch statistics for the head's batch norm. Set batch and micro_batch "
@@ -202,12 +202,12 @@ def _outputs(model: nn.Module, rows: Rows, batch: int, classes: bool) -> Tensor:
     """(rows, classes): probabilities of the classes, or numbers; in the rows' order, float64."""
     model.eval()
     device = next(model.parameters()).device
-    found: dict[int, Tensor] = {}
+    answers: dict[int, Tensor] = {}
     for chosen, some in by_length(rows, batch):
         stop.check("scoring labelled rows")
         logits = model(**{k: v.to(device) for k, v in some.items() if k != "labels"}).double().cpu()
-        found.update(zip(chosen, logits.softmax(-1) if classes else logits, strict=True))
-    return torch.stack([found[i] for i in range(len(rows))])
+        answers.update(zip(chosen, logits.softmax(-1) if classes else logits, strict=True))
+    return torch.stack([answers[i] for i in range(len(rows))])
 
 
 class _Direction:

@@ -61,7 +61,7 @@ class UlmfitSettings:
     head_dropout: tuple[Below1, Below1] = (0.4, 0.1)
     """Dropout rates of the head's two blocks (the plain head: the second)."""
     dropout: Positive = 1.0
-    """Multiplies the five dropout rates of an AWD-LSTM, in both steps; other models keep the rates of their configuration."""
+    """Multiplies the five dropout rates of an AWD-LSTM, in both steps; other models keep the dropout of their configuration."""
     max_length: Batch | None = None
     """Tokens of a row; longer ones are cut."""
     chunk: Batch | None = None
