@@ -96,6 +96,15 @@ def test_the_naive_method_is_known_by_what_the_run_says_of_it_and_comes_in_its_p
     assert "naive" not in answers.heading_and_doubts(summarize(rows))[0]
 
 
+def test_the_best_of_those_that_forgot_nothing_is_named_where_it_is_not_among_the_best() -> None:
+    methods = [("good", 1.0, 1.2), ("fair", 1.0, 1.4), ("stays", 2.0, 2.0), ("also", 2.5, 2.5), ("ncl", 0.5, 3.0)]
+    heading, _ = answers.heading_and_doubts(summarize(many(*methods)), ["ncl"])
+    assert heading.endswith(
+        "naive training (ncl) learnt 2.750 and forgot 2.500. stays forgot exactly 0, like 1 other, and learnt 2.000."
+    )
+    assert "exactly 0" not in answers.heading_and_doubts(summarize(many(*methods[:2], methods[-1])), ["ncl"])[0]
+
+
 def test_of_equal_ends_the_one_that_forgot_less_comes_first_and_nobody_is_called_ahead() -> None:
     heading, sure = answers.heading_and_doubts(summarize(many(("moves", 2.0, 2.5), ("stays", 2.5, 2.5), seeds=(0, 1))))
     assert heading.startswith("Best at the end is stays, which learnt 1.750")

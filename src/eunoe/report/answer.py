@@ -21,8 +21,9 @@ def answer(summary: Summary, naive: Collection[str] = ()) -> str:
 def heading_and_doubts(summary: Summary, naive: Collection[str] = ()) -> tuple[str, str]:
     """What the two methods that end best learnt and forgot, and the naive one; and how sure that is, which begins with a space.
 
-    For example "Best at the end of 4 methods is cpt, which learnt 0.345 ± 0.012 nats of its domains' language and forgot exactly 0;
-    next comes ewc, which learnt 0.441 ± 0.010 and forgot 0.112 ± 0.020; naive training (ncl) learnt 0.471 ± 0.015 and forgot 0.571 ±
+    The best of those that forgot exactly nothing is named too. For example "Best at the end of 4 methods is cpt, which learnt
+    0.345 ± 0.012 nats of its domains' language and forgot exactly 0; next comes ewc, which learnt 0.441 ± 0.010 and forgot 0.112 ±
+    0.020; naive training (ncl) learnt 0.471 ± 0.015 and forgot 0.571 ±
     0.031.", and "At the end cpt is 0.081 ± 0.030 nats ahead of ewc." Where a number is missing, the run is unfinished or has one
     domain, a sentence says so. ``naive``: the labels of naive training.
     """
@@ -47,7 +48,18 @@ def heading_and_doubts(summary: Summary, naive: Collection[str] = ()) -> tuple[s
     doubts = {_doubt(figure) for figure in figures if figure}
     sure = _sure(named, rated) + _on_end_tasks(points)
     sure += "".join(f" {means}" for doubt, means in DOUBTS.items() if doubt in doubts)
-    return f"{'; '.join(parts)}.", sure + unsaid + _unfinished(summary)
+    return f"{'; '.join(parts)}.{_kept(rated, named)}", sure + unsaid + _unfinished(summary)
+
+
+def _kept(rated: Sequence[Line], named: Sequence[Line]) -> str:
+    """The best of those that forgot exactly nothing, where none of them is named yet: what full retention costs in learning."""
+    kept = [line for line in rated if line.forgetting and line.forgetting.exact]
+    if not kept or any(line in named for line in kept):
+        return ""
+    best, more = kept[0], len(kept) - 1
+    others = f", like {more} other{'' if more == 1 else 's'}" if more else ""
+    learnt = "" if best.forward is None else f" and learnt {shown(best.forward, best.metric)}"
+    return f" {best.label} forgot exactly 0{others}{learnt}."
 
 
 def _called(line: Line, plain: Line | None) -> str:
