@@ -100,7 +100,7 @@ def test_the_best_of_those_that_forgot_nothing_is_named_where_it_is_not_among_th
     methods = [("good", 1.0, 1.2), ("fair", 1.0, 1.4), ("stays", 2.0, 2.0), ("also", 2.5, 2.5), ("ncl", 0.5, 3.0)]
     heading, _ = answers.heading_and_doubts(summarize(many(*methods)), ["ncl"])
     assert heading.endswith(
-        "naive training (ncl) learnt 2.750 and forgot 2.500. stays forgot exactly 0, like 1 other, and learnt 2.000."
+        "naive training (ncl) learnt 2.750 and forgot 2.500. stays forgot exactly 0 (like 1 other) and learnt 2.000."
     )
     assert "exactly 0" not in answers.heading_and_doubts(summarize(many(*methods[:2], methods[-1])), ["ncl"])[0]
 

@@ -57,7 +57,7 @@ def _kept(rated: Sequence[Line], named: Sequence[Line]) -> str:
     if not kept or any(line in named for line in kept):
         return ""
     best, more = kept[0], len(kept) - 1
-    others = f", like {more} other{'' if more == 1 else 's'}" if more else ""
+    others = f" (like {more} other{'' if more == 1 else 's'})" if more else ""
     learnt = "" if best.forward is None else f" and learnt {shown(best.forward, best.metric)}"
     return f" {best.label} forgot exactly 0{others}{learnt}."
 
