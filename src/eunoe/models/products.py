@@ -34,6 +34,12 @@ def _fits(a: Tensor) -> bool:
     return a.device.type == "cpu" and a.dtype in _KINDS and _has_operator()
 
 
+def _multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a`` (n, k) times the transpose of ``b`` (m, k), and ``bias`` (m,) added, by oneDNN; views are read as they lie."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return out
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a`` (n, k) times the transpose of ``b`` (m, k): (n, m), without a gradient.
 
@@ -41,8 +47,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     tensor([[3., 7.]])
     """
     if _fits(a) and a.numel() and b.numel():
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(a.contiguous(), b, None, "none", [], "")
-        return out
+        return _multiply(a.contiguous(), b)
     return a @ b.t()
 
 
@@ -101,8 +106,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return out
+        return _multiply(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -110,8 +114,8 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, "none", [], "") if for_x else None,
-            torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, "none", [], "") if for_weight else None,
+            _multiply(grad, weight.t()) if for_x else None,
+            _multiply(grad.t(), x.t()) if for_weight else None,
             grad.sum(0) if for_bias else None,
         )
 
