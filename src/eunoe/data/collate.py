@@ -7,7 +7,7 @@ Masked LM: BERT's rule, each ordinary token is a target with probability 0.15; o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -289,6 +289,17 @@ def row_steps(rows: int, batch: int, epochs: float, steps: int | None = None) ->
     return steps or max(1, round(-(-rows // batch) * epochs))
 
 
+def rows_of_step(
+    step: int, rows: int, batch: int, micro_batch: int | None, seed: int, length: Callable[[int], int]
+) -> list[list[int]]:
+    """Which of ``rows`` rows are read in a step, micro-batch by micro-batch: seeded order per epoch, within a batch by length."""
+    epoch, place = divmod(step, -(-rows // batch))
+    order = permutation(seed, epoch, rows)[place * batch : (place + 1) * batch]
+    chosen = sorted(map(int, order), key=lambda i: (length(i), i))
+    size = micro_batch or batch
+    return [chosen[i : i + size] for i in range(0, len(chosen), size)]
+
+
 @dataclass(frozen=True)
 class RowBatches:
     """``batches[step]`` for labelled rows: seeded order per epoch, micro-batches cut by length (least padding).
@@ -316,8 +327,5 @@ class RowBatches:
         return row_steps(len(self.rows), self.batch, self.epochs, self.steps)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        epoch, place = divmod(step, self.per_epoch)
-        order = permutation(self.seed, epoch, len(self.rows))[place * self.batch : (place + 1) * self.batch]
-        chosen = sorted((int(i) for i in order), key=lambda i: (self.rows.length(i), i))
-        size = self.micro_batch or self.batch
-        return [pad_rows(self.rows, chosen[i : i + size]) for i in range(0, len(chosen), size)]
+        parts = rows_of_step(step, len(self.rows), self.batch, self.micro_batch, self.seed, self.rows.length)
+        return [pad_rows(self.rows, chosen) for chosen in parts]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from eunoe import stop
 from eunoe.choices import make_optimizer, written_out
-from eunoe.data.collate import NO_TARGET, Batch, permutation, refuse_larger, row_steps
+from eunoe.data.collate import NO_TARGET, Batch, refuse_larger, row_steps, rows_of_step
 from eunoe.data.features import Stored
 from eunoe.data.tasks import Example, Task
 from eunoe.data.words import Words, join_words, split_words
@@ -247,11 +247,8 @@ class FeatureBatches:
         return row_steps(len(self.rows), self.batch, self.epochs, self.steps)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        epoch, place = divmod(step, -(-len(self.rows) // self.batch))
-        order = permutation(self.seed, epoch, len(self.rows))[place * self.batch : (place + 1) * self.batch]
-        chosen = sorted(map(int, order), key=lambda i: (self.rows.length(i), i))
-        size = self.micro_batch or self.batch
-        return [self.rows.batch(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+        parts = rows_of_step(step, len(self.rows), self.batch, self.micro_batch, self.seed, self.rows.length)
+        return [self.rows.batch(chosen) for chosen in parts]
 
 
 # -- the task model -------------------------------------------------------------------------------------------------
