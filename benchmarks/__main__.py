@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import awd_lstm, contention, cpt, jobs, methods, posttraining, protocol, recadam, science, startup
+from benchmarks import (
+    awd_lstm,
+    contention,
+    cpt,
+    features,
+    jobs,
+    methods,
+    posttraining,
+    protocol,
+    recadam,
+    science,
+    startup,
+)
 from eunoe.lookup import lookup
 
 BENCHMARKS = {
@@ -18,6 +30,7 @@ BENCHMARKS = {
     "methods": methods.main,
     "science": science.main,
     "awd_lstm": awd_lstm.main,
+    "features": features.main,
 }
 
 LONG = ("protocol",)
