@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from eunoe.data.cache import sha256
 from eunoe.data.collate import Batch, refuse_larger
 from eunoe.data.corpus import Blocks, Part, load_blocks
 from eunoe.data.tasks import Task, draws, load_task
@@ -136,12 +135,4 @@ def _refuse_unknown_words(lm: LanguageModel, blocks: Blocks, name: str) -> None:
         )
 
 
-def sha256(parts: Iterable[Any]) -> str:
-    """SHA-256 over plain values."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(json.dumps(part, ensure_ascii=True).encode() + b"\n")
-    return total.hexdigest()
-
-
-__all__ = ["Material", "read_material", "sha256"]
+__all__ = ["Material", "read_material"]

@@ -20,6 +20,7 @@ from eunoe import ranks, transfer
 from eunoe.atomic import write_text
 from eunoe.cells import Board, Cell
 from eunoe.choices import choose, written_out
+from eunoe.data.cache import sha256
 from eunoe.data.files import refuse_missing
 from eunoe.data.tasks import check_task, draw_seed, draws
 from eunoe.errors import EunoeError
@@ -29,7 +30,7 @@ from eunoe.evaluate.retention import Retention
 from eunoe.folder import derived_seed, file_hash, note_time, recorded, says_whose
 from eunoe.head import train_head
 from eunoe.lookup import lookup
-from eunoe.material import Material, read_material, sha256
+from eunoe.material import Material, read_material
 from eunoe.methods import choose_method
 from eunoe.methods.facts import facts_for_report
 from eunoe.models.files import PATCH
@@ -178,6 +179,10 @@ class RunPlan:
             mixes,
             {way.training.batch for way in self.sequences},
         )
+        if self.material.tasks:
+            reads |= {
+                f"{what} (transfer)": value for what, value in self.transfer.reads(self.transfer_settings).items()
+            }
         for name, twin in self.repeated.items():
             say(f"order {name} is {twin} once more: it is learnt and counted once, as {twin}")
         return reads | self.material.digests()

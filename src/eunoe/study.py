@@ -23,6 +23,7 @@ from typing import Any
 from eunoe import ranks, transfer
 from eunoe.atomic import write_text
 from eunoe.cells import Board, Cell
+from eunoe.data.cache import sha256
 from eunoe.data.corpus import Part, load_blocks
 from eunoe.data.glue import GLUE, has_split, load_glue, read_glue
 from eunoe.data.shots import evenly
@@ -33,7 +34,6 @@ from eunoe.evaluate.evaluator import Score, answer_scores, eval_batches
 from eunoe.evaluate.retention import Retention
 from eunoe.folder import derived_seed, note_time, says_whose
 from eunoe.lookup import lookup
-from eunoe.material import sha256
 from eunoe.methods.base import Method
 from eunoe.models.load import LanguageModel, pretrained, refuse_longer
 from eunoe.progress import say
@@ -127,6 +127,7 @@ class StudyPlan:
                 if work.model != study.model:
                     digests[f"model of {work.system}"] = lm.identity
                 work.entry.refuse(lm, task, work.settings, f"recipe.systems.{work.system}")
+                digests |= {f"{what} of {work.label}": value for what, value in work.entry.reads(work.settings).items()}
                 course = work.entry.course(work.settings, len(task.train))
                 for line in course.warnings if course else []:
                     say(f"warning: {work.task}, {work.label}: {line}")

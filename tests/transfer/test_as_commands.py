@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 
 from eunoe.cli import main
 from eunoe.engine import run
+from eunoe.errors import EunoeError
 from eunoe.recipe import load_recipe
 from eunoe.report.schema import read_rows
+from eunoe.transfer.elmo import BiLMSettings, train_bilm
 from tests.tiny import WORDS, tiny_folder
 from tests.tiny_run import state, tiny_recipe, write_task
 from tests.transfer.test_elmo import SMALL, TEXT
@@ -97,6 +101,43 @@ def test_as_the_transfer_of_a_run_over_domains_the_runs_weights_are_the_same(her
     for (_, _, task), value in scores["vectors"].items():
         by_task.setdefault(task, set()).add(value)
     assert all(len(values) == 1 for values in by_task.values()), "word vectors read nothing of the model"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "file", "what"),
+    [
+        ("vectors", {"word_vectors": "glove.txt"}, "glove.txt", "word vectors"),
+        ("features", {"word_vectors": "glove.txt"}, "glove.txt", "word vectors"),
+        ("elmo", {**SMALL, "bilm_text": "town.txt"}, "town.txt", "biLM's text"),
+        ("elmo", {"bilm": "bilm"}, "bilm/vocabulary.txt", "biLM"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_files_of_its_transfer(
+    here: Path, name: str, options: dict[str, Any], file: str, what: str
+) -> None:
+    """A study and a run over domains of which scores are missing: refused; with the old file back both go on."""
+    if "bilm" in options:
+        train_bilm("town.txt", here / "bilm", BiLMSettings(**SMALL))
+    given = [word for key, value in options.items() for word in (f"--systems.{name}.{key}", json.dumps(value))]
+    study = ["finetune", "--train", "rows.csv", "--test", "test.csv", "--model", "bert", "--transfer", name, "--epochs", "1",
+             "--max-length", "16", "--batch", "8", *given, "--out", "study"]  # fmt: skip
+    recipe = tiny_recipe(here, methods=["none"], seeds=[0], transfer={"name": name, **QUICK, **options})
+    assert main(study) == 0
+    run(load_recipe(recipe), here / "run")
+    for scores in [*(here / "run/sequences").glob("*/scores/*/*.task"), here / "study/cells"]:
+        shutil.rmtree(scores)
+    (here / "study/rows.jsonl").unlink()
+
+    old, time = (here / file).read_text(), (here / file).stat().st_mtime_ns
+    (here / file).write_text(old.replace("rain", "snow").replace(" 1 ", " 2 ") + ("" if "bilm" in file else "\n"))
+    with pytest.raises(EunoeError, match=rf"is no longer the same: {what} \(transfer\)"):
+        run(load_recipe(recipe), here / "run")
+    assert main(study) == 2
+
+    (here / file).write_text(old)
+    os.utime(here / file, ns=(time, time))
+    run(load_recipe(recipe), here / "run")
+    assert main(study) == 0
 
 
 def test_killed_between_cells_and_resumed_a_study_ends_in_the_same_bytes(

@@ -49,6 +49,14 @@ def cache_folder() -> Path:
                          "can be written.") from None  # fmt: skip
 
 
+def sha256(parts: Iterable[Any]) -> str:
+    """SHA-256 over plain values, by which a run that is resumed knows what it read."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(json.dumps(part, ensure_ascii=True).encode() + b"\n")
+    return total.hexdigest()
+
+
 def cached_blocks(
     digest: str, block: int, largest: int, what: str, make: Callable[[], Iterable[list[int]]], enough: int | None = None
 ) -> tuple[NDArray[Any], int]:

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ def load_vectors(name: str, words: Iterable[str], where: str = "word_vectors") -
     wanted = set(words)
     rows, width = _text_file(path, wanted | {word.lower() for word in wanted})
     return WordVectors(name, width, digest(path, stamp(path)), rows)
+
+
+def vectors_identity(name: str, where: str = "word_vectors") -> str:
+    """The SHA-256 of the file of word vectors; raises as ``load_vectors``. A file is checked once a process."""
+    if name == WORDLLAMA:
+        return _wordllama(set()).identity
+    path = Path(expand(name))
+    return _checked(name, where, stamp(path))
+
+
+@lru_cache(maxsize=16)
+def _checked(name: str, where: str, _stamp: tuple[int, int] | None) -> str:
+    return load_vectors(name, (), where).identity
 
 
 # -- text files -------------------------------------------------------------------------------------------------
@@ -166,4 +180,4 @@ def _wordllama(words: set[str]) -> WordVectors:
     return WordVectors(WORDLLAMA, table.shape[1], _TABLE[1], rows)
 
 
-__all__ = ["WORDLLAMA", "WordVectors", "load_vectors"]
+__all__ = ["WORDLLAMA", "WordVectors", "load_vectors", "vectors_identity"]

@@ -12,7 +12,7 @@ from eunoe.transfer.base import Course, Entry, Start, Tuned
 
 _OVER_FEATURES: Any = {
     "resolve": over_features.resolve, "no_best": over_features.no_best, "scorings": over_features.scorings,
-    "kinds": over_features.KINDS,
+    "kinds": over_features.KINDS, "reads": over_features.reads,
     "drafted": lambda epochs, tokens: {"epochs": epochs, "max_length": tokens},
 }  # fmt: skip
 """What the transfers with a task model over features have alike."""
@@ -35,7 +35,8 @@ TRANSFERS: dict[str, Entry] = {
         summary="the model frozen: a BiLSTM over a mix of its layers, computed once and kept on the disk; also tags",
     ),
     "elmo": Entry(
-        transfer=elmo.elmo, settings=elmo.ElmoSettings, check=elmo.check, unlabelled=True, **_OVER_FEATURES,
+        transfer=elmo.elmo, settings=elmo.ElmoSettings, check=elmo.check, unlabelled=True,
+        **_OVER_FEATURES | {"reads": elmo.reads},
         summary="the same over the layers of a biLM: a released one, or one trained on text here; also tags",
     ),
     "vectors": Entry(
@@ -44,6 +45,7 @@ TRANSFERS: dict[str, Entry] = {
     ),
     "ulmfit": Entry(
         transfer=ulmfit.ulmfit, settings=ulmfit.UlmfitSettings, check=ulmfit.check, resolve=ulmfit.resolve, unlabelled=True,
+        reads=ulmfit.reads,
         summary="fine-tune the language model on the task's text, then a classifier, unfreezing layer by layer from the top",
     ),
 }  # fmt: skip

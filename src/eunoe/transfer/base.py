@@ -117,6 +117,9 @@ class Entry:
     """Does it read ``Task.unlabelled``? A task's ``unlabelled`` that no transfer of the recipe reads is refused."""
     no_best: Callable[[Any], str | None] = lambda settings: "this transfer scores once: choose another one"
     """settings -> why ``Tuned.best`` will be empty, and what to set; None where there are several evaluations."""
+    reads: Callable[[Any], Mapping[str, str]] = lambda settings: {}
+    """settings that ``check`` let pass -> what it reads beside the model and the task, and the SHA-256 of that: a run that is
+    resumed with other files is refused."""
     kinds: tuple[str, ...] = ("classification", "regression", "choice")
     """Kinds of tasks that it is for."""
 

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from eunoe.atomic import write_text
+from eunoe.data.cache import sha256
 from eunoe.data.collate import Batch, permutation, refuse_larger
 from eunoe.data.corpus import texts
 from eunoe.data.tasks import Task
@@ -32,12 +33,14 @@ from eunoe.errors import EunoeError
 from eunoe.foreign import reading, visible
 from eunoe.models.bilm import BiLM, BiLMConfig, State
 from eunoe.models.bilm_release import load_release
+from eunoe.models.files import digest, stamp
 from eunoe.models.heads import LossSum
 from eunoe.models.load import LanguageModel
 from eunoe.models.sampled import vocabulary_loss
 from eunoe.recipe import Batch as BatchSize
 from eunoe.recipe import Below1, CorpusSettings, Epochs, LoopSettings, Positive, expand
 from eunoe.train import Trained
+from eunoe.transfer import over_features
 from eunoe.transfer.base import Start, Tuned
 from eunoe.transfer.over_features import LayerSettings, check_task_model, train_task_model, words_of
 from eunoe.transfer.phase import phase
@@ -105,6 +108,17 @@ def check(lm: LanguageModel, task: Task, settings: ElmoSettings, where: str) -> 
     if task.unlabelled and not (settings.tune_epochs or (settings.bilm is None and settings.bilm_text is None)):
         raise EunoeError(f"{where}: the task's unlabelled text is not read: the biLM is given or has text of its own, and is not tuned. "
                          "Set tune_epochs, or leave unlabelled out.")  # fmt: skip
+
+
+def reads(settings: ElmoSettings) -> dict[str, str]:
+    """The biLM's files or the text that it is trained on, and the word vectors."""
+    found = over_features.reads(settings)
+    if settings.bilm is not None:
+        files = sorted(path for path in Path(expand(settings.bilm)).iterdir() if path.is_file())
+        found["biLM"] = sha256([path.name, digest(path, stamp(path))] for path in files)
+    elif settings.bilm_text is not None:
+        found["biLM's text"] = sha256(texts(CorpusSettings(source=settings.bilm_text)))
+    return found
 
 
 def elmo(start: Start, settings: ElmoSettings) -> Tuned:
@@ -372,5 +386,6 @@ def _learn(
 
 
 __all__ = [
-    "BiLMLoss", "BiLMSettings", "ElmoSettings", "Lines", "StreamBatches", "check", "elmo", "learn_bilm", "load_bilm", "train_bilm",
+    "BiLMLoss", "BiLMSettings", "ElmoSettings", "Lines", "StreamBatches", "check", "elmo", "learn_bilm", "load_bilm", "reads",
+    "train_bilm",
 ]  # fmt: skip

@@ -31,7 +31,7 @@ from eunoe.lookup import lookup
 from eunoe.models.cross_entropy import at_least_float32, cross_entropy
 from eunoe.models.heads import LossSum
 from eunoe.models.task_models import PairClassifier, Placement, PoolClassifier, Shape, Tagger
-from eunoe.models.vectors import load_vectors
+from eunoe.models.vectors import load_vectors, vectors_identity
 from eunoe.optim.schedules import SCHEDULES
 from eunoe.progress import say
 from eunoe.recipe import Batch as BatchSize
@@ -117,10 +117,15 @@ def check_task_model(task: Task, settings: Any, where: str) -> None:
     if settings.crf and task.kind != "tagging":
         raise EunoeError(f"{where}.crf is for tagging tasks, and {task.name!r} is of kind {task.kind}. Leave it out.")
     if settings.word_vectors is not None:
-        load_vectors(settings.word_vectors, (), f"{where}.word_vectors")
+        vectors_identity(settings.word_vectors, f"{where}.word_vectors")
     for example in (*task.train, *task.test):
         if len(example.tokens) > settings.max_length:
             raise _too_long(task, example, settings.max_length)
+
+
+def reads(settings: Any) -> dict[str, str]:
+    """The word vectors, where there are any."""
+    return {} if settings.word_vectors is None else {"word vectors": vectors_identity(settings.word_vectors)}
 
 
 def scorings(settings: Any, steps: int) -> int:
@@ -395,5 +400,5 @@ def _vector_reader(texts: Sequence[Words], settings: Any, what: str) -> VectorRe
 
 __all__ = [
     "FeatureBatches", "FeatureLoss", "FeatureRows", "LayerSettings", "TaskModelSettings", "check_task_model", "feature_predictions",
-    "no_best", "resolve", "scorings", "task_model", "train_task_model", "words_of",
+    "no_best", "reads", "resolve", "scorings", "task_model", "train_task_model", "words_of",
 ]  # fmt: skip

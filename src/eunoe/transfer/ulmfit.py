@@ -72,6 +72,12 @@ def check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) -
         _check(model, task, for_model(settings, model), where)
 
 
+def reads(settings: UlmfitSettings) -> dict[str, str]:
+    """The backward model, where there is one."""
+    models = _backward(settings)
+    return {"backward model": models[0].identity} if models else {}
+
+
 def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) -> None:
     recurrent = anatomy(lm.model).model_type in RECURRENT
     if not recurrent:
@@ -362,4 +368,4 @@ class _Direction:
         restore(own, state["model"][kind], str(self._folder("done")))
 
 
-__all__ = ["UlmfitSettings", "check", "resolve", "ulmfit"]
+__all__ = ["UlmfitSettings", "check", "reads", "resolve", "ulmfit"]
