@@ -112,13 +112,13 @@ def check(lm: LanguageModel, task: Task, settings: ElmoSettings, where: str) -> 
 
 def reads(settings: ElmoSettings) -> dict[str, str]:
     """The biLM's files or the text that it is trained on, and the word vectors."""
-    found = over_features.reads(settings)
+    read = over_features.reads(settings)
     if settings.bilm is not None:
         files = sorted(path for path in Path(expand(settings.bilm)).iterdir() if path.is_file())
-        found["biLM"] = sha256([path.name, digest(path, stamp(path))] for path in files)
+        read["biLM"] = sha256([path.name, digest(path, stamp(path))] for path in files)
     elif settings.bilm_text is not None:
-        found["biLM's text"] = sha256(texts(CorpusSettings(source=settings.bilm_text)))
-    return found
+        read["biLM's text"] = sha256(texts(CorpusSettings(source=settings.bilm_text)))
+    return read
 
 
 def elmo(start: Start, settings: ElmoSettings) -> Tuned:
