@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eunoe import __version__
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 NINE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 DEMOS = {"minilm": "demo", "smollm2": "demo_smollm2"}
@@ -19,7 +23,13 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"eunoe {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for add in (_demo, _run, _new, _plan, _finetune, _glue, _report, _verify, _route, _imports, _pretrain, _lists):
+        add(commands)
+    return parser
 
+
+# -- the commands, in the order in which --help names them ---
+def _demo(commands: _Commands) -> None:
     demo = commands.add_parser(
         "demo",
         allow_abbrev=False,
@@ -32,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     _sharing(demo)
     demo.set_defaults(overrides=True)
 
+
+def _run(commands: _Commands) -> None:
     run = commands.add_parser(
         "run", allow_abbrev=False, help="carry out a recipe, or resume its run",
         epilog="Any key of the recipe can be given: --training.lr 5e-5 --domains.0.corpus.tokens 100000 "
@@ -43,12 +55,16 @@ def parser() -> argparse.ArgumentParser:
     _sharing(run)
     run.set_defaults(overrides=True)
 
+
+def _new(commands: _Commands) -> None:
     new = commands.add_parser("new", help="write a recipe for the texts and labelled rows in a folder of your own")
     new.add_argument("folder", type=Path, metavar="FOLDER", help="each subfolder or text file of it is a domain")
     new.add_argument("--out", type=Path, help="recipe to write (default FOLDER.yaml, here)")
     new.add_argument("--model", default="minilm", help="minilm, a folder or a Hugging Face name (default minilm)")
     new.set_defaults(overrides=False)
 
+
+def _plan(commands: _Commands) -> None:
     plan = commands.add_parser(
         "plan", allow_abbrev=False, help="what a recipe would read and do, and about how much time, memory and disk it takes",
         epilog="Any key of the recipe can be given, as for run. Nothing is written but the cache of tokenised text.",
@@ -58,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     _sharing(plan, relearn=False, ray=False)
     plan.set_defaults(overrides=True)
 
+
+def _finetune(commands: _Commands) -> None:
     finetune = commands.add_parser(
         "finetune", allow_abbrev=False, help="fine-tune on labelled rows; scores over seeds, and how much of the model is preserved",
         epilog="Any key of the study can be given after the options; for RecAdam as shares of the run: "
@@ -98,6 +116,8 @@ def parser() -> argparse.ArgumentParser:
     _sharing(finetune, relearn=False)
     finetune.set_defaults(overrides=True)
 
+
+def _glue(commands: _Commands) -> None:
     glue = commands.add_parser(
         "glue", allow_abbrev=False, help="fine-tune on GLUE's tasks: dev scores, test predictions to hand in",
         epilog="Any key of the study can be given after the options: --tasks.'*'.transfer '{steps: 3000}' "
@@ -120,6 +140,8 @@ def parser() -> argparse.ArgumentParser:
     _sharing(glue, relearn=False)
     glue.set_defaults(overrides=True)
 
+
+def _report(commands: _Commands) -> None:
     report = commands.add_parser("report", help="make the page of a run again, or compare several runs")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     report.add_argument(
@@ -130,10 +152,14 @@ def parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(overrides=False)
 
+
+def _verify(commands: _Commands) -> None:
     verify = commands.add_parser("verify", help="recompute what earlier domains read and compare the bits")
     verify.add_argument("run", type=Path, metavar="RUN")
     verify.set_defaults(overrides=False)
 
+
+def _route(commands: _Commands) -> None:
     route = commands.add_parser("route", help="how often the plug-in with the least LM loss is the right one")
     route.add_argument("run", type=Path, metavar="RUN")
     route.add_argument(
@@ -141,6 +167,8 @@ def parser() -> argparse.ArgumentParser:
     )
     route.set_defaults(overrides=False)
 
+
+def _imports(commands: _Commands) -> None:
     imports = commands.add_parser("import", help="turn a checkpoint of the CPT authors into a plug-in folder")
     imports.add_argument("what", metavar="{cpt}")
     imports.add_argument("file", type=Path, metavar="FILE", help="their state dict: pytorch_model.bin or .safetensors")
@@ -154,6 +182,8 @@ def parser() -> argparse.ArgumentParser:
     )
     imports.set_defaults(overrides=False)
 
+
+def _pretrain(commands: _Commands) -> None:
     pretrain = commands.add_parser(
         "pretrain", allow_abbrev=False, help="train an AWD-LSTM language model from nothing, or resume its training",
         epilog="Any key of the recipe can be given: --epochs 10 --network.cell_size 500 --directions '[backward]'",
@@ -163,12 +193,14 @@ def parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--scale", help="a named set of overrides from the recipe's `scales`")
     pretrain.set_defaults(overrides=True)
 
+
+def _lists(commands: _Commands) -> None:
     lists = commands.add_parser("list", help="methods, models, transfers or recipes")
     lists.add_argument("what", metavar="{methods,models,transfers,recipes,pretrain}")
     lists.set_defaults(overrides=False)
-    return parser
 
 
+# -- options that several have ---
 def _sharing(parser: argparse.ArgumentParser, relearn: bool = True, ray: bool = True) -> None:
     """The options on who does the work, and what is done again."""
     parser.add_argument(
