@@ -14,6 +14,25 @@ def test_the_mix_is_gamma_times_the_softmax_weighted_sum() -> None:
     assert mix_layers(layers, weights, torch.tensor(10.0)).flatten().tolist() == pytest.approx([26.0, 32.0])
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16])
+def test_gradients_reach_weights_gamma_and_layers(kind: torch.dtype) -> None:
+    """Against autograd through the formula, in float64; float16 layers are mixed in float32."""
+    torch.manual_seed(0)
+    layers, factor = torch.randn(3, 4, 5, 6).to(kind).requires_grad_(), torch.randn(3, 4, 6)
+    weights, gamma = torch.randn(5, requires_grad=True), torch.tensor(1.5, requires_grad=True)
+    out = mix_layers(layers, weights, gamma)
+    assert out.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+    (out * factor).sum().backward()
+
+    exact = [x.detach().double().requires_grad_() for x in (layers, weights, gamma)]
+    expected = exact[2] * (torch.softmax(exact[1], 0)[:, None] * exact[0]).sum(-2)
+    (expected * factor).sum().backward()
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip((layers, weights, gamma), exact, strict=True):
+        tolerance = 2e-3 if ours.dtype == torch.float16 else 1e-5
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=tolerance, atol=tolerance)
+
+
 def test_a_row_is_normalised_over_its_real_positions_and_features_together() -> None:
     layers = torch.tensor(
         [[[[1.0, 3.0]], [[5.0, 7.0]], [[100.0, 100.0]]]]

@@ -217,10 +217,11 @@ class FeatureRows:
         for name, stored in (("vectors", self.vectors), ("layers", self.layers)):
             if stored is None:
                 continue
-            values = np.zeros((*shape, *stored.values.shape[1:]), np.float32)
+            values = np.zeros((*shape, *stored.values.shape[1:]), stored.values.dtype)
             for row, i in zip(values, chosen, strict=True):
                 row[: self.lengths[i]] = stored[i][: self.lengths[i]]
-            batch[name] = torch.from_numpy(values[:, :, 0] if name == "vectors" else values)
+            # layers are many, and the mix takes them as they lie on the disk
+            batch[name] = torch.from_numpy(values[:, :, 0]).float() if name == "vectors" else torch.from_numpy(values)
         ids = torch.zeros(shape, dtype=torch.long)
         for row, i in zip(ids, chosen, strict=True) if self.tuned else ():
             words = list(self.texts[i])[: self.lengths[i]]
