@@ -10,6 +10,7 @@ from benchmarks import (
     cpt,
     features,
     jobs,
+    memory,
     methods,
     posttraining,
     protocol,
@@ -31,10 +32,11 @@ BENCHMARKS = {
     "science": science.main,
     "awd_lstm": awd_lstm.main,
     "features": features.main,
+    "memory": memory.main,
 }
 
-LONG = ("protocol",)
-"""Those that take an hour and more; they run when they are named."""
+LONG = ("protocol", "memory")
+"""Those that take 20 minutes and more; they run when they are named."""
 
 
 def main(names: list[str]) -> None:
@@ -42,7 +44,7 @@ def main(names: list[str]) -> None:
         print(f"== {name}", flush=True)
         lookup(BENCHMARKS, name, "benchmark")()
     if not names:
-        print(f"left out, for they take an hour and more: python -m benchmarks {' '.join(LONG)}")
+        print(f"left out, for they take 20 minutes and more: python -m benchmarks {' '.join(LONG)}")
 
 
 if __name__ == "__main__":

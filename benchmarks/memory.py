@@ -1,0 +1,44 @@
+"""The most memory of a process that learns the four domains of ``methods_small`` with each method, in MB, as lines ``method,MB``.
+
+A process of its own for each (one thread of work, bfloat16, six steps a domain, no end tasks): what Linux calls its resident set, the
+embedded model, torch and mapped files included. Needs ``EUNOE_SHARED``; takes about a minute a method.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from eunoe.errors import EunoeError
+from eunoe.recipe import load_recipe
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "methods_small.yaml"
+PEAK = """import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+print(code.stderr[-2000:], file=sys.stderr) if code.returncode else print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+"""
+SHORT = {"seeds": [2021], "training.steps": 6, "domains.*.task": None, "evaluation.blocks": 8}
+
+
+def peak(method: Any, out: Path) -> int:
+    """MB of a run with this method alone."""
+    given = [word for key, value in (SHORT | {"methods": [method]}).items() for word in (f"--{key}", json.dumps(value))]
+    words = [sys.executable, "-m", "eunoe.cli", "run", str(RECIPE), *given, "--jobs", "1", "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", PEAK, *words], capture_output=True, text=True)
+    if not done.stdout.strip():
+        raise EunoeError(f"{method}: {done.stderr.strip()}")
+    return int(done.stdout)
+
+
+def main() -> None:
+    recipe: Any = load_recipe(RECIPE)
+    for method in recipe.methods:
+        options = {"name": method} if isinstance(method, str) else dict(method)
+        label = options.get("label", options["name"])
+        if label not in ("none", "adapter"):  # they learn nothing
+            with tempfile.TemporaryDirectory() as folder:
+                print(f"{label},{peak(options, Path(folder) / 'run')}", flush=True)
