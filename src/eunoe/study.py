@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -181,7 +182,7 @@ class StudyPlan:
         lm = self.model(work.model)
         tuned = work.entry.transfer(Start(
             lm=lm, method=Method(lm.model, None, []), domain=None, task=task, seed=derived_seed(work.seed, "task", work.task),
-            batch=batch, folder=folder / "steps", name=f"{work.task} · {work.label} · seed {work.seed}",
+            batch=batch, folder=folder / "steps", shared=self.out / "shared", name=f"{work.task} · {work.label} · seed {work.seed}",
             identity={"run": board.run or "", "cell": cell.key},
         ), work.settings)  # fmt: skip
         rows = [self._row(work, score, tuned.steps) for score in tuned.scores]
@@ -225,7 +226,8 @@ class StudyPlan:
 
     # -- the end ---------------------------------------------------------------------------------------------------------
     def finish(self, board: Board, fill: bool) -> list[str]:
-        """The submission, if one was asked for."""
+        """The submission, if one was asked for; what the cells had in common goes."""
+        shutil.rmtree(self.out / "shared", ignore_errors=True)
         if not self.recipe.evaluation.predict_test:
             return []
         self._submit(board, fill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from eunoe.cli import main
 from eunoe.report.schema import read_rows
+from eunoe.transfer import ulmfit
 from tests.tiny import tiny_folder
 from tests.tiny_run import state, tiny_recipe, write_task, write_text
 
@@ -63,3 +65,47 @@ def test_a_run_over_domains_keeps_its_weights(here: Path) -> None:
         assert {row.transfer for row in ends} == {name}
         assert {row.method for row in ends} == {"base", "ncl", "cpt"}
     assert weights[0] == weights[1] != {}
+
+
+def test_systems_of_a_study_tune_a_language_model_once_where_they_do_it_alike(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores of four systems are those of each alone; two LM trainings a seed, not four, and one more where it was damaged."""
+    tiny_folder(here)
+    write_task(here / "rows.csv", 1)
+    write_task(here / "test.csv", 2)
+    trained: list[str] = []
+    real = ulmfit.phase
+
+    def counted(*args: Any, **options: Any) -> Any:
+        trained.append(options["name"])
+        if options["name"].endswith("seed 1 · lm"):  # seed 0's was made: of one file a byte is changed
+            for file in (here / "all/shared").glob("lm-*/model.safetensors"):
+                file.write_bytes(file.read_bytes()[:-1] + b"x")
+        return real(*args, **options)
+
+    monkeypatch.setattr(ulmfit, "phase", counted)
+    systems = {
+        "gradual": {},
+        "whole": {"unfreeze": "none"},
+        "last": {"unfreeze": "last"},
+        "faster": {"lm": {**LM, "lr": 0.01}},
+    }
+
+    def study(names: list[str], out: str, seeds: list[int]) -> dict[Any, float]:
+        recipe = {
+            "name": "study", "model": {"name": "bert"}, "seeds": seeds,
+            "tasks": [{"name": "task", "train": "rows.csv", "test": "test.csv"}],
+            "systems": {name: {"name": "ulmfit", **SMALL, "lm": LM, **systems[name]} for name in names},
+        }  # fmt: skip
+        Path(f"{out}.yaml").write_text(json.dumps(recipe))
+        assert main(["run", f"{out}.yaml", "--out", out, "--jobs", "1"]) == 0
+        assert not (here / out / "shared").exists()
+        return {(r.transfer, r.seed, r.metric): r.value for r in read_rows(here / out / "rows.jsonl")}
+
+    together = study(list(systems), "all", [0, 1])
+    lms = [name.split(" · ")[1:3] for name in trained if name.endswith("· lm")]
+    assert [system for system, seed in lms if seed == "seed 1"] == ["gradual", "faster"]
+    assert [system for system, seed in lms if seed == "seed 0"] == ["gradual", "whole", "faster"], "whole's was damaged"
+    alone = {key: value for name in systems for key, value in study([name], name, [0, 1]).items()}
+    assert together == alone

@@ -37,6 +37,9 @@ class Start:
     """Labelled rows that pass the model at once when they are scored."""
     folder: Path | None = None
     """For checkpoints on the way; None: none are written, and a stopped transfer starts over."""
+    shared: Path | None = None
+    """A folder that the fine-tunings of a study have in common, gone when it ends: what several do to the bit alike is done once
+    and kept there, as a language model that is tuned on a task's text. None: each does it by itself."""
     name: str = ""
     """Shown on the progress bar and in errors."""
     identity: Mapping[str, str] = field(default_factory=dict)

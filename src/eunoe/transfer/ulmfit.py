@@ -16,19 +16,23 @@ Different from paper and scripts:
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
 from eunoe import checkpoint, stop
 from eunoe.choices import make_optimizer
+from eunoe.data.cache import sha256
 from eunoe.data.collate import Batch, RowBatches, Rows, by_length
 from eunoe.data.tasks import Example, Task
+from eunoe.data.tokens import identity as tokenizer_identity
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, answer_scores
 from eunoe.methods.base import restore
@@ -42,12 +46,14 @@ from eunoe.models.load import LanguageModel, pretrained, refuse_longer
 from eunoe.models.pooled import PooledClassifier
 from eunoe.optim.schedules import multiplier, slanted_triangle
 from eunoe.optim.unfreeze import unfreezing_phases
+from eunoe.progress import say
 from eunoe.recipe import LoopSettings, ModelSettings
 from eunoe.train import Trained
 from eunoe.transfer.base import Start, Tuned
 from eunoe.transfer.finetune import FinetuneSettings, encode_examples, encode_task, start_afresh, task_loss
-from eunoe.transfer.lm_text import LMStage, LMTraining, in_words_of, lm_training
+from eunoe.transfer.lm_text import LMStage, LMTraining, in_words_of, lm_training, text_ids
 from eunoe.transfer.phase import phase
+from eunoe.transfer.readers import weights_identity
 from eunoe.transfer.ulmfit_settings import (
     LAST_CUT,
     UlmfitSettings,
@@ -253,7 +259,18 @@ class _Direction:
         return self.lm, model, settings.max_length
 
     def _tune_lm(self) -> None:
+        """The language model on the task's text; where a fine-tuning of the same study did the same, what that left."""
         settings, model = self.settings, self.lm.model
+        alike = None if self.start.shared is None else self.start.shared / f"lm-{self._lm_digest()}"
+        if alike is not None and checkpoint.whole(alike):
+            try:
+                self._take(model, self._finished(alike, {"lm": alike.name}), "lm")
+            except checkpoint.Damaged as fault:
+                say(f"{fault} The language model is tuned again.")
+                shutil.rmtree(alike)
+            else:
+                self._keep(model, "lm")
+                return
         if self.recurrent:
             # the paper gives one list for both steps, the scripts another to the language model
             set_rates(model, LM_RATES if settings.preset == "scripts" else CLASSIFIER_RATES, settings.dropout)
@@ -263,6 +280,25 @@ class _Direction:
         groups = depth_groups(model, tied="head")
         shares = shares_of(settings.lm.discriminative or 1.0, None, groups, "lm.discriminative")
         self._phase("lm", model, training, settings.lm, shares, None, settings.lm.cut_frac, 0)
+        if alike is not None:
+            partial = alike.with_name(f"{alike.name}.{uuid4().hex}")
+            checkpoint.save(partial, self._left(model, "lm"), {"lm": alike.name})
+            try:
+                partial.rename(alike)
+            except OSError:  # another process did the same meanwhile, and was first
+                shutil.rmtree(partial)
+
+    def _lm_digest(self) -> str:
+        """Of all that the tuned language model depends on."""
+        settings, model = self.settings, self.lm.model
+        named = {id(p): name for name, p in model.named_parameters()}
+        facts = [
+            weights_identity(model), tokenizer_identity(self.lm.tokenizer), str(anatomy(model).base.config.to_json_string()),
+            text_ids(self.lm, self.start.task).tolist(), asdict(settings.lm), settings.preset, settings.dropout, settings.micro_batch,
+            settings.optimizer, settings.precision, self.start.seed, sorted(named[id(p)] for p in self.frozen),
+            sorted((named[id(p)], rate) for p, rate in self.rates.items()),
+        ]  # fmt: skip
+        return sha256(facts)[:32]
 
     def _classifier(self) -> nn.Module:
         settings, labels = self.settings, max(len(self.start.task.labels), 1)
@@ -341,19 +377,29 @@ class _Direction:
         folder = self._folder("done")
         if folder is None:
             return
-        kind = "lm" if name == "lm" else "classifier"
-        weights = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
-        phases = {done: asdict(trained) for done, trained in self.finished.items()}
-        checkpoint.save(folder, {"model": {kind: weights}, "phases": phases}, self._identity())
+        checkpoint.save(folder, self._left(model, name), self._identity())
         steps = self._folder(name)
         assert steps is not None
         checkpoint.prune(steps, keep=0)
+
+    def _left(self, model: nn.Module, name: str) -> dict[str, Any]:
+        """What the phases up to ``name`` left."""
+        kind = "lm" if name == "lm" else "classifier"
+        weights = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+        return {
+            "model": {kind: weights},
+            "phases": {done: asdict(trained) for done, trained in self.finished.items()},
+        }
 
     def _resume(self) -> dict[str, Any] | None:
         folder = self._folder("done")
         if folder is None or not checkpoint.whole(folder):
             return None
-        groups = checkpoint.load(folder, self._identity()).groups
+        return self._finished(folder, self._identity())
+
+    def _finished(self, folder: Path, identity: dict[str, str]) -> dict[str, Any]:
+        """Read what finished phases left, and note which they are."""
+        groups = checkpoint.load(folder, identity).groups
         with checkpoint.forged(folder):
             for name, kept in groups["phases"].items():
                 curve, observed = ([tuple(point) for point in kept.pop(key)] for key in ("curve", "observed"))
