@@ -13,10 +13,9 @@ import tempfile
 import time
 
 import numpy as np
-import torch
-from transformers import RobertaConfig, RobertaForMaskedLM
 
 from benchmarks.measure import one_thread, ratio
+from benchmarks.posttraining import MODELS
 from eunoe.choices import make_optimizer
 from eunoe.data.features import shown_size
 from eunoe.data.tasks import Example, Task
@@ -35,18 +34,7 @@ AIM = 10.0
 
 def models() -> dict[str, LanguageModel]:
     small = pretrained(ModelSettings(name="minilm"))
-    torch.manual_seed(0)
-    large = RobertaForMaskedLM(
-        RobertaConfig(
-            vocab_size=30522,
-            hidden_size=768,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            intermediate_size=3072,
-            max_position_embeddings=514,
-            type_vocab_size=1,
-        )
-    )
+    large, _ = MODELS["RoBERTa-base, 8 x 128"].make(frozen=False)
     return {"MiniLM": small, "RoBERTa-base's shape": LanguageModel(large.eval(), small.tokenizer, "masked", "roberta")}
 
 

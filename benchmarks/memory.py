@@ -7,6 +7,7 @@ embedded model, torch and mapped files included. Needs ``EUNOE_SHARED``; takes a
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,10 +18,6 @@ from eunoe.errors import EunoeError
 from eunoe.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "methods_small.yaml"
-PEAK = """import resource, subprocess, sys
-code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-print(code.stderr[-2000:], file=sys.stderr) if code.returncode else print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
-"""
 SHORT = {"seeds": [2021], "training.steps": 6, "domains.*.task": None, "evaluation.blocks": 8}
 
 
@@ -28,10 +25,13 @@ def peak(method: Any, out: Path) -> int:
     """MB of a run with this method alone."""
     given = [word for key, value in (SHORT | {"methods": [method]}).items() for word in (f"--{key}", json.dumps(value))]
     words = [sys.executable, "-m", "eunoe.cli", "run", str(RECIPE), *given, "--jobs", "1", "--out", str(out)]
-    done = subprocess.run([sys.executable, "-c", PEAK, *words], capture_output=True, text=True)
-    if not done.stdout.strip():
-        raise EunoeError(f"{method}: {done.stderr.strip()}")
-    return int(done.stdout)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise EunoeError(f"{method}: {said.strip()}")
+    return used.ru_maxrss // 1024
 
 
 def main() -> None:

@@ -118,9 +118,8 @@ def test_a_run_is_not_resumed_with_other_files_of_its_transfer(
     """A study and a run over domains of which scores are missing: refused; with the old file back both go on."""
     if "bilm" in options:
         train_bilm("town.txt", here / "bilm", BiLMSettings(**SMALL))
-    given = [word for key, value in options.items() for word in (f"--systems.{name}.{key}", json.dumps(value))]
     study = ["finetune", "--train", "rows.csv", "--test", "test.csv", "--model", "bert", "--transfer", name, "--epochs", "1",
-             "--max-length", "16", "--batch", "8", *given, "--out", "study"]  # fmt: skip
+             "--max-length", "16", "--batch", "8", *overrides(name, options), "--out", "study"]  # fmt: skip
     recipe = tiny_recipe(here, methods=["none"], seeds=[0], transfer={"name": name, **QUICK, **options})
     assert main(study) == 0
     run(load_recipe(recipe), here / "run")
