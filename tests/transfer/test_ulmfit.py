@@ -290,6 +290,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lm.steps": {"lm": {"steps": 1, "epochs": None}},
     "lm.batch": {"lm": {"batch": 2}},
     "lm.block": {"lm": {"block": 12}},
+    "lm.max_length": {"lm": {"max_length": 5}},
     "lm.lr": {"lm": {"lr": 2e-3}},
     "lm.discriminative": {"lm": {"discriminative": [0.1, 0.2, 0.3, 1.0]}},
     "lm.schedule": {"lm": {"schedule": "linear"}},

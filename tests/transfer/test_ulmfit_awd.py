@@ -21,6 +21,7 @@ from eunoe.models.load import LanguageModel
 from eunoe.recipe import build
 from eunoe.transfer import ulmfit as module
 from eunoe.transfer.base import Start, Tuned
+from eunoe.transfer.lm_text import task_texts, text_ids
 from eunoe.transfer.ulmfit import UlmfitSettings, check, resolve, ulmfit
 from tests.transfer.test_ulmfit import same, task
 
@@ -147,6 +148,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_an_lstm_changes_what_is_learnt(option: str, whole: Tuned) -> None:
     assert ulmfit(start(), settings(**OPTIONS[option])).curve_csv() != whole.curve_csv()
+
+
+def test_the_language_model_reads_the_first_tokens_of_a_row_in_both_directions() -> None:
+    rows, texts = task(), task_texts(task())
+    for lm in (awd(), awd(backward=True)):
+        turn = -1 if lm.tokenizer.backward else 1
+        first = [lm.tokenizer(text)["input_ids"][:3][::turn] for text in texts]
+        assert text_ids(lm, rows, 3).tolist() == [i for row in first for i in row]
+        assert max(map(len, lm.tokenizer(texts)["input_ids"])) > 3
 
 
 def test_forward_and_backward_read_the_same_rows_turned_round(tmp_path: Path) -> None:

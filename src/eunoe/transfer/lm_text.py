@@ -14,7 +14,7 @@ from eunoe.data.collate import LMBatches, row_steps
 from eunoe.data.corpus import Blocks
 from eunoe.data.stream import StreamBatches
 from eunoe.data.tasks import Task
-from eunoe.data.tokens import encode
+from eunoe.data.tokens import backward, encode
 from eunoe.errors import EunoeError
 from eunoe.methods.base import Batches, Loss
 from eunoe.models.anatomy import RECURRENT, anatomy
@@ -41,6 +41,8 @@ class LMStage:
     """Blocks (an AWD-LSTM: streams) in a step."""
     block: Block | None = None
     """Tokens of a block."""
+    max_length: Count | None = None
+    """Tokens of a text that are read, the rest is cut; null: all. The vocabulary of an AWD-LSTM is that of the whole text."""
     lr: Positive | None = None
     """Highest learning rate, of the last group."""
     discriminative: Positive | list[Positive] | None = None
@@ -72,16 +74,20 @@ def task_texts(task: Task) -> list[str]:
     return [" ".join(part for part in (e.text, e.pair) if part) for e in task.train] + list(task.unlabelled)
 
 
-_TOKENS: dict[tuple[int, int], tuple[Any, Task, NDArray[np.int64]]] = {}
+_TOKENS: dict[tuple[int, int, int | None], tuple[Any, Task, NDArray[np.int64]]] = {}
 _WORDS: dict[tuple[int, int, int, int], tuple[Any, Task, AwdLstmTokenizer]] = {}
 
 
-def text_ids(lm: LanguageModel, task: Task) -> NDArray[np.int64]:
-    """The task's text laid end to end as token ids; the last few texts are kept."""
-    key = (id(lm.tokenizer), id(task))
+def text_ids(lm: LanguageModel, task: Task, most: int | None = None) -> NDArray[np.int64]:
+    """The task's text laid end to end as token ids, of each row ``most`` at most; the last few texts are kept."""
+    key = (id(lm.tokenizer), id(task), most)
     if key not in _TOKENS:
         doing = f"tokenising the text of {task.name}"
-        coded = np.fromiter((i for part in encode(task_texts(task), lm.tokenizer, doing) for i in part), np.int64)
+        read = (
+            slice(most) if most is None or not backward(lm.tokenizer) else slice(-most, None)
+        )  # of a row turned round, its start too
+        parts = encode(task_texts(task), lm.tokenizer, doing)
+        coded = np.fromiter((i for part in parts for i in part[read]), np.int64)
         _keep(_TOKENS, key, (lm.tokenizer, task, coded))
     return _TOKENS[key][2]
 
@@ -110,12 +116,12 @@ def in_words_of(lm: LanguageModel, task: Task, stage: LMStage) -> LanguageModel:
     return replace(lm, tokenizer=new)
 
 
-def text_blocks(lm: LanguageModel, task: Task, block: int, where: str) -> Blocks:
-    """The task's text laid end to end, in blocks of ``block`` tokens; what is left over at the end is not read.
+def text_blocks(lm: LanguageModel, task: Task, block: int, where: str, most: int | None = None) -> Blocks:
+    """The task's text laid end to end, of each row ``most`` tokens at most, in blocks of ``block``; a rest at the end is not read.
 
     Raises ``EunoeError`` where it is shorter than one block.
     """
-    ids = text_ids(lm, task)
+    ids = text_ids(lm, task, most)
     if len(ids) < block:
         raise EunoeError(
             f"{where}.block is {block}, but the text of {task.name!r} has {len(ids):,} tokens in all. Set it to {max(8, len(ids) // 4)} "
@@ -148,9 +154,12 @@ def lm_training(
         if stage.steps is not None or epochs != int(epochs):
             raise EunoeError(f"{where}: an AWD-LSTM reads its text in whole passes, but steps is {stage.steps} and epochs {epochs:g}. Give "
                              "epochs as a whole number, and no steps.")  # fmt: skip
-        stream, carry = StreamBatches(text_ids(lm, task), stage.batch, stage.block, int(epochs), seed), Carry()
+        stream, carry = (
+            StreamBatches(text_ids(lm, task, stage.max_length), stage.batch, stage.block, int(epochs), seed),
+            Carry(),
+        )
         return LMTraining(batches=stream, loss=AwdLoss(carry), carry=carry, scale=stream.scale)
-    blocks = text_blocks(lm, task, stage.block, where)
+    blocks = text_blocks(lm, task, stage.block, where, stage.max_length)
     steps = row_steps(len(blocks), stage.batch, stage.epochs or 1.0, stage.steps)
     batches = LMBatches(
         blocks, lm.objective, lm.mask_id, len(lm.tokenizer), stage.batch, steps, seed, micro_batch, stage.mask_rate

@@ -294,8 +294,8 @@ class _Direction:
         named = {id(p): name for name, p in model.named_parameters()}
         facts = [
             weights_identity(model), tokenizer_identity(self.lm.tokenizer), str(anatomy(model).base.config.to_json_string()),
-            text_ids(self.lm, self.start.task).tolist(), asdict(settings.lm), settings.preset, settings.dropout, settings.micro_batch,
-            settings.optimizer, settings.precision, self.start.seed, sorted(named[id(p)] for p in self.frozen),
+            text_ids(self.lm, self.start.task, settings.lm.max_length).tolist(), asdict(settings.lm), settings.preset, settings.dropout,
+            settings.micro_batch, settings.optimizer, settings.precision, self.start.seed, sorted(named[id(p)] for p in self.frozen),
             sorted((named[id(p)], rate) for p, rate in self.rates.items()),
         ]  # fmt: skip
         return sha256(facts)[:32]

@@ -143,6 +143,7 @@ def _unread(settings: UlmfitSettings | LMStage) -> dict[str, str]:
                 "steps",
                 "batch",
                 "block",
+                "max_length",
                 "lr",
                 "discriminative",
                 "schedule",
