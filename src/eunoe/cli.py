@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from eunoe import ranks, stop
+from eunoe.allocator import keep_freed_memory
 from eunoe.arguments import COMMANDS, DEMOS, parser
 from eunoe.errors import EunoeError
 from eunoe.foreign import visible
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     # before torch is loaded: threads that spin while they wait make every step slow as soon as another process runs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if argv is None:  # a process of our own
+        keep_freed_memory()
     try:
         with stop.watching(command=argv is None, at_once=argv is None):
             return _main(words)

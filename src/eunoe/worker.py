@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from eunoe import stop
+from eunoe.allocator import keep_freed_memory
 from eunoe.errors import EunoeError
 from eunoe.progress import tell
 
@@ -18,6 +19,7 @@ def main(out: str) -> int:
 
     Imports first, which takes seconds, and begins once the starter sends it to work.
     """
+    keep_freed_memory()
     threading.Thread(target=_listen, daemon=True).start()
     try:
         with stop.watching(command=True):

@@ -53,8 +53,13 @@ def test_other_vectors_have_another_identity(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rain 1 2 3\nsun 1 2\n", r"vectors\.txt, line 2 has 2 numbers, and the lines before it 3: 'sun 1 2'"),
-        ("2 3\nrain 1 2 3\nsun 4 5\n", r"line 3 has 2 numbers, and the lines before it 3"),
+        ("rain 1 2 3\nsun 1 2\n", r"vectors\.txt, line 2 has 2 numbers, and line 1 says 3: 'sun 1 2'"),
+        ("2 3\nrain 1 2 3\nsun 4 5\n", r"line 3 has 2 numbers, and line 1 says 3"),
+        ("sun 1 2\nrain 1 2 3\n", r"line 2 has more than 2 numbers, which line 1 says: 'rain 1 2 3'"),
+        ("2 2\nrain 1 2 3\nsun 4 5 6\n", r"line 2 has more than 2 numbers"),
+        ("the 1 2 3\nsun 1 1 -1 7\n", r"line 2 has more than 3 numbers"),
+        ("3 2\nrain 1 2\nsun 4 5\n", r"line 1 says 3 words, and 2 follow"),
+        ("the 1 2 3\nnobody's 1 x 3\n", r"line 2: the word .* is followed by what is not all finite numbers: '1 x 3'"),
         ("the 1 2 3\nrain 1 x 3\n", r"line 2: the word 'rain' is followed by what is not all finite numbers: '1 x 3'"),
         ("the 1 2 3\nrain 1 nan 3\n", r"line 2: the word 'rain' is followed by what is not all finite numbers"),
         ("rain\nsun\n", r"line 1: 'rain' is not a word with its numbers"),

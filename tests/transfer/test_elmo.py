@@ -18,14 +18,25 @@ from eunoe.errors import EunoeError
 from eunoe.models.bilm import BiLM
 from eunoe.models.load import LanguageModel, load_lm
 from eunoe.recipe import ModelSettings
-from eunoe.transfer.elmo import BiLMLoss, BiLMSettings, Lines, StreamBatches, load_bilm, new_bilm, train_bilm
+from eunoe.transfer.elmo import (
+    BiLMLoss,
+    BiLMSettings,
+    Lines,
+    StreamBatches,
+    learn_bilm,
+    load_bilm,
+    new_bilm,
+    own_text,
+    train_bilm,
+)
 from eunoe.transfer.readers import weights_identity
 from tests.conftest import shared
 from tests.tiny import tiny_folder
 from tests.transfer.test_features import Passes, task, tune, values
 
+STREAMS: dict[str, Any] = {"bilm_batch": 4, "bilm_unroll": 5}
 SMALL: dict[str, Any] = {
-    "bilm_width": 8, "bilm_cells": 16, "bilm_filters": [[1, 4], [3, 8]], "bilm_batch": 4, "bilm_unroll": 5, "bilm_epochs": 2,
+    "bilm_width": 8, "bilm_cells": 16, "bilm_filters": [[1, 4], [3, 8]], "bilm_epochs": 2, **STREAMS,
 }  # fmt: skip
 TEXT = "The rain fell on the town.\nIt fell all day!\n\nThe sun came late, and the town was dry again.\n" * 6
 
@@ -128,6 +139,50 @@ def test_every_setting_changes_what_a_bilm_learns(text: str, tmp_path: Path, cha
     assert plain != other
 
 
+def test_a_step_is_bilm_tfs(text: str) -> None:
+    """Adagrad from sums of 1 on the loss times the words of a step, its gradient at most 10 long."""
+    settings = BiLMSettings(**{**SMALL, "bilm_dropout": 0.0, "bilm_epochs": 1})
+    lines = Lines.read([Path(text).read_text()])
+    vocabulary = lines.vocabulary(100)
+    ours, by_hand = (new_bilm(settings, vocabulary, 0).train() for _ in range(2))
+    batches = StreamBatches(lines, tuple(vocabulary), 4, 5, 1, 0, 50)
+    learn_bilm(ours, lines, vocabulary, settings, 1, None, 0, "x", {}, "float32")
+    loss, optimizer = (
+        BiLMLoss(by_hand, batches.streams, 8192),
+        torch.optim.Adagrad(by_hand.parameters(), 0.2, 0.0, 0.0, 1.0),
+    )
+    lengths = []
+    for step in range(len(batches)):
+        optimizer.zero_grad()
+        total, items, _ = loss(by_hand, batches[step][0])
+        (5 * total / items).backward()
+        lengths.append(float(torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 10.0)))
+        optimizer.step()
+    assert max(lengths) > 10
+    assert min(lengths) < 10
+    for one, other in zip(ours.parameters(), by_hand.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_new_bilm_starts_as_bilm_tfs() -> None:
+    largest = lambda weight: float(weight.detach().abs().max())  # noqa: E731
+    model = new_bilm(BiLMSettings(bilm_width=32, bilm_cells=64), ["<S>", "</S>", "<UNK>"], 0)
+    lstm = model.lstms[0][0]
+    assert largest(lstm.weight_input) == pytest.approx((6 / (32 + 32 + 4 * 64)) ** 0.5, rel=0.01)
+    assert largest(lstm.projection) == pytest.approx((6 / (32 + 64)) ** 0.5, rel=0.01)
+    assert largest(model.encoder.filters[4].weight) == pytest.approx(0.05, rel=0.01)
+    assert largest(model.encoder.table.weight[1:]) == pytest.approx(1.0, rel=0.01)
+    assert not model.encoder.table.weight[0].any()
+    assert float(model.encoder.projection.weight.detach().std()) == pytest.approx(256**-0.5, rel=0.1)
+
+
+def test_the_words_of_tagging_rows_are_taken_as_they_are() -> None:
+    words = ("U.S.", "-LRB-", "9.30")
+    rows = (Example(" ".join(words), None, ("O", "O", "O"), tokens=words),)
+    lines = Lines.read(own_text(Task("t", "tagging", ("O",), rows, rows, None)))
+    assert lines.words[2:] == list(words)
+
+
 # -- as a transfer -------------------------------------------------------------------------------------------------------
 def test_a_released_bilm_feeds_the_task_and_is_left_as_it_is(lm: LanguageModel) -> None:
     pytest.importorskip("h5py")
@@ -137,7 +192,7 @@ def test_a_released_bilm_feeds_the_task_and_is_left_as_it_is(lm: LanguageModel) 
     assert values(actual)["accuracy"] > 0.8
     assert list(actual.phases) == ["task"]
     assert passes.count == 0
-    tuned = tune("elmo", lm, task(), bilm=folder, tune_epochs=1, **SMALL)
+    tuned = tune("elmo", lm, task(), bilm=folder, tune_epochs=1, **STREAMS)
     assert list(tuned.phases) == ["tune", "task"]
     assert tuned.phases["task"].curve != actual.phases["task"].curve
 
@@ -160,7 +215,7 @@ def test_a_bilm_that_was_written_here_is_given_and_tuned_with_its_own_softmax(
 ) -> None:
     train_bilm(text, tmp_path / "bilm", BiLMSettings(**SMALL))
     before = (tmp_path / "bilm/model.safetensors").read_bytes()
-    tuned = tune("elmo", lm, task(), bilm=str(tmp_path / "bilm"), tune_epochs=1, **SMALL)
+    tuned = tune("elmo", lm, task(), bilm=str(tmp_path / "bilm"), tune_epochs=1, **STREAMS)
     assert values(tuned)["accuracy"] > 0.9
     assert (tmp_path / "bilm/model.safetensors").read_bytes() == before
 
@@ -245,6 +300,7 @@ def test_changed_text_is_another_training(text: str, tmp_path: Path) -> None:
         ({"bilm": "x", "bilm_text": "y"}, r"bilm_text trains a new biLM, and bilm gives one"),
         ({"bilm_filters": [[1]]}, r"bilm_filters: expected pairs"),
         ({"bilm_filters": []}, r"bilm_filters: expected pairs"),
+        ({"read_layers": "last", "mix_pull": 5.0}, r"mix_pull is 5, but read_layers: last leaves one layer"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_trains(
@@ -262,6 +318,14 @@ def test_text_that_nothing_reads_and_folders_of_other_models_are_refused(
     with pytest.raises(EunoeError, match=r"holds a model, but not a biLM"):
         tune("elmo", lm, task(), bilm=str(next(p for p in tmp_path.iterdir() if (p / "config.json").is_file())))
     train_bilm(text, tmp_path / "bilm", BiLMSettings(**SMALL))
+    with pytest.raises(
+        EunoeError, match=r"bilm_epochs is for a biLM that is trained here, and bilm gives one\. Leave it out\."
+    ):
+        tune("elmo", lm, task(), bilm=str(tmp_path / "bilm"), bilm_epochs=500, tune_epochs=1)
+    with pytest.raises(
+        EunoeError, match=r"bilm_lr is .* gives one that is not tuned\. Leave it out, or set tune_epochs"
+    ):
+        tune("elmo", lm, task(), bilm=str(tmp_path / "bilm"), bilm_lr=0.1)
     (tmp_path / "bilm/vocabulary.txt").write_text("one\n")
     with pytest.raises(EunoeError, match=r"vocabulary\.txt in .* has 1 words, its softmax \d+"):
         load_bilm(str(tmp_path / "bilm"), "bilm")

@@ -265,6 +265,10 @@ def test_empty_and_long_rows_are_read(lm: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"max_length": 2},
+            r"max_length is 2, which leaves nothing of a text: .* puts 2 tokens around it\. Set it to 3",
+        ),
         ({"max_length": 129}, r"recipe\.transfer\.max_length is 129, but .* reads at most 128 tokens"),
         ({"crf": True}, r"recipe\.transfer\.crf is for tagging tasks, and 'made' is of kind classification"),
         ({"mix_placement": "output"}, r"mix_placement: output leaves nothing for the BiLSTM to read"),
@@ -276,6 +280,21 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_read(
 ) -> None:
     with pytest.raises(EunoeError, match=message):
         tune("features", lm, task(), **change)
+
+
+def test_a_word_without_a_piece_is_read_as_zero_and_cuts_nothing(lm: LanguageModel) -> None:
+    odd = "\u200b"
+    texts = [join_words([WORDS[0], odd]), join_words([odd]), join_words([odd, WORDS[0], odd, *WORDS[:10], odd])]
+    whole = LayerReader(lm, Method(lm.model, None, []), None, 64).read(texts)
+    assert [len(row) for row in whole] == [2, 1, 14]
+    assert not whole[0][1].any()
+    assert whole[0][0].any()
+    assert not whole[2][[0, 2, 13]].any()
+    cut = LayerReader(lm, Method(lm.model, None, []), None, 6)
+    assert [len(row) for row in cut.read(texts)] == cut.words_read(texts) == [2, 1, len(cut.read(texts)[2])]
+    assert len(cut.read(texts)[2]) < 13
+    rows = (*task("tagging").train, Example(f"good {odd}", None, ("B-X", "O"), tokens=("good", odd)))
+    tune("features", lm, Task("made", "tagging", ("B-X", "B-Y", "O"), rows, rows, None), epochs=1)
 
 
 def test_a_tagging_row_that_would_be_cut_is_refused(lm: LanguageModel) -> None:

@@ -25,6 +25,7 @@ from eunoe.transfer import TRANSFERS
 from eunoe.transfer import ulmfit as module
 from eunoe.transfer.base import Start, Tuned
 from eunoe.transfer.lm_text import task_texts
+from eunoe.transfer.lm_text import LMStage
 from eunoe.transfer.ulmfit import UlmfitSettings, check, resolve, ulmfit
 from eunoe.transfer.ulmfit_settings import for_model
 from tests.tiny import WORDS, tiny_bert, tiny_folder, tiny_gpt2, tiny_tokenizer
@@ -377,27 +378,33 @@ def test_chunks_are_read_by_themselves_and_pooled_together() -> None:
     mask = torch.ones_like(ids)
     mask[1, 3:] = 0
     with torch.no_grad():
-        _, states, _ = model(states=True, input_ids=ids, attention_mask=mask)
+        _, states, *_ = model(states=True, input_ids=ids, attention_mask=mask)
         parts = [model.trunk(input_ids=ids[:1, i : i + 4])[0] for i in (0, 4, 8)]
         torch.testing.assert_close(states[0], torch.cat(parts, 1)[0], atol=1e-5, rtol=1e-5)
         assert not states[1, 4:].any()  # only padding: not read
 
 
-def test_a_decoder_and_a_backward_model_vote(tmp_path: Path) -> None:
+def test_a_decoder_in_phases_and_no_model_that_reads_forward_as_the_backward_one(tmp_path: Path) -> None:
     from tests.tiny import tiny_causal_tokenizer
 
     lm = LanguageModel(tiny_gpt2(), tiny_causal_tokenizer(), "causal", "gpt")
-    folder = tiny_folder(tmp_path)
-    chosen = settings(epochs=4, backward=str(folder))
-    check(lm, task(), chosen, "recipe.transfer")
-    tuned = ulmfit(start(lm), chosen)
-    assert [s.metric for s in tuned.scores] == [
-        f"{metric}{at}" for at in ("", "@forward", "@backward") for metric in ("accuracy", "macro_f1")
-    ]
-    phases = ["lm", *(f"classifier-{i}" for i in (1, 2, 3, 4))]
-    assert list(tuned.phases) == phases + [f"backward-{name}" for name in phases]
-    alone = ulmfit(start(lm), settings(epochs=4))
-    assert tuned.scores[2].value == alone.scores[0].value
+    tuned = ulmfit(start(lm), settings(epochs=4))
+    assert list(tuned.phases) == ["lm", *(f"classifier-{i}" for i in (1, 2, 3, 4))]
+    with pytest.raises(EunoeError, match=r"recipe\.transfer\.backward: .* reads forward, as the model beside it does"):
+        check(lm, task(), settings(epochs=4, backward=str(tiny_folder(tmp_path))), "recipe.transfer")
+
+
+def test_a_random_start_forgets_the_lm_head_too_and_learns_the_text() -> None:
+    """The paper's "without pretraining": nothing of the given weights is left, but the language model is tuned all the same."""
+    other = bert()
+    with torch.no_grad():
+        for p in other.model.parameters():
+            p.add_(0.3)
+    chosen = settings(start="random")
+    one, two = ulmfit(start(), chosen), ulmfit(start(other), chosen)
+    assert "lm" in one.phases
+    assert one.curve_csv() == two.curve_csv()
+    assert "lm" not in ulmfit(start(), settings(start="random", lm={"tune": "none"})).phases
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------------------
@@ -410,6 +417,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "lm shares": ({"lm": {"discriminative": [1.0]}}, "lm.discriminative lists 1 shares, but the model has 4 groups"),
     "alpha": ({"alpha": 2.0}, "alpha is 2, but 'tiny' has no recurrent states"),
     "dropout": ({"dropout": 0.5}, "for 'tiny' set model.dropout"),
+    "no end": (
+        {"preset": "paper", "pooling": "mean", "max_length": None},
+        "a row of 'tiny' is read whole, and has no end. Set max_length",
+    ),
+    "least": ({"lm": {"least": 3}}, "lm.least is not read with a tokenizer that keeps its vocabulary"),
+    "kept": ({"lm": {"vocabulary": "kept"}}, "lm.vocabulary is not read with a tokenizer that keeps its vocabulary"),
+    "first rate": (
+        {"pooling": "mean", "head_dropout": (0.2, 0.1)},
+        "head_dropout: the first rate is not read with pooling: mean",
+    ),
     "one row": ({"batch": 1}, "a batch of one row has no batch statistics"),
     "micro": ({"micro_batch": 3}, "micro_batch must divide batch = 8"),
 }
@@ -421,6 +438,12 @@ def test_what_does_not_fit_is_refused_before_anything_trains(case: str) -> None:
     with pytest.raises(EunoeError) as caught:
         check(bert(), task(), settings(**change), "recipe.transfer")
     assert message in str(caught.value)
+
+
+def test_what_an_untuned_language_model_leaves_unread_is_refused() -> None:
+    chosen = replace(settings(lm={"tune": "none"}), lm=LMStage(tune="none", mask_rate=0.3))
+    with pytest.raises(EunoeError, match=r"lm\.mask_rate is not read with tune: none"):
+        check(bert(), task(), chosen, "recipe.transfer")
 
 
 def test_tasks_that_do_not_fit_are_refused() -> None:

@@ -18,11 +18,13 @@ from eunoe.models.awd.model import AwdLstmForCausalLM
 from eunoe.models.awd.tokenizer import AwdLstmTokenizer
 from eunoe.models.depth import depth_groups
 from eunoe.models.load import LanguageModel
+from eunoe.models.pooled import PooledClassifier
 from eunoe.recipe import build
 from eunoe.transfer import ulmfit as module
 from eunoe.transfer.base import Start, Tuned
 from eunoe.transfer.lm_text import task_texts, text_ids
-from eunoe.transfer.ulmfit import UlmfitSettings, check, resolve, ulmfit
+from eunoe.transfer.ulmfit import ClassifierLoss, UlmfitSettings, check, resolve, ulmfit
+from eunoe.transfer.ulmfit_settings import for_model
 from tests.transfer.test_ulmfit import same, task
 
 KNOWN = ("good", "the", "of")
@@ -184,6 +186,70 @@ def test_what_a_stream_cannot_do_is_refused(change: dict[str, Any], message: str
     with pytest.raises(EunoeError) as caught:
         check(awd(), task(), chosen, "x")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dropout": 2.5}, "dropout is 2.5, which makes a dropout rate of 1 or more. Set it below 2"),
+        ({"lm": {"vocabulary": "kept", "largest": 100}}, "lm.largest is not read with vocabulary: kept"),
+        ({"lm": {"mask_rate": 0.3}}, "lm.mask_rate is not read with a model that learns by the next token"),
+    ],
+)
+def test_what_an_lstm_cannot_do_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(EunoeError) as caught:
+        check(awd(), task(), settings(**change), "x")
+    assert message in str(caught.value)
+
+
+def test_a_model_that_knows_no_word_of_the_task_is_refused_and_how_many_it_knows_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("eunoe.transfer.lm_text.say_once", said.append)
+    check(awd(), task(), settings(), "x")
+    assert [line.split(" words")[0].startswith("awd knows 3 of the ") for line in said] == [True]
+    words = AwdLstmTokenizer.build(["maison rouge verte"] * 3, least=1)
+    model = AwdLstmForCausalLM(AwdLstmConfig(vocab_size=len(words), hidden_size=12, cell_size=16, num_hidden_layers=3))
+    with pytest.raises(EunoeError, match=r"x\.lm: 'maison' knows none of the \d+ words of 'made'"):
+        check(LanguageModel(model, words, "causal", "maison"), task(), settings(), "x")
+    fewer = replace(awd(), tokenizer=AwdLstmTokenizer.build(["good"] * 3, least=1))
+    with pytest.raises(EunoeError, match=r"has \d+ tokens and its weights \d+ rows"):
+        check(fewer, task(), settings(lm={"vocabulary": "kept", "least": 2}), "x")
+
+
+def test_without_a_length_a_row_is_read_to_its_end() -> None:
+    given = task()
+    long = replace(given.train[0], text=" ".join(["the of good"] * 700))  # 2,100 words
+    longer = replace(given, train=(long, *given.train[1:]))
+    read = {
+        n: max(map(len, (r["input_ids"] for r in module._rows(awd(), longer, settings(max_length=n)).inputs)))
+        for n in (None, 1400)
+    }
+    assert read[1400] == 1400
+    assert read[None] > 2100
+    assert for_model(resolve(UlmfitSettings(preset="paper"), "x"), awd()).max_length is None
+
+
+def test_ar_and_tar_do_not_depend_on_padding_nor_on_the_rows_beside_a_row() -> None:
+    torch.manual_seed(0)
+    model = PooledClassifier(awd().model, 2).eval()
+    loss = ClassifierLoss(2.0, 1.0)
+    plain = ClassifierLoss(0.0, 0.0)
+
+    def extra(rows: list[list[int]], pad: int) -> float:
+        length = max(map(len, rows)) + pad
+        ids = torch.tensor([[*row, *([1] * (length - len(row)))] for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.zeros(len(rows), dtype=torch.long)}
+        with torch.no_grad():
+            return float(loss(model, batch).total - plain(model, batch).total)
+
+    short, long = [2, 9, 10], [2, 11, 9, 10, 9, 11, 10]
+    alone = extra([short], 0) + extra([long], 0)
+    assert alone > 0
+    for pad in (0, 6, 60):
+        assert extra([short, long], pad) == pytest.approx(alone, rel=1e-5)
 
 
 def test_weights_of_another_vocabulary_are_refused() -> None:

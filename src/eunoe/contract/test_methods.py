@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from eunoe import checkpoint
 from eunoe.contract.over_methods import *  # noqa: F403
-from eunoe.contract.tiny import tiny_bert, tiny_gpt2
+from eunoe.contract.tiny import tiny_bert, tiny_gpt2, tiny_tokenizer
 from eunoe.contract.way import CALM, STEPS, Way, digest, gradients, states, stopping, undisturbed, walked
 from eunoe.errors import EunoeError, Interrupted
 from eunoe.methods import METHODS, Method
 from eunoe.methods.base import Stage, trainable
 from eunoe.models.heads import Classifier
+from eunoe.models.load import LanguageModel
 from eunoe.train import train
+from eunoe.transfer.readers import LayerReader
 
 
 def bits(method: Method) -> dict[str, Tensor]:
@@ -196,6 +198,19 @@ def test_any_domain_and_none_can_be_activated_at_any_time(name: str) -> None:
             assert torch.equal(first, states(method, domain))
     if not METHODS[name].method.forgets:
         assert torch.equal(states(method, "sea"), states(method, None)), "a domain that is not learnt reads the base"
+
+
+def test_features_on_the_disk_are_those_of_the_domains_own_state(name: str) -> None:
+    """Their key follows what the domain reads, whichever domain is active when it is asked for."""
+    seen, keys = [], []
+    for steps in (2, 3):
+        way = Way(name).walked(1, steps=steps)
+        method, domain = way.after(0), way.stages[0][0]
+        seen.append(states(method, domain))
+        method.activate(None)
+        lm = LanguageModel(method.model, tiny_tokenizer(), "masked", "tiny")
+        keys.append(LayerReader(lm, method, domain, 16).identity)
+    assert torch.equal(*seen) or keys[0] != keys[1]
 
 
 def test_evaluation_inside_and_between_stages_changes_nothing(name: str) -> None:

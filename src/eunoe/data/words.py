@@ -1,8 +1,9 @@
 """Text -> words with their places, and words -> characters as ELMo's released models read them.
 
-A word is a run of letters and digits (an apostrophe or hyphen inside belongs to it) or one other sign. ELMo's training text
-was split by the rules of the Penn Treebank, which cut "don't" into "do n't"; this rule cuts every language alike and needs no
-list of words. Whoever has split text of another rule gives a tagging task, whose tokens are taken as they are.
+A word is a run of letters and digits with the marks on them (an apostrophe or hyphen inside belongs to it), one Han, Hiragana or Katakana
+character, or one other sign. ELMo's training text was split by the rules of the Penn Treebank, which cut "don't" into "do n't"; this rule
+needs no list of words. Thai and other scripts that put no space between words and are not named are one word from space to space.
+Whoever has split text of another rule gives a tagging task, whose tokens are taken as they are.
 
 A character is a byte of UTF-8. Numbers are those of bilm-tf (https://github.com/allenai/bilm-tf, Apache-2.0): each byte b is
 b + 1, 0 is padding, and five more stand for the begin and end of a sentence and of a word, and for the rest of a word.
@@ -11,6 +12,7 @@ b + 1, 0 is padding, and five more stand for the begin and end of a sentence and
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +24,11 @@ CHARACTERS = 262
 LONGEST_WORD = 50
 """Characters of a word in the released models, its begin and end among them; the rest of a longer word is not read."""
 _BEGIN_SENTENCE, _END_SENTENCE, _BEGIN_WORD, _END_WORD, _REST = 257, 258, 259, 260, 261
-_WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")
+_ALONE = "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Han, Hiragana and Katakana."""
+_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+(?:['’\-][^\W{_ALONE}]+)*|[^\w\s]")
+_JOINERS = "\u200c\u200d"
+"""Zero width, between letters of one word."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,18 @@ def split_words(text: str) -> Words:
     >>> list(split_words("It's half-open (since 9.30)!"))
     ["It's", 'half-open', '(', 'since', '9', '.', '30', ')', '!']
     """
-    return Words(text, tuple(match.span() for match in _WORD.finditer(text)))
+    if text.isascii():
+        return Words(text, tuple(match.span() for match in _WORD.finditer(text)))
+    places: list[tuple[int, int]] = []
+    goes_on = False  # the last character is a mark or a joiner inside a word
+    for match in _WORD.finditer(text):
+        start, end = match.span()
+        mark = unicodedata.category(text[start]).startswith("M") or text[start] in _JOINERS
+        if places and places[-1][1] == start and (mark or (goes_on and text[start].isalnum())):
+            start = places.pop()[0]
+        places.append((start, end))
+        goes_on = mark and text[start].isalnum()
+    return Words(text, tuple(places))
 
 
 def join_words(words: Sequence[str]) -> Words:

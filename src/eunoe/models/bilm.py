@@ -68,6 +68,16 @@ class CharacterEncoder(nn.Module):
         self.filters = nn.ModuleList(nn.Conv1d(size, count, span) for span, count in config.filters)
         self.highways = nn.ModuleList(Highway(out) for _ in range(config.highways))
         self.projection = nn.Linear(out, config.width)
+        nn.init.uniform_(self.table.weight, -1.0, 1.0)
+        with torch.no_grad():
+            self.table.weight[0] = 0  # padding
+        for convolve in self.filters:
+            if config.activation == "relu":
+                nn.init.uniform_(convolve.weight, -0.05, 0.05)
+            else:
+                nn.init.normal_(convolve.weight, std=convolve.weight[0].numel() ** -0.5)
+            nn.init.zeros_(convolve.bias)
+        _normal(self.projection)
 
     def forward(self, characters: Tensor) -> Tensor:
         letters = self.table(characters.flatten(0, 1)).transpose(1, 2)
@@ -79,12 +89,20 @@ class CharacterEncoder(nn.Module):
         return out
 
 
+def _normal(linear: nn.Linear) -> None:
+    """bilm-tf's start of a linear layer."""
+    nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    nn.init.zeros_(linear.bias)
+
+
 class Highway(nn.Module):
     """y = g ReLU(W x + b) + (1 - g) x with g = sigmoid(V x + c); c starts at -2, so that x passes at first."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.transform, self.carry = nn.Linear(width, width), nn.Linear(width, width)
+        _normal(self.transform)
+        _normal(self.carry)
         nn.init.constant_(self.carry.bias, -2.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,11 +130,16 @@ class ClippedLSTM(nn.Module):
         self.start_afresh()
 
     def start_afresh(self) -> None:
-        """Uniform weights as TensorFlow's LSTM has them, forget gates open (bias 1)."""
+        """Uniform weights as TensorFlow's LSTM has them (Glorot, over one matrix for input and state), forget gates open (bias 1)."""
         cells = len(self.bias) // 4
-        for weight in (self.weight_input, self.weight_hidden, self.projection):
+        reads = self.weight_input.shape[1] + self.weight_hidden.shape[1]
+        for weight, sides in (
+            (self.weight_input, reads + 4 * cells),
+            (self.weight_hidden, reads + 4 * cells),
+            (self.projection, cells + self.weight_hidden.shape[1]),
+        ):
             if weight is not None:
-                nn.init.uniform_(weight, -(bound := math.sqrt(3 / weight.shape[1])), bound)
+                nn.init.uniform_(weight, -(bound := math.sqrt(6 / sides)), bound)
         nn.init.zeros_(self.bias)
         nn.init.ones_(self.bias[cells : 2 * cells])
 
@@ -203,8 +226,9 @@ class BiLM(PreTrainedModel):  # type: ignore[misc]
         x = vectors
         lstms: Any = self.lstms[direction]
         for i, lstm in enumerate(lstms):
-            out, h, c = lstm(self.dropout(x), mask, state.hidden[direction, i], state.cell[direction, i], backward)
-            x = out + x if self.config.skip and i else out
+            given = self.dropout(x)  # what is added to the output too, as bilm-tf wraps its cells
+            out, h, c = lstm(given, mask, state.hidden[direction, i], state.cell[direction, i], backward)
+            x = out + given if self.config.skip and i else out
             layers.append(x)
             hidden.append(h)
             cells.append(c)

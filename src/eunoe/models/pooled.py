@@ -23,8 +23,8 @@ class PooledClassifier(nn.Module):
     """A pretrained trunk; [last; max; mean] of the states of its last ``pooled`` tokens; batch norm, dropout, linear, ReLU, and again.
 
     ``forward(input_ids, attention_mask, ...)`` gives logits (B, labels); one label means regression. ``states=True``: also the states
-    (B, T, width) with the output dropout and without, which AR and TAR go by. ``chunk``: tokens that are read at once; None:
-    all (an AWD-LSTM: those of its configuration). Rows are padded on the right.
+    (B, T, width) with the output dropout and without, which AR and TAR go by, and which of them are of tokens (B, T). ``chunk``:
+    tokens that are read at once; None: all (an AWD-LSTM: those of its configuration). Rows are padded on the right.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class PooledClassifier(nn.Module):
         assert isinstance(inner, nn.Module)
         return inner
 
-    def forward(self, states: bool = False, **batch: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def forward(self, states: bool = False, **batch: Tensor) -> Tensor | tuple[Tensor, ...]:
         with _one_row_normed(self, len(batch["input_ids"])):
             if self.recurrent:
                 out = self.body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True)
-                return (out.logits, out.hidden, out.raw) if states else out.logits
+                return (out.logits, out.hidden, out.raw, out.mask) if states else out.logits
             hidden, mask = at_least_float32(self._read(batch)), batch["attention_mask"]
             from_end = mask.flip(1).cumsum(1).flip(1)  # 1 for the last token of a row, 2 for the one before it
             logits: Tensor = self.head(concat_pool(hidden, mask.bool() & (from_end <= self.pooled)))
-            return (logits, hidden, hidden) if states else logits
+            return (logits, hidden, hidden, mask.bool()) if states else logits
 
     def _read(self, batch: dict[str, Tensor]) -> Tensor:
         """The states (B, T, width) of all tokens; what is only padding is not read."""

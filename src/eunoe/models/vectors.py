@@ -40,6 +40,8 @@ _PIECES = (
 )
 HEADER = re.compile(r"\d+ \d+")
 """fastText's first line: how many words of what width."""
+_SIGNS = b"0123456789+-.eE "
+"""What numbers are made of."""
 LINE = 2**20
 """Bytes that a line of a text file may have."""
 
@@ -102,35 +104,57 @@ def _checked(name: str, where: str, _stamp: tuple[int, int] | None) -> str:
 # -- text files -------------------------------------------------------------------------------------------------
 def _text_file(path: Path, wanted: set[str]) -> tuple[dict[str, NDArray[np.float32]], int]:
     width, rows = 0, dict[str, NDArray[np.float32]]()
+    promised, found = None, 0
     for number, line in _lines(path):
         fields = line.count(" ")
         if number == 1:
             if HEADER.fullmatch(line):
-                width = int(line.split(" ")[1])
+                promised, width = map(int, line.split(" "))
                 continue
             width = fields
+        found += 1
         if width < 1 or width > LINE:
             raise EunoeError(f"{visible(path)}, line {number}: {visible(line, 60)!r} is not a word with its numbers. Is it a text file of "
                              "word vectors, as GloVe and fastText (.vec) give them?")  # fmt: skip
         if fields < width:
-            raise EunoeError(f"{visible(path)}, line {number} has {fields} numbers, and the lines before it {width}: "
-                             f"{visible(line, 60)!r}. Is the file whole?")  # fmt: skip
-        # most lines are of words that nobody asks for: their numbers are counted and not read
+            raise EunoeError(f"{visible(path)}, line {number} has {fields} numbers, and line 1 says {width}: {visible(line, 60)!r}. Is the "
+                             "file whole?")  # fmt: skip
+        # most lines are of words that nobody asks for: their numbers are counted, and not read but for their signs
         word = line[: line.index(" ")] if fields == width else " ".join(line.split(" ")[: fields + 1 - width])
+        if fields > width and _is_number(word.rpartition(" ")[2]):
+            raise EunoeError(f"{visible(path)}, line {number} has more than {width} numbers, which line 1 says: {visible(line, 60)!r}. "
+                             "Correct the line, or line 1.")  # fmt: skip
+        numbers = line[len(word) + 1 :]
+        if numbers.encode().translate(None, _SIGNS):
+            raise _no_numbers(path, number, word, numbers)
         if word not in wanted or word in rows:
             continue
-        numbers = line[len(word) + 1 :]
         try:
             values = np.array(numbers.split(" "), dtype=np.float32)
         except ValueError:
             values = np.array([np.nan], np.float32)
         if not np.isfinite(values).all():
-            raise EunoeError(f"{visible(path)}, line {number}: the word {visible(word, 40)!r} is followed by what is not all finite "
-                             f"numbers: {visible(numbers, 60)!r}. Correct the line or leave it out.")  # fmt: skip
+            raise _no_numbers(path, number, word, numbers)
         rows[word] = values
     if not width:
         raise EunoeError(f"{visible(path)} is empty. Give a text file of word vectors.")
+    if promised is not None and promised != found:
+        raise EunoeError(f"{visible(path)}, line 1 says {promised:,} words, and {found:,} follow. Is the file whole? Fetch it again, or "
+                         "correct or remove line 1.")  # fmt: skip
     return rows, width
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _no_numbers(path: Path, number: int, word: str, numbers: str) -> EunoeError:
+    return EunoeError(f"{visible(path)}, line {number}: the word {visible(word, 40)!r} is followed by what is not all finite numbers: "
+                      f"{visible(numbers, 60)!r}. Correct the line or leave it out.")  # fmt: skip
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

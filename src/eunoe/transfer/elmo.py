@@ -1,9 +1,10 @@
 """ELMo (NAACL 2018, https://arxiv.org/abs/1802.05365): a biLM's layers as features, mixed by the task, the biLM frozen.
 
 The biLM is a given one (released weights, or a folder that ``train_bilm`` wrote), or a new one that is trained on text first; either
-can then be tuned on the task's own text. Training is bilm-tf's: both directions at once with one softmax, sampled; the state is carried
-from batch to batch; Adagrad with learning rate 0.2, gradient norm at most 10. The task's language model is not read: in a run over
-domains the biLM stands beside it, and the score is the same after every domain.
+can then be tuned on the task's own text. Training is bilm-tf's: its first weights; both directions at once with one softmax, sampled; the
+state is carried from batch to batch; Adagrad with learning rate 0.2, the loss of a word times the words of a step, gradient norm at
+most 10. The task's language model is not read: in a run over domains the biLM stands beside it, and the score is the same after every
+domain.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +93,12 @@ class ElmoSettings(BiLMSettings, LayerSettings):
     """Passes over the task's own text that the biLM makes before the task; 0: it stays as it is."""
 
 
+_UNREAD: dict[str, Any] = asdict(BiLMSettings())
+"""What a given biLM leaves unread, with the default."""
+_TUNING = ("bilm_words", "bilm_batch", "bilm_unroll", "bilm_lr", "bilm_samples")
+"""Of these, what its tuning reads."""
+
+
 def check(lm: LanguageModel, task: Task, settings: ElmoSettings, where: str) -> None:
     """Refuse a biLM that cannot be read, text that nothing would read, a kind without a task model."""
     check_task_model(task, settings, where)
@@ -99,6 +106,11 @@ def check(lm: LanguageModel, task: Task, settings: ElmoSettings, where: str) -> 
         if settings.bilm_text is not None:
             raise EunoeError(f"{where}: bilm_text trains a new biLM, and bilm gives one. Leave one of the two out.")
         load_bilm(settings.bilm, f"{where}.bilm")
+        for name, default in _UNREAD.items():
+            if getattr(settings, name) != default and not (settings.tune_epochs and name in _TUNING):
+                raise EunoeError(f"{where}.{name} is for a biLM that is trained here, and bilm gives one"
+                                 f"{' that is not tuned' if name in _TUNING else ''}. Leave it out"
+                                 f"{', or set tune_epochs' if name in _TUNING else ''}.")  # fmt: skip
     elif (
         any(len(pair) != 2 or min(pair) < 1 or pair[0] > 50 for pair in settings.bilm_filters)
         or not settings.bilm_filters
@@ -187,9 +199,9 @@ def load_bilm(name: str, where: str) -> tuple[BiLM, list[str]]:
 
 
 # -- text as words ----------------------------------------------------------------------------------------------
-def own_text(task: Task) -> list[str]:
-    """The texts of the task's training rows."""
-    return [text.text for example in task.train for text in words_of(example) if text is not None]
+def own_text(task: Task) -> list[str | Sequence[str]]:
+    """The texts of the task's training rows; of tagging rows their words."""
+    return [example.tokens or text.text for example in task.train for text in words_of(example) if text is not None]
 
 
 @dataclass(frozen=True)
@@ -200,14 +212,13 @@ class Lines:
     sentences: list[NDArray[np.int64]]
 
     @classmethod
-    def read(cls, documents: Iterable[str]) -> Lines:
-        """Raises ``EunoeError`` where there are fewer than two words."""
+    def read(cls, documents: Iterable[str | Sequence[str]]) -> Lines:
+        """Of documents, or of sentences that are words already; raises ``EunoeError`` where there are fewer than two words."""
         number: dict[str, int] = {BEGIN: 0, END: 1}
         sentences = []
         for document in documents:
-            for line in document.splitlines():
-                words = list(split_words(line))
-                if words:
+            for words in map(split_words, document.splitlines()) if isinstance(document, str) else [document]:
+                if len(words):
                     sentences.append(np.array([number.setdefault(f" {word}", len(number)) for word in words]))
         if sum(map(len, sentences)) < 2:
             raise EunoeError("the text to train a biLM on has fewer than two words. Give more text.")
@@ -366,13 +377,19 @@ def learn_bilm(
     model: BiLM, lines: Lines, vocabulary: Sequence[str], settings: BiLMSettings, epochs: float, folder: Path | None, seed: int,
     name: str, identity: dict[str, str], precision: Any,
 ) -> Trained:  # fmt: skip
-    """Train a biLM in place on text, resumable."""
+    """Train a biLM in place on text, resumable.
+
+    bilm-tf takes the gradient of the loss times ``bilm_unroll``, with 1 in Adagrad's sums at the start and a norm of 10 at most. Dividing
+    these two as the gradient would be multiplied is the same, and leaves the loss that is shown in nats a word.
+    """
     batches = StreamBatches(lines, tuple(vocabulary), settings.bilm_batch, settings.bilm_unroll, epochs, seed,
                             model.config.longest_word)  # fmt: skip
     loss = BiLMLoss(model, batches.streams, settings.bilm_samples)
-    loop = LoopSettings(lr=settings.bilm_lr, schedule="constant", warmup=0.0, clip=10.0, precision=precision)
+    times = settings.bilm_unroll
+    loop = LoopSettings(lr=settings.bilm_lr, schedule="constant", warmup=0.0, clip=10.0 / times, precision=precision)
     return phase(
-        model, batches, loss, lambda m: torch.optim.Adagrad(m.parameters(), settings.bilm_lr, initial_accumulator_value=1.0), loop,
+        model, batches, loss,
+        lambda m: torch.optim.Adagrad(m.parameters(), settings.bilm_lr, initial_accumulator_value=times**-2, eps=0.0), loop,
         None, {}, folder, name=name, seed=seed, identity={**identity, "text": lines.identity}, carry=loss, keep_last=True,
     )  # fmt: skip
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eunoe.data.tasks import Task
+from eunoe.errors import EunoeError
+from eunoe.methods.base import Method
 from eunoe.models.load import LanguageModel, refuse_longer
 from eunoe.transfer.base import Start, Tuned
-from eunoe.transfer.over_features import LayerSettings, check_task_model, train_task_model
+from eunoe.transfer.over_features import LayerSettings, check_task_model, too_long, train_task_model, words_of
 from eunoe.transfer.readers import LayerReader, refuse_without_places
 
 
@@ -29,14 +31,27 @@ def check(lm: LanguageModel, task: Task, settings: FeatureSettings, where: str) 
     check_task_model(task, settings, where)
     refuse_longer(lm, settings.max_length, f"{where}.max_length")
     refuse_without_places(lm)
+    around = lm.tokenizer.num_special_tokens_to_add(pair=False)
+    if settings.max_length <= around:
+        raise EunoeError(f"{where}.max_length is {settings.max_length}, which leaves nothing of a text: the tokenizer puts {around} tokens "
+                         f"around it. Set it to {around + 1} or more.")  # fmt: skip
+    if task.kind == "tagging":
+        rows = [*task.train, *task.test]
+        reader = _reader(lm, Method(lm.model, None, []), None, settings)
+        for example, read in zip(rows, reader.words_read([words_of(e)[0] for e in rows]), strict=True):
+            if read < len(example.tokens):
+                raise too_long(task, example, read)
 
 
 def features(start: Start, settings: FeatureSettings) -> Tuned:
     """Train a task model on the layers of the frozen model; the model itself is not changed."""
-    reader = LayerReader(
-        start.lm, start.method, start.domain, settings.max_length, settings.word_pieces, settings.read_layers == "all"
+    return train_task_model(start, settings, _reader(start.lm, start.method, start.domain, settings))
+
+
+def _reader(lm: LanguageModel, method: Method, domain: str | None, settings: FeatureSettings) -> LayerReader:
+    return LayerReader(
+        lm, method, domain, settings.max_length, settings.word_pieces, all_layers=settings.read_layers == "all"
     )
-    return train_task_model(start, settings, reader)
 
 
 __all__ = ["FeatureSettings", "check", "features"]

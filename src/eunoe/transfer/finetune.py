@@ -176,14 +176,15 @@ def finetune(start: Start, settings: FinetuneSettings) -> Tuned:
 
 
 def start_afresh(trunk: nn.Module, lm: nn.Module, above: int | None = None) -> None:
-    """Give ``trunk``, a copy of the base of ``lm``, new random weights, as its library makes them for a fresh model.
+    """Give ``trunk``, a copy of the base of ``lm`` or ``lm`` itself, new random weights, as its library makes them for a fresh model.
 
-    ``above``: only its layers from this one on (counted from 0); None: all of it. Plug-ins stay as they are.
+    ``above``: only the base's layers from this one on (counted from 0); None: all of it. Plug-ins stay as they are.
     """
-    fresh, named = anatomy(type(lm)(deepcopy(lm.config))), plain_names(trunk)
+    whole = type(lm)(deepcopy(lm.config))
+    fresh, named = anatomy(whole), plain_names(trunk)
     layers = tuple(f"{layer.name}." for layer in fresh.layers[above or 0 :])
     with torch.no_grad():
-        for name, p in fresh.base.named_parameters():
+        for name, p in (whole if trunk is lm else fresh.base).named_parameters():
             if above is None or name.startswith(layers):
                 named[name].copy_(p)
 

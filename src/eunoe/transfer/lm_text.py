@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from eunoe.data.collate import LMBatches, row_steps
 from eunoe.data.corpus import Blocks
@@ -22,8 +23,10 @@ from eunoe.models.awd.loss import AwdLoss, Carry
 from eunoe.models.awd.model import AwdLstmForCausalLM
 from eunoe.models.awd.tokenizer import AwdLstmTokenizer
 from eunoe.models.awd.vocabulary import remap
+from eunoe.models.awd.words import SPECIAL
 from eunoe.models.heads import lm_loss
 from eunoe.models.load import LanguageModel
+from eunoe.progress import say_once
 from eunoe.recipe import Batch, Below1, Block, Count, Epochs, Positive, Share
 
 
@@ -52,7 +55,7 @@ class LMStage:
     """slanted_triangle | constant | linear | cosine."""
     cut_frac: Share | None = None
     """Share of the steps over which a slanted triangle rises."""
-    ratio: Positive | None = None
+    ratio: Annotated[float, Field(ge=1)] | None = None
     """How many times the lowest learning rate of a slanted triangle the highest is."""
     clip: Positive | None = None
     """Largest gradient norm."""
@@ -98,19 +101,43 @@ def _keep(shelf: dict[Any, Any], key: Any, value: Any) -> None:
     shelf[key] = value  # what the ids name is kept in it, so they stay theirs
 
 
-def in_words_of(lm: LanguageModel, task: Task, stage: LMStage) -> LanguageModel:
-    """An AWD-LSTM in the vocabulary of the task's text: rows of words it knows are kept, the others get the mean row. In place, with
-    a tokenizer of its own; other models, and with ``vocabulary: kept``, as they are. Raises ``EunoeError`` as ``remap`` does."""
-    old = lm.tokenizer
-    if not isinstance(old, AwdLstmTokenizer) or stage.vocabulary == "kept":
-        return lm
+def task_words(old: AwdLstmTokenizer, task: Task, stage: LMStage) -> AwdLstmTokenizer:
+    """A tokenizer of the words of the task's text, which splits text as ``old`` does."""
     key = (id(old), id(task), stage.largest, stage.least)
     if key not in _WORDS:
         words = AwdLstmTokenizer.build(
             task_texts(task), stage.largest, stage.least, spacy=old.spacy, backward=old.backward
         )
         _keep(_WORDS, key, (old, task, words))
-    new = _WORDS[key][2]
+    return _WORDS[key][2]
+
+
+def check_words(lm: LanguageModel, task: Task, stage: LMStage, where: str) -> None:
+    """Raise ``EunoeError`` for an AWD-LSTM whose vocabulary is not that of its weights, or knows no word of the task's text; say how
+    many it knows."""
+    old = lm.tokenizer
+    if not isinstance(old, AwdLstmTokenizer):
+        return
+    rows, words = anatomy(lm.model).embeddings.num_embeddings, len(old.tokens)
+    if rows != words:
+        raise EunoeError(f"{where}: the vocabulary of {lm.name!r} has {words:,} tokens and its weights {rows:,} rows. They are of "
+                         "different models: give the vocabulary that the weights were trained with.")  # fmt: skip
+    new, known = set(task_words(old, task, stage).tokens) - set(SPECIAL), set(old.tokens)
+    here = len(new & known)
+    if new and not here:
+        some = ", ".join(repr(word) for word in sorted(new)[:4])
+        raise EunoeError(f"{where}: {lm.name!r} knows none of the {len(new):,} words of {task.name!r} ({some}). Are both of one "
+                         "language, and split by one rule? Give another model.")  # fmt: skip
+    say_once(f"{lm.name} knows {here:,} of the {len(new):,} words of {task.name}")
+
+
+def in_words_of(lm: LanguageModel, task: Task, stage: LMStage) -> LanguageModel:
+    """An AWD-LSTM in the vocabulary of the task's text: rows of words it knows are kept, the others get the mean row. In place, with
+    a tokenizer of its own; other models, and with ``vocabulary: kept``, as they are. Raises ``EunoeError`` as ``remap`` does."""
+    old = lm.tokenizer
+    if not isinstance(old, AwdLstmTokenizer) or stage.vocabulary == "kept":
+        return lm
+    new = task_words(old, task, stage)
     assert isinstance(lm.model, AwdLstmForCausalLM)
     remap(lm.model, old.get_vocab(), new.get_vocab())
     return replace(lm, tokenizer=new)
@@ -167,4 +194,4 @@ def lm_training(
     return LMTraining(batches=batches, loss=lm_loss)
 
 
-__all__ = ["LMStage", "LMTraining", "in_words_of", "lm_training", "task_texts", "text_blocks"]
+__all__ = ["LMStage", "LMTraining", "check_words", "in_words_of", "lm_training", "task_texts", "text_blocks"]

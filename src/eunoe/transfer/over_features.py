@@ -109,6 +109,13 @@ def resolve(settings: Any, where: str) -> Any:
     if isinstance(settings, LayerSettings) and settings.mix_placement == "output" and settings.word_vectors is None:
         raise EunoeError(f"{where}: mix_placement: output leaves nothing for the BiLSTM to read. Set word_vectors (wordllama, or a file), "
                          "or mix_placement: both.")  # fmt: skip
+    if (
+        isinstance(settings, LayerSettings)
+        and settings.read_layers == "last"
+        and settings.mix_pull != LayerSettings.mix_pull
+    ):
+        raise EunoeError(f"{where}: mix_pull is {settings.mix_pull:g}, but read_layers: last leaves one layer, and no mix to pull. Leave "
+                         "one of the two out.")  # fmt: skip
     return replace(settings, optimizer=written_out(settings.optimizer, f"{where}.optimizer"))
 
 
@@ -120,7 +127,7 @@ def check_task_model(task: Task, settings: Any, where: str) -> None:
         vectors_identity(settings.word_vectors, f"{where}.word_vectors")
     for example in (*task.train, *task.test):
         if len(example.tokens) > settings.max_length:
-            raise _too_long(task, example, settings.max_length)
+            raise too_long(task, example, settings.max_length)
 
 
 def reads(settings: Any) -> dict[str, str]:
@@ -144,7 +151,7 @@ def every_steps(every: float | None, steps: int) -> int:
     return 0 if every is None else max(1, round(every * steps if every < 1 else every))
 
 
-def _too_long(task: Task, example: Example, read: int) -> EunoeError:
+def too_long(task: Task, example: Example, read: int) -> EunoeError:
     start = " ".join(example.tokens[:8])
     return EunoeError(f"task {task.name!r}: of a row of {len(example.tokens)} words ({visible(start, 60)} ...) {read} are read, as "
                       "max_length says, and each word needs a tag. Raise max_length, or split the row.")  # fmt: skip
@@ -232,7 +239,7 @@ class FeatureRows:
     def _refuse_cut(self) -> None:
         for example, length in zip(self.examples, self.lengths, strict=False):
             if length < len(example.tokens):
-                raise _too_long(self.task, example, length)
+                raise too_long(self.task, example, length)
 
 
 @dataclass(frozen=True)
@@ -401,5 +408,5 @@ def _vector_reader(texts: Sequence[Words], settings: Any, what: str) -> VectorRe
 
 __all__ = [
     "FeatureBatches", "FeatureLoss", "FeatureRows", "LayerSettings", "TaskModelSettings", "check_task_model", "feature_predictions",
-    "no_best", "reads", "resolve", "scorings", "task_model", "train_task_model", "words_of",
+    "no_best", "reads", "resolve", "scorings", "task_model", "too_long", "train_task_model", "words_of",
 ]  # fmt: skip

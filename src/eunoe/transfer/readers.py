@@ -122,6 +122,7 @@ class LayerReader:
 
     @property
     def identity(self) -> str:
+        self.method.activate(self.domain)  # where a method keeps weights of the domain's own, those are what is read
         facts = [
             "layers", weights_identity(self.lm.model), str(self._config.to_json_string()), tokenizer_identity(self.lm.tokenizer),
             type(self.method).__name__, self.domain, self.max_length, self.pieces, self.all_layers,
@@ -133,30 +134,49 @@ class LayerReader:
         self.method.activate(self.domain)
         self.lm.model.eval()
         tokenizer, device = self.lm.tokenizer, next(self.lm.model.parameters()).device
-        coded = tokenizer(
-            [text.text for text in texts], truncation=True, max_length=self.max_length, padding=False, stride=0,
-            return_offsets_mapping=True, return_token_type_ids=False, verbose=False,
-        )  # fmt: skip
-        owners = [words_of_pieces(text, places) for text, places in zip(texts, coded["offset_mapping"], strict=True)]
-        length = max(1, *(len(ids) for ids in coded["input_ids"]))
+        coded = self._coded(texts)
+        length = max(1, *(len(row) for row, _, _ in coded))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         ids = torch.full((len(texts), length), int(pad))
         mask = torch.zeros_like(ids)
-        for i, row in enumerate(coded["input_ids"]):
+        for i, (row, _, _) in enumerate(coded):
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row, dtype=torch.long), 1
         mask[:, 0] = 1  # of a text without tokens one position is read, and belongs to no word
         out = self.base(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
         states = torch.stack(out.hidden_states if self.all_layers else out.hidden_states[-1:], 2).float().cpu()
-        return [self._words(row, owner, len(text)) for row, owner, text in zip(states, owners, texts, strict=True)]
+        return [self._words(row, owner, kept) for row, (_, owner, kept) in zip(states, coded, strict=True)]
 
-    def _words(self, states: Tensor, owner: list[tuple[int, int]], words: int) -> Features:
-        """States (T, L, width) of pieces -> (words, L, width), cut behind the last word that has a piece."""
+    def words_read(self, texts: Sequence[Words]) -> list[int]:
+        """How many words of each text ``max_length`` lets the model read."""
+        return [kept for _, _, kept in self._coded(texts)]
+
+    def _coded(self, texts: Sequence[Words]) -> list[tuple[list[int], list[tuple[int, int]], int]]:
+        """Of each text its tokens, which word owns which, and how many words are read.
+
+        A word may have no token (a zero-width sign): it is read where words behind it are, or where nothing was cut.
+        """
+        coded = self.lm.tokenizer(
+            [text.text for text in texts], truncation=True, max_length=self.max_length, padding=False, stride=0,
+            return_offsets_mapping=True, return_overflowing_tokens=True, return_token_type_ids=False, verbose=False,
+        )  # fmt: skip
+        parts: dict[int, list[int]] = {}
+        for part, text in enumerate(coded["overflow_to_sample_mapping"]):
+            parts.setdefault(text, []).append(part)
+        rows = []
+        for i, text in enumerate(texts):
+            first, cut = parts[i][0], len(parts[i]) > 1
+            owner = words_of_pieces(text, coded["offset_mapping"][first])
+            kept = 1 + max((word for word, _ in owner), default=-1) if cut else len(text)
+            rows.append((coded["input_ids"][first], owner, kept))
+        return rows
+
+    def _words(self, states: Tensor, owner: list[tuple[int, int]], kept: int) -> Features:
+        """States (T, L, width) of pieces -> (kept words, L, width); zero for a word without a piece."""
         if self.pieces == "first":
             first: dict[int, tuple[int, int]] = {}
             for word, piece in owner:
                 first.setdefault(word, (word, piece))
             owner = list(first.values())
-        kept = min(words, 1 + max((word for word, _ in owner), default=-1))
         total = torch.zeros(kept, *states.shape[1:])
         if owner:
             index, pieces = (torch.tensor(part) for part in zip(*owner, strict=True))
@@ -209,7 +229,7 @@ class BiLMReader:
     def identity(self) -> str:
         config = self.model.config
         facts = ["bilm", weights_identity(self.model), config.cell_clip, config.projection_clip, config.skip, config.activation,
-                 self.max_length, self.all_layers]  # fmt: skip
+                 config.longest_word, self.max_length, self.all_layers]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @torch.inference_mode()

@@ -7,7 +7,7 @@ of the paper's ablation is an option. Works on any Hugging Face language model a
 Different from paper and scripts:
 
 - Each phase of unfreezing has a triangle of its own, as in the scripts; the paper does not say.
-- Padding is masked in the pooling; the scripts count padded steps.
+- Padding is masked in the pooling, and in AR and TAR, which are means over each row's tokens; the scripts count padded steps.
 - The paper's other rows of the ablation stop early, by a validation set; here each trains ``epochs`` passes.
 - A transformer carries no state from chunk to chunk: with ``chunk`` each chunk is read by itself, and the pooling joins them.
   Encoders read their first chunk with its first token and the others without one.
@@ -32,6 +32,7 @@ from eunoe.choices import make_optimizer
 from eunoe.data.cache import sha256
 from eunoe.data.collate import Batch, RowBatches, Rows, by_length
 from eunoe.data.tasks import Example, Task
+from eunoe.data.tokens import backward
 from eunoe.data.tokens import identity as tokenizer_identity
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, answer_scores
@@ -51,7 +52,7 @@ from eunoe.recipe import LoopSettings, ModelSettings
 from eunoe.train import Trained
 from eunoe.transfer.base import Start, Tuned
 from eunoe.transfer.finetune import FinetuneSettings, encode_examples, encode_task, start_afresh, task_loss
-from eunoe.transfer.lm_text import LMStage, LMTraining, in_words_of, lm_training, text_ids
+from eunoe.transfer.lm_text import LMStage, LMTraining, check_words, in_words_of, lm_training, text_ids
 from eunoe.transfer.phase import phase
 from eunoe.transfer.readers import weights_identity
 from eunoe.transfer.ulmfit_settings import (
@@ -59,6 +60,7 @@ from eunoe.transfer.ulmfit_settings import (
     UlmfitSettings,
     for_model,
     phase_steps,
+    refuse_unread,
     resolve,
     shares_of,
     wrong_shares,
@@ -74,7 +76,15 @@ def check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) -
     if len(task.labels) > len(task.train):
         raise EunoeError(f"task {task.name!r} has {len(task.labels)} classes but {len(task.train)} rows to train on: some classes would "
                          "have none. Give more rows (shots).")  # fmt: skip
-    for model in (lm, *_backward(settings)):
+    others = _backward(settings)
+    for model in others:
+        if not backward(model.tokenizer):
+            raise EunoeError(f"{where}.backward: {model.name!r} reads forward, as the model beside it does. Give a model that was trained "
+                             "on text read from its end (eunoe pretrain --directions '[backward]'), or leave it out.")  # fmt: skip
+        if backward(lm.tokenizer):
+            raise EunoeError(f"{where}.backward names a second model that reads backward, beside {lm.name!r}. Give a model that reads "
+                             "forward as the model, or leave backward out.")  # fmt: skip
+    for model in (lm, *others):
         _check(model, task, for_model(settings, model), where)
 
 
@@ -86,13 +96,14 @@ def reads(settings: UlmfitSettings) -> dict[str, str]:
 
 def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) -> None:
     recurrent = anatomy(lm.model).model_type in RECURRENT
+    refuse_unread(settings, recurrent, lm.objective, where)
     if not recurrent:
-        at_once = (
-            settings.max_length
-            if settings.chunk is None
-            else min(settings.chunk, settings.max_length or settings.chunk)
-        )
-        refuse_longer(lm, at_once or 0, f"{where}.{'max_length' if settings.chunk is None else 'chunk'}")
+        if settings.max_length is None and settings.chunk is None:
+            raise EunoeError(
+                f"{where}: a row of {lm.name!r} is read whole, and has no end. Set max_length, the tokens that are read."
+            )
+        at_once = min(n for n in (settings.chunk, settings.max_length) if n is not None)
+        refuse_longer(lm, at_once, f"{where}.{'max_length' if settings.chunk is None else 'chunk'}")
         for name in ("alpha", "beta"):
             if getattr(settings, name):
                 raise EunoeError(f"{where}.{name} is {getattr(settings, name):g}, but {lm.name!r} has no recurrent states to regularise. "
@@ -100,6 +111,11 @@ def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) 
         if settings.dropout != 1.0:
             raise EunoeError(f"{where}.dropout is {settings.dropout:g}, which multiplies the dropout of an AWD-LSTM; for {lm.name!r} set "
                              "model.dropout.")  # fmt: skip
+    elif max(settings.dropout * rate for rate in (*LM_RATES.values(), *CLASSIFIER_RATES.values())) >= 1:
+        most = 1 / max(*LM_RATES.values(), *CLASSIFIER_RATES.values())
+        raise EunoeError(
+            f"{where}.dropout is {settings.dropout:g}, which makes a dropout rate of 1 or more. Set it below {most:.3g}."
+        )
     if (settings.micro_batch == 1 or settings.batch == 1) and settings.pooling == "concat":
         raise EunoeError(f"{where}: a batch of one row has no batch statistics for the head's batch norm. Set batch and micro_batch "
                          "to 2 or more, or pooling to first, last or mean.")  # fmt: skip
@@ -114,6 +130,7 @@ def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) 
             shares_of(
                 settings.lm.discriminative, None, depth_groups(lm.model, tied="head"), f"{where}.lm.discriminative"
             )
+    check_words(lm, task, settings.lm, f"{where}.lm")
     groups = len(anatomy(lm.model).layers) + 2
     if isinstance(settings.discriminative, list) and len(settings.discriminative) != groups:
         raise wrong_shares(settings.discriminative, groups, f"{where}.discriminative")
@@ -123,14 +140,17 @@ def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) 
     _rows(lm, task, settings)
 
 
+WHOLE = 2**31 - 1
+"""Tokens of a row that is not cut."""
+
+
 def _rows(lm: LanguageModel, task: Task, settings: UlmfitSettings) -> Rows:
     """The training rows as token ids, from where ``finetune`` keeps them too."""
-    assert settings.max_length is not None
-    return encode_task(lm, task, FinetuneSettings(max_length=settings.max_length))[0]
+    return encode_task(lm, task, FinetuneSettings(max_length=settings.max_length or WHOLE))[0]
 
 
 def _tunes(settings: UlmfitSettings) -> bool:
-    return settings.lm.tune == "full" and settings.start == "pretrained"
+    return settings.lm.tune == "full"
 
 
 def _backward(settings: UlmfitSettings) -> list[LanguageModel]:
@@ -145,7 +165,7 @@ def _heights(schedule: str | None, steps: int, cut_frac: float | None, ratio: fl
 
 
 class ClassifierLoss:
-    """``task_loss`` of a ``PooledClassifier`` on an AWD-LSTM, with AR and TAR (Merity et al., arXiv 1708.02182)."""
+    """``task_loss`` of a ``PooledClassifier`` on an AWD-LSTM, with AR and TAR (Merity et al. 2018) of each row's own tokens."""
 
     def __init__(self, alpha: float, beta: float) -> None:
         self.alpha, self.beta = alpha, beta
@@ -163,11 +183,21 @@ class ClassifierLoss:
             return out[0]
 
         loss = task_loss(read, batch)  # type: ignore[arg-type]
-        hidden, raw = map(at_least_float32, seen)
-        extra = self.alpha * hidden.square().mean()
+        hidden, raw, mask = at_least_float32(seen[0]), at_least_float32(seen[1]), seen[2]
+        extra = self.alpha * row_means(hidden.square(), mask).sum()
         if raw.shape[1] > 1:
-            extra = extra + self.beta * (raw[:, 1:] - raw[:, :-1]).square().mean()
-        return LossSum(loss.total + extra * loss.items, loss.items, loss.outputs)
+            steps = (raw[:, 1:] - raw[:, :-1]).square()
+            extra = extra + self.beta * row_means(steps, mask[:, 1:] & mask[:, :-1]).sum()
+        return LossSum(loss.total + extra, loss.items, loss.outputs)
+
+
+def row_means(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, width) -> (B,): the mean of each row where ``mask`` (B, T) is true, 0 where it nowhere is.
+
+    >>> row_means(torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[True, True, False]]))
+    tensor([3.])
+    """
+    return (values.mean(-1) * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 # -- the phases ------------------------------------------------------------------------------------------------------
@@ -243,7 +273,7 @@ class _Direction:
         start, settings = self.start, self.settings
         torch.manual_seed(start.seed)
         if settings.start == "random":
-            start_afresh(anatomy(self.lm.model).base, self.lm.model)
+            start_afresh(self.lm.model, self.lm.model)
         state = self._resume()
         if _tunes(settings):
             if state is None or "lm" in state["model"]:
@@ -255,8 +285,7 @@ class _Direction:
         model = self._classifier()
         self._take(model, state, "classifier")
         self._tune_classifier(model, done)
-        assert settings.max_length is not None
-        return self.lm, model, settings.max_length
+        return self.lm, model, settings.max_length or WHOLE
 
     def _tune_lm(self) -> None:
         """The language model on the task's text; where a fine-tuning of the same study did the same, what that left."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from eunoe.choices import written_out
 from eunoe.data.collate import row_steps
@@ -52,7 +54,7 @@ class UlmfitSettings:
     """slanted_triangle | constant | linear | cosine, in each phase anew."""
     cut_frac: Share | None = None
     """Share of a phase's steps over which a slanted triangle rises (scripts: 1/3, and 1/8 in the last phase)."""
-    ratio: Positive | None = None
+    ratio: Annotated[float, Field(ge=1)] | None = None
     """How many times the lowest learning rate of a slanted triangle the highest is (scripts: 8)."""
     pooling: Literal["concat", "first", "last", "mean"] = "concat"
     """``concat``: last, max and mean of the states, and the batch-norm head; else one state, and the plain head of ``finetune``."""
@@ -60,17 +62,17 @@ class UlmfitSettings:
     """Width between the two blocks of the batch-norm head."""
     head_dropout: tuple[Below1, Below1] = (0.4, 0.1)
     """Dropout rates of the head's two blocks (the plain head: the second)."""
-    dropout: Positive = 1.0
+    dropout: Annotated[float, Field(ge=0)] = 1.0
     """Multiplies the five dropout rates of an AWD-LSTM, in both steps; other models keep the dropout of their configuration."""
     max_length: Batch | None = None
-    """Tokens of a row; longer ones are cut."""
+    """Tokens of a row; longer ones are cut. null: an AWD-LSTM reads rows whole, however long, and pools the last ``pooled`` tokens."""
     chunk: Batch | None = None
     """Tokens that are read at once (BPT3C); null: an AWD-LSTM's 70, and for other models the whole row."""
     pooled: Batch = 1400
     """Last tokens of a row that are pooled at most."""
-    alpha: float | None = None
+    alpha: Annotated[float, Field(ge=0)] | None = None
     """AWD-LSTM: activation regularisation of the classifier."""
-    beta: float | None = None
+    beta: Annotated[float, Field(ge=0)] | None = None
     """AWD-LSTM: temporal activation regularisation of the classifier."""
     optimizer: Any = None
     """A name of the optimizer table, or a mapping with its options."""
@@ -79,7 +81,7 @@ class UlmfitSettings:
     weight_decay: Below1 | None = None
     """Pull toward zero, times the learning rate; read by optimizers that have it."""
     start: Literal["pretrained", "random"] = "pretrained"
-    """``random``: the model starts afresh (the paper's "from scratch"); its language model is then not fine-tuned either."""
+    """``random``: the model starts afresh: the paper's "without pretraining", and with ``lm: {tune: none}`` its "from scratch"."""
     backward: str | None = None
     """A language model that reads backward, to be fine-tuned in the same way; class probabilities are averaged."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -90,7 +92,7 @@ class UlmfitSettings:
 
 _PAPER: dict[str, Any] = {
     "epochs": 50.0, "batch": 64, "lr": 0.01, "discriminative": FACTOR, "unfreeze_every": 1.0, "schedule": "slanted_triangle",
-    "cut_frac": 0.1, "ratio": 32.0, "max_length": 1400, "chunk": 70, "alpha": 2.0, "beta": 1.0, "clip": 0.25, "weight_decay": 1.2e-6,
+    "cut_frac": 0.1, "ratio": 32.0, "chunk": 70, "alpha": 2.0, "beta": 1.0, "clip": 0.25, "weight_decay": 1.2e-6,
     "optimizer": {"name": "adamw", "betas": (0.7, 0.99)},
     "lm": {
         "epochs": 50.0, "batch": 64, "block": 70, "lr": 0.004, "discriminative": FACTOR, "schedule": "slanted_triangle",
@@ -143,7 +145,6 @@ def _unread(settings: UlmfitSettings | LMStage) -> dict[str, str]:
                 "steps",
                 "batch",
                 "block",
-                "max_length",
                 "lr",
                 "discriminative",
                 "schedule",
@@ -161,6 +162,27 @@ def _unread(settings: UlmfitSettings | LMStage) -> dict[str, str]:
     if settings.pooling != "concat":
         unread |= dict.fromkeys(("chunk", "alpha", "beta"), f"pooling: {settings.pooling}")
     return unread
+
+
+def refuse_unread(settings: UlmfitSettings, recurrent: bool, objective: str, where: str) -> None:
+    """Raise ``EunoeError`` for a setting that is not the default and that this kind of model leaves unread."""
+    lm, plain = settings.lm, LMStage()
+    unread: dict[str, str] = {}
+    if not recurrent or lm.vocabulary == "kept":
+        why = f"vocabulary: {lm.vocabulary}" if recurrent else "a tokenizer that keeps its vocabulary"
+        unread = dict.fromkeys(("largest", "least"), why)
+    if not recurrent:
+        unread["vocabulary"] = "a tokenizer that keeps its vocabulary"
+    if lm.tune == "none":
+        unread |= dict.fromkeys(("mask_rate", "max_length"), "tune: none")
+    elif objective != "masked":
+        unread["mask_rate"] = "a model that learns by the next token"
+    for name, why in unread.items():
+        if getattr(lm, name) != getattr(plain, name):
+            raise EunoeError(f"{where}.lm.{name} is not read with {why}; leave it out.")
+    if settings.pooling != "concat" and settings.head_dropout[0] != UlmfitSettings.head_dropout[0]:
+        raise EunoeError(f"{where}.head_dropout: the first rate is not read with pooling: {settings.pooling}; set it to "
+                         f"{UlmfitSettings.head_dropout[0]:g}.")  # fmt: skip
 
 
 def for_model(settings: UlmfitSettings, lm: LanguageModel) -> UlmfitSettings:
@@ -246,6 +268,7 @@ __all__ = [
     "filled",
     "for_model",
     "phase_steps",
+    "refuse_unread",
     "resolve",
     "shares_of",
     "wrong_shares",

@@ -36,6 +36,8 @@ class AwdLstmClassifierOutput(ModelOutput):  # type: ignore[misc]
     """(B, T', width)"""
     raw: Tensor | None = None
     """(B, T', width)"""
+    mask: Tensor | None = None
+    """(B, T'): True where a state is that of a token, and not of padding."""
 
 
 class AwdLstmForSequenceClassification(AwdLstmPreTrainedModel):
@@ -65,7 +67,7 @@ class AwdLstmForSequenceClassification(AwdLstmPreTrainedModel):
         hidden, raw, mask, last = read(input_ids, attention_mask.bool())
         logits = self.head(concat_pool(hidden, mask, last))
         loss = None if labels is None else self._loss(logits, labels)
-        out = AwdLstmClassifierOutput(loss=loss, logits=logits, hidden=hidden, raw=raw)
+        out = AwdLstmClassifierOutput(loss=loss, logits=logits, hidden=hidden, raw=raw, mask=mask)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return out if as_dict else out.to_tuple()
 

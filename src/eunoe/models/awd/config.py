@@ -32,7 +32,7 @@ class AwdLstmConfig(PretrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "awd_lstm"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values", "hidden", "raw", "mask"]  # noqa: RUF012 - the Trainer adds to it
 
     def __init__(
         self, vocab_size: int = 60_000, hidden_size: int = 400, cell_size: int = 1152, num_hidden_layers: int = 3,

@@ -1,0 +1,81 @@
+"""The tables of ulmfit.md and transfer.md, made from the rows of a fine-tuning study:
+
+python docs/results/study_tables.py runs/ulmfit_ablation_small
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eunoe.report.growth import growth
+from eunoe.report.metrics import shown
+from eunoe.report.read import read_run
+from eunoe.report.study import Result, StudySummary, TaskResults, summarize_study
+from eunoe.report.tradeoff import distinct
+
+
+def table(columns: list[str], rows: list[list[str]]) -> None:
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def ahead(result: Result) -> str:
+    """By how much a system is above the first, seed by seed; bold where the interval does not contain 0."""
+    gap = result.ahead
+    if gap is None:
+        return "-"
+    text = shown(gap, result.metric, signed=True)
+    return f"**{text}**" if distinct(gap) and not gap.exact else text
+
+
+def places(values: Sequence[float]) -> list[int]:
+    """The place of each, 1 for the highest; equal ones share theirs."""
+    return [1 + sum(other > value for other in values) for value in values]
+
+
+def scores(task: TaskResults, reference: str | None) -> None:
+    """One metric of a task, its systems in the recipe's order: ours, against the first, and the published score with both places."""
+    results = task.results_in(task.compared.name, "last")
+    ranked = [r for r in results if r.published is not None]
+    ours, theirs = places([r.scores.mean for r in ranked]), places([float(r.published or 0) for r in ranked])
+    place = {r.label: (o, t) for r, o, t in zip(ranked, ours, theirs, strict=True)}
+    columns = [f"{task.name}, {results[0].n:,} rows", "seeds", task.compared.title, f"above `{reference}`"]
+    rows = []
+    for r in results:
+        row = [f"`{r.name}`", str(len(r.seeds)), shown(r.scores, r.metric), ahead(r)]
+        if place:
+            own, published = place.get(r.label, ("-", "-"))
+            row += [str(own), str(published), "-" if r.published is None else f"{r.published:.2f}"]
+        rows.append(row)
+    table(columns + (["place", "published place", "published"] if place else []), rows)
+
+
+def by_rows(summary: StudySummary, run: str) -> bool:
+    """Each chart of scores against labelled rows as a table; False where the study has none."""
+    settings = read_run(Path(run)).study
+    assert settings is not None
+    charts = growth(summary, settings)
+    for title, (metric, systems) in charts.items():
+        sizes = sorted({rows for points in systems.values() for rows, _ in points})
+        rows = [
+            [f"`{name}`", *(shown(dict(points)[n].scores, metric) if n in dict(points) else "-" for n in sizes)]
+            for name, points in systems.items()
+        ]
+        table([f"{title}: {metric.title}", *(f"{n:,} rows" for n in sizes)], rows)
+    return bool(charts)
+
+
+def main(folder: str) -> None:
+    run = read_run(Path(folder))
+    assert run.study is not None
+    summary = summarize_study(run.rows, run.study)
+    print("\n".join(summary.unfinished))
+    if not by_rows(summary, folder):
+        for task in summary.tasks:
+            scores(task, summary.reference)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
