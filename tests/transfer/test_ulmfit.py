@@ -24,8 +24,7 @@ from eunoe.recipe import build
 from eunoe.transfer import TRANSFERS
 from eunoe.transfer import ulmfit as module
 from eunoe.transfer.base import Start, Tuned
-from eunoe.transfer.lm_text import task_texts
-from eunoe.transfer.lm_text import LMStage
+from eunoe.transfer.lm_text import LMStage, task_texts
 from eunoe.transfer.ulmfit import UlmfitSettings, check, resolve, ulmfit
 from eunoe.transfer.ulmfit_settings import for_model
 from tests.tiny import WORDS, tiny_bert, tiny_folder, tiny_gpt2, tiny_tokenizer

@@ -16,6 +16,7 @@ Different from paper and scripts:
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -323,7 +324,8 @@ class _Direction:
         named = {id(p): name for name, p in model.named_parameters()}
         facts = [
             weights_identity(model), tokenizer_identity(self.lm.tokenizer), str(anatomy(model).base.config.to_json_string()),
-            text_ids(self.lm, self.start.task, settings.lm.max_length).tolist(), asdict(settings.lm), settings.preset, settings.dropout,
+            hashlib.sha256(text_ids(self.lm, self.start.task, settings.lm.max_length).tobytes()).hexdigest(), asdict(settings.lm),
+            settings.preset, settings.dropout,
             settings.micro_batch, settings.optimizer, settings.precision, self.start.seed, sorted(named[id(p)] for p in self.frozen),
             sorted((named[id(p)], rate) for p, rate in self.rates.items()),
         ]  # fmt: skip
