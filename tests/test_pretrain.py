@@ -66,7 +66,7 @@ def test_it_learns_and_the_model_is_like_any_other(text: Path, tmp_path: Path) -
     )
     scores = pretrain(made, tmp_path / "out")
     assert set(scores) == {"forward", "backward"}
-    assert set(scores["forward"]) == {"valid", "valid+pointer"}
+    assert set(scores["forward"]) == {f"valid{more}{word}" for more in ("", "+pointer") for word in ("", " by word")}
     words = json.loads((tmp_path / "out/forward/model/vocab.json").read_text("utf-8"))
     for direction in scores:
         assert scores[direction]["valid"] < math.log(len(words)) - 0.3
@@ -84,20 +84,30 @@ def test_it_learns_and_the_model_is_like_any_other(text: Path, tmp_path: Path) -
     }
 
 
-@pytest.mark.parametrize("stops", [(3,), (9, 2), (30, 4)])
+@pytest.mark.parametrize("stops", [(3,), (70, 9), (88, 4), (115, 20)])
 def test_stopped_and_resumed_it_ends_in_the_same_bits(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
 ) -> None:
-    """In the first pass, again in it, and in the second; NT-ASGD's mean, the carried state and the best weights come back."""
-    made = recipe(text, finetune_epochs=2, patience=1, sampled=8)
-    whole = pretrain(made, tmp_path / "whole")
+    """Before averaging, within it, and in the second pass; NT-ASGD's mean, the carried state and the best weights come back."""
+    made = recipe(text, epochs=4, lr=60.0, finetune_epochs=2, patience=1, sampled=8)
+    began: list[int] = []
+    real = module.NtAsgd.start_averaging
+    with monkeypatch.context() as patch:
+        patch.setattr(module.NtAsgd, "start_averaging", lambda self: (began.append(1), real(self)))
+        whole = pretrain(made, tmp_path / "whole")
+    assert began
+    first, second = (
+        len((tmp_path / "whole/forward" / name).read_text().splitlines()) - 1
+        for name in ("curve.csv", "curve_second_pass.csv")
+    )
+    assert first < 115 < 115 + 20 < first + second + 10, (first, second)
     for steps in stops:
         with monkeypatch.context() as patch:
             stopping(patch, steps)
             with pytest.raises(Interrupted):
                 pretrain(made, tmp_path / "cut")
     assert pretrain(made, tmp_path / "cut") == whole
-    for name in ("model/model.safetensors", "curve.csv", "scores.json"):
+    for name in ("model/model.safetensors", "curve.csv", "curve_second_pass.csv", "scores.json"):
         assert (tmp_path / "cut/forward" / name).read_bytes() == (tmp_path / "whole/forward" / name).read_bytes()
 
 
@@ -111,6 +121,35 @@ def test_averaging_starts_when_validation_stops_improving(
     monkeypatch.setattr(module.NtAsgd, "start_averaging", lambda self: (began.append(1), real(self)))
     pretrain(recipe(text, epochs=5, patience=2), tmp_path / "out")
     assert began == [1]  # after the fifth epoch, whose loss is worse than that of the second
+
+
+def test_a_finished_folder_is_scored_again_with_another_cache_or_test_text(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pretrain(recipe(text, epochs=1), tmp_path / "out")
+    weights = (tmp_path / "out/forward/model/model.safetensors").read_bytes()
+    monkeypatch.setattr(module, "phase", None)  # nothing is trained
+    more = recipe(text, epochs=1, test={"source": str(text)}, pointer={"window": 20, "theta": 0.5, "share": 0.2})
+    again = pretrain(more, tmp_path / "out")
+    assert again["forward"]["valid"] == pytest.approx(first["forward"]["valid"], abs=1e-6)
+    assert {"test", "test+pointer", "valid+pointer by word"} <= set(again["forward"])
+    assert (tmp_path / "out/forward/model/model.safetensors").read_bytes() == weights
+    monkeypatch.setattr(module, "_scores", None)  # and nothing scored a third time
+    assert pretrain(more, tmp_path / "out") == again
+
+
+def test_the_perplexity_by_word_has_the_same_nats_in_all(text: Path, tmp_path: Path) -> None:
+    made = recipe(text, epochs=1, published={"valid": 60.0})
+    scores = pretrain(made, tmp_path / "out")["forward"]
+    held_out = [document for source in module._sources(made, "valid") for document in source]
+    tokenizer = load_lm(ModelSettings(name=str(tmp_path / "out/forward/model"))).tokenizer
+    tokens = sum(len(tokenizer(document)["input_ids"]) for document in held_out)
+    words = sum(len(line.split()) + 1 for document in held_out for line in document.split("\n"))
+    assert scores["valid by word"] * words == pytest.approx(scores["valid"] * tokens)
+    assert {line.score: line.published for line in lines(made, {"forward": scores})} == {
+        "valid": None,
+        "valid by word": 60.0,
+    }
 
 
 def test_scoring_carries_the_state_and_leaves_the_mode(text: Path, tmp_path: Path) -> None:
@@ -133,12 +172,23 @@ def test_what_cannot_be_is_refused(text: Path, tmp_path: Path) -> None:
         pretrain(made, tmp_path / "out")
     with pytest.raises(EunoeError, match="hold no text to validate with"):
         pretrain(recipe(text, corpora=[{"source": str(text), "valid_share": 0.0}]), tmp_path / "none")
+    with pytest.raises(EunoeError, match="unknown schedule in recipe 'slanted'"):
+        pretrain(recipe(text, schedule="slanted"), tmp_path / "none")
+    with pytest.raises(EunoeError, match=r"weight_decay is 0\.5, which only nt_asgd reads"):
+        recipe(text, optimizer="adamw", weight_decay=0.5)
+    with pytest.raises(EunoeError, match="patience is 3, which only nt_asgd reads"):
+        recipe(text, optimizer="adamw", patience=3)
+    with pytest.raises(EunoeError, match=r"vocabulary\.least is of a vocabulary of words"):
+        recipe(text, vocabulary={"tokenizer": "x", "least": 3})
     with pytest.raises(EunoeError, match="finetune_epochs is 2, a pass of averaged SGD"):
         recipe(text, finetune_epochs=2, optimizer="adamw")
     with pytest.raises(EunoeError, match="unknown optimizer 'adam'"):
         pretrain(recipe(text, optimizer="adam"), tmp_path / "other")
     with pytest.raises(EunoeError, match=r"sampled is 5,000, but the vocabulary has"):
-        pretrain(recipe(text, sampled=5000), tmp_path / "many")
+        pretrain(recipe(text, sampled=5000), tmp_path / "none")
+    assert not (tmp_path / "none").exists(), (
+        "what was refused has written nothing that the corrected command stumbles over"
+    )
     with pytest.raises(
         EunoeError, match=r"unknown recipe of a language model 'awd_lstm_smal'\. Did you mean awd_lstm_small"
     ):

@@ -1,8 +1,10 @@
 """Train a language model from nothing: ``eunoe pretrain``. It makes what other runs start from, an AWD-LSTM with its tokenizer.
 
-``OUT/forward/model`` (and ``OUT/backward/model``) is a folder as ``save_pretrained`` writes it, so ``model: {name: OUT/forward/model}`` of
-any recipe reads it. Beside it: ``scores.json``, ``curve.csv``. A training that was killed resumes and ends in the same bits; its two
-passes (NT-ASGD, then averaged SGD from the best weights) are phases of ``transfer/phase.py``.
+``OUT/forward/model`` (and ``OUT/backward/model``) is a folder as ``save_pretrained`` writes it, so ``model: {name: OUT/forward/model}``
+of any recipe reads it. Beside it: ``scores.json``, ``curve.csv`` and, of the second pass, ``curve_second_pass.csv``. Each score stands
+there twice, in nats a token and in nats a word of the file with its ends of lines, which is what published perplexities count. A training
+that was killed resumes and ends in the same bits; its two passes (NT-ASGD, then averaged SGD from the best weights) are phases of
+``transfer/phase.py``.
 """
 
 from __future__ import annotations
@@ -29,32 +31,41 @@ from eunoe.data.corpus import part_of
 from eunoe.data.stream import StreamBatches, in_order
 from eunoe.data.tokens import encode
 from eunoe.errors import EunoeError
+from eunoe.lookup import lookup
 from eunoe.models.awd import register
 from eunoe.models.awd.config import AwdLstmConfig
-from eunoe.models.awd.loss import AwdLoss, Carry, linear_cross_entropy
+from eunoe.models.awd.loss import AwdLoss, Carry, linear_cross_entropy, refuse_sample
 from eunoe.models.awd.model import AwdLstmForCausalLM
 from eunoe.models.awd.pointer import pointer_loss
 from eunoe.models.awd.tokenizer import AwdLstmTokenizer
+from eunoe.models.load import load_lm
 from eunoe.optim.averaged import NtAsgd, triggered
+from eunoe.optim.schedules import SCHEDULES
 from eunoe.optim.table import OPTIMIZERS
 from eunoe.progress import say
-from eunoe.recipe import LoopSettings, differences, parse_yaml
+from eunoe.recipe import LoopSettings, ModelSettings, differences, parse_yaml
 from eunoe.recipe.pretraining import Pretraining
 from eunoe.transfer.phase import phase
 
-_MOVES_NOTHING = ("about", "directions", "published", "published_note", "scales")
+_SCORING = ("pointer", "test")
+"""Keys of a recipe that move scores alone: changed in a finished folder, its models are scored again."""
+_MOVES_NOTHING = ("about", "directions", "published", "published_note", "scales", *_SCORING)
 """Keys of a recipe that move no number of a direction's training; directions may be trained by processes of their own."""
+BY_WORD = " by word"
+"""What the name of a score in nats a word ends in."""
 
 
 def pretrain(recipe: Pretraining, out: Path) -> dict[str, dict[str, float]]:
-    """Train in each direction into ``out``, or resume there; returns direction -> score -> loss in nats a token.
+    """Train in each direction into ``out``, or resume there; returns direction -> score -> loss in nats a token, or a word.
 
-    Raises ``EunoeError`` for text that cannot be read or is too short, for a folder of another training, and as ``train``.
+    Nothing is written before text and settings are checked. Raises ``EunoeError`` for text that cannot be read or is too short, for a
+    folder of another training, and as ``train``.
     """
     if recipe.optimizer != "nt_asgd":
         choose(OPTIMIZERS, recipe.optimizer, "recipe.optimizer", "optimizer")
+    lookup(SCHEDULES, recipe.schedule, "schedule in recipe")
     register()
-    _same_training(recipe, out)
+    scored_otherwise = _same_training(recipe, out)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     scores: dict[str, dict[str, float]] = {}
@@ -62,26 +73,39 @@ def pretrain(recipe: Pretraining, out: Path) -> dict[str, dict[str, float]]:
         done = out / direction / "scores.json"
         if not done.is_file():
             _one(recipe, direction == "backward", out / direction)
+        elif scored_otherwise:
+            say(f"{direction}: scored again, as what to score it with has changed")
+            _score_again(recipe, out / direction)
         scores[direction] = {name: float(value) for name, value in json.loads(done.read_text("utf-8")).items()}
+    if scored_otherwise:
+        write_text(out / "recipe.yaml", _written(recipe))
     return scores
 
 
-def _same_training(recipe: Pretraining, out: Path) -> None:
-    text, file = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True, width=110), out / "recipe.yaml"
+def _written(recipe: Pretraining) -> str:
+    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _same_training(recipe: Pretraining, out: Path) -> bool:
+    """Refuse a folder of another training; True where its models were scored otherwise than they are to be now."""
+    file = out / "recipe.yaml"
     if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
-    other = differences(parse_yaml(file.read_text("utf-8"), "there"), parse_yaml(text, "now"))
-    other = [line for line in other if not line.startswith(_MOVES_NOTHING)]
+        return False
+    there, now = parse_yaml(file.read_text("utf-8"), "there"), parse_yaml(_written(recipe), "now")
+    other = [line for line in differences(there, now) if not line.startswith(_MOVES_NOTHING)]
     if other:
         raise EunoeError(
             f"{out} is the folder of another training: {'; '.join(other[:3])}{' and more' * (len(other) > 3)}. Give another --out."
         )
+    return isinstance(there, dict) and any(there.get(key) != now[key] for key in _SCORING)
 
 
 def _one(recipe: Pretraining, backward: bool, out: Path) -> None:
     tokenizer = _tokenizer(recipe, out, backward)
     texts = _texts(recipe, tokenizer)
+    if recipe.sampled is not None:
+        refuse_sample(recipe.sampled, len(tokenizer))
+    _begin(recipe, out, tokenizer)
     # the model's first weights and its batches depend on the seed alone
     torch.manual_seed(recipe.seed)
     model = AwdLstmForCausalLM(config_of(recipe, tokenizer, backward))
@@ -92,28 +116,55 @@ def _one(recipe: Pretraining, backward: bool, out: Path) -> None:
         "text": hashlib.sha256(texts["train"].tobytes()).hexdigest(),
         "direction": out.name,
     }
-    curve = _pass(recipe, model, texts, out, identity, second=False)
+    write_text(out / "curve.csv", _pass(recipe, model, texts, out, identity, second=False))
     if recipe.finetune_epochs:
-        _pass(
-            recipe,
-            model,
-            texts,
-            out,
-            {**identity, "start": checkpoint.digest({"weights": dict(model.state_dict())})},
-            second=True,
-        )
+        begun = {**identity, "start": checkpoint.digest({"weights": dict(model.state_dict())})}
+        write_text(out / "curve_second_pass.csv", _pass(recipe, model, texts, out, begun, second=True))
+    scores = _scores(recipe, model, texts)
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")  # last: it marks the direction as done
+    shutil.rmtree(out / "steps", ignore_errors=True)
+
+
+def _begin(recipe: Pretraining, out: Path, tokenizer: Any) -> None:
+    """Write what says which training this is, and the vocabulary, which making anew would read all text for."""
+    (out / "tokenizer").mkdir(parents=True, exist_ok=True)
+    if isinstance(tokenizer, AwdLstmTokenizer):
+        write_text(out / "tokenizer" / "vocab.json", json.dumps(tokenizer.tokens, ensure_ascii=False))
+    if not (out.parent / "recipe.yaml").is_file():
+        write_text(out.parent / "recipe.yaml", _written(recipe))
+
+
+def _score_again(recipe: Pretraining, out: Path) -> None:
+    lm = load_lm(ModelSettings(name=str(out / "model")))
+    assert isinstance(lm.model, AwdLstmForCausalLM)
+    scores = _scores(recipe, lm.model, _texts(recipe, lm.tokenizer))
+    write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")
+
+
+def _scores(recipe: Pretraining, model: AwdLstmForCausalLM, texts: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """Nats a token, and nats a word."""
     model.eval()
     scores: dict[str, float] = {}
     for name in ("valid", "test"):
         if name in texts:
-            scores[name] = mean_loss(model, texts[name], recipe.score_batch, recipe.bptt)
+            own = {name: mean_loss(model, texts[name], recipe.score_batch, recipe.bptt)}
             if recipe.pointer is not None:
-                scores[f"{name}+pointer"] = pointer_loss(model, torch.from_numpy(texts[name]), **asdict(recipe.pointer))
-    model.save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
-    write_text(out / "curve.csv", curve)
-    write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")  # last: it marks the direction as done
-    shutil.rmtree(out / "steps", ignore_errors=True)
+                ids = torch.from_numpy(texts[name])
+                own[f"{name}+pointer"] = pointer_loss(model, ids, **asdict(recipe.pointer))
+            tokens_a_word = len(texts[name]) / max(1, sum(map(words_in, _sources(recipe, name))))
+            scores |= own | {f"{key}{BY_WORD}": value * tokens_a_word for key, value in own.items()}
+    return scores
+
+
+def words_in(documents: Iterable[str]) -> int:
+    """Words between white space, and an end for each line, as the programs that published perplexities count.
+
+    >>> words_in(["the cat\\nsat", "down"])
+    7
+    """
+    return sum(len(document.split()) + document.count("\n") + 1 for document in documents)
 
 
 def config_of(recipe: Pretraining, tokenizer: Any, backward: bool) -> AwdLstmConfig:
@@ -141,26 +192,26 @@ def _tokenizer(recipe: Pretraining, out: Path, backward: bool) -> Any:
     elif (kept / "vocab.json").is_file():
         tokenizer = AwdLstmTokenizer(str(kept / "vocab.json"), spacy=settings.spacy)
     else:
-        train = (text for corpus in recipe.corpora for text in part_of(corpus, "train"))
+        train = (text for source in _sources(recipe, "train") for text in source)
         tokenizer = AwdLstmTokenizer.build(train, settings.largest, settings.least, settings.spacy)
-        kept.mkdir(parents=True, exist_ok=True)
-        write_text(kept / "vocab.json", json.dumps(tokenizer.tokens, ensure_ascii=False))
     tokenizer.backward = backward
     return tokenizer
 
 
+def _sources(recipe: Pretraining, name: str) -> list[Iterable[str]]:
+    """The documents of a part, corpus by corpus."""
+    if name == "test":
+        return [part_of(recipe.test, "all")] if recipe.test is not None else []
+    return [part_of(corpus, "train" if name == "train" else "valid") for corpus in recipe.corpora]
+
+
 def _texts(recipe: Pretraining, tokenizer: Any) -> dict[str, NDArray[np.int64]]:
     """``train``, ``valid`` (where any is held out) and ``test`` as ids, one document after the other."""
-    parts: dict[str, list[Iterable[str]]] = {
-        "train": [part_of(corpus, "train") for corpus in recipe.corpora],
-        "valid": [part_of(corpus, "valid") for corpus in recipe.corpora],
-        "test": [part_of(recipe.test, "all")] if recipe.test is not None else [],
-    }
     out: dict[str, NDArray[np.int64]] = {}
-    for name, sources in parts.items():
+    for name in ("train", "valid", "test"):
         pieces = [
             np.array(ids, dtype=np.int64)
-            for source in sources
+            for source in _sources(recipe, name)
             for ids in encode(source, tokenizer, f"tokenising {name} text")
         ]
         ids = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
@@ -306,14 +357,14 @@ class Line:
 
 
 def lines(recipe: Pretraining, scores: Mapping[str, Mapping[str, float]]) -> list[Line]:
-    """The scores of ``pretrain`` as perplexities, beside the published ones (which are of forward models)."""
-    return [
-        Line(
-            direction, score, math.exp(min(loss, 700)), recipe.published.get(score) if direction == "forward" else None
-        )
-        for direction, own in scores.items()
-        for score, loss in own.items()
-    ]
+    """The scores of ``pretrain`` as perplexities, those by word beside the published ones (which are of forward models)."""
+    printed = []
+    for direction, own in scores.items():
+        for score, loss in own.items():
+            of_words = score.endswith(BY_WORD) and direction == "forward"
+            published = recipe.published.get(score.removesuffix(BY_WORD)) if of_words else None
+            printed.append(Line(direction, score, math.exp(min(loss, 700)), published))
+    return printed
 
 
-__all__ = ["Line", "Validation", "config_of", "lines", "mean_loss", "pretrain"]
+__all__ = ["BY_WORD", "Line", "Validation", "config_of", "lines", "mean_loss", "pretrain", "words_in"]

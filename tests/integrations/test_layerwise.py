@@ -101,6 +101,40 @@ def test_resumed_in_the_middle_of_unfreezing_it_ends_in_the_same_bits(tmp_path: 
     assert watch.moved == (["3"] * 3 + ["23"] * 3 + ["123"] * 3 + ["0123"] * 5)[stopped:]
 
 
+class Broken(TrainerCallback):
+    """Breaks off a run within a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_broken_off_and_resumed_in_the_same_process_all_layers_train(tmp_path: Path) -> None:
+    """The same model and a new Trainer, and the same Trainer: what waited for its phase is not taken for frozen by the user."""
+    change = {"max_steps": 14, "save_strategy": "steps", "save_steps": 4}
+    whole, model = tiny(), tiny()
+    model.bert.embeddings.LayerNorm.weight.requires_grad_(False)
+    whole.bert.embeddings.LayerNorm.weight.requires_grad_(False)
+    three(whole, arguments(tmp_path / "whole", **{**change, "save_steps": 50}), unfreezing(every=3)).train()
+    args, stop = arguments(tmp_path / "cut", **change), Broken(5)
+    first = three(model, args, unfreezing(every=3), callbacks=[stop])
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    stop.step = -1
+    first.train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-4"))
+    assert same(model, whole)
+    again = tiny()
+    again.bert.embeddings.LayerNorm.weight.requires_grad_(False)
+    with pytest.raises(KeyboardInterrupt):
+        three(again, args, unfreezing(every=3), callbacks=[Broken(5)]).train()
+    three(again, args, unfreezing(every=3)).train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-4"))
+    assert same(again, whole)
+    assert not again.bert.embeddings.LayerNorm.weight.requires_grad
+
+
 def test_each_technique_alone(tmp_path: Path) -> None:
     """Rates without unfreezing move everything; unfreezing works with the Trainer's own optimizer and schedule."""
     model = tiny()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from eunoe.data.collate import encode_rows
 from eunoe.data.tokens import around, encode, identity
@@ -18,6 +19,7 @@ from eunoe.errors import EunoeError
 from eunoe.evaluate.answers import answer, refuse_unanswerable
 from eunoe.models.anatomy import anatomy
 from eunoe.models.awd import register
+from eunoe.models.awd.classifier import AwdLstmForSequenceClassification
 from eunoe.models.awd.config import AwdLstmConfig
 from eunoe.models.awd.fastai import from_fastai, load_fastai, read_vocabulary, to_fastai
 from eunoe.models.awd.loss import AwdLoss, Carry, linear_cross_entropy, zipf_sample
@@ -307,6 +309,22 @@ def test_it_is_a_model_like_any_other(tmp_path: Path) -> None:
     assert parts.width == 8
     with pytest.raises(EunoeError, match=r"AwdLstmLayer is a recurrent layer: .*no attention_out for a plug-in.*ewc"):
         inject(lm.model, parts, lambda site: None)  # type: ignore[arg-type, return-value]
+
+
+def test_the_trainer_trains_and_scores_it(tmp_path: Path) -> None:
+    """The language model and the classifier; a last batch of one row, in training and in scoring."""
+    args = TrainingArguments(str(tmp_path), max_steps=4, per_device_train_batch_size=2, per_device_eval_batch_size=2, use_cpu=True,
+                             report_to="none", disable_tqdm=True, save_strategy="no")  # fmt: skip
+    rows = [{"input_ids": [2, 5 + i, 6, 7], "labels": [2, 5 + i, 6, 7]} for i in range(3)]
+    scored = Trainer(tiny(), args, train_dataset=rows, eval_dataset=rows)
+    scored.train()
+    assert math.isfinite(scored.evaluate()["eval_loss"])
+    config = AwdLstmConfig(vocab_size=12, hidden_size=8, cell_size=10, num_labels=2)
+    labelled = [{"input_ids": [2, 5 + i, 6, 7], "labels": i % 2} for i in range(3)]
+    trainer = Trainer(AwdLstmForSequenceClassification(config), args, train_dataset=labelled, eval_dataset=labelled)
+    trainer.train()
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    assert trainer.predict(labelled).predictions.shape == (3, 2)
 
 
 def test_a_vocabulary_larger_than_the_weights_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from eunoe.models.anatomy import FAMILIES, RECURRENT
+from eunoe.models.awd.classifier import AwdLstmForSequenceClassification
+from eunoe.models.awd.config import AwdLstmConfig
+from eunoe.models.awd.model import AwdLstmForCausalLM
 from eunoe.models.depth import depth_groups
 from tests.models.families import tiny
 
@@ -60,6 +64,23 @@ def test_the_group_of_every_weight(family: str) -> None:
     wanted = [{name for name in names if re.match(pattern, name)} for pattern in GROUPS[family] if pattern]
     assert groups == wanted
     assert sorted(name for group in groups for name in group) == sorted(names)
+
+
+def test_the_group_of_every_weight_of_an_lstm() -> None:
+    """Its decoder is its embedding: low with the embeddings, or with the head as in ULMFiT's scripts; the bias is the head's."""
+    assert set(RECURRENT) == {"awd_lstm"}
+    size = {"hidden_size": 4, "cell_size": 6, "num_hidden_layers": 3}
+    lm = AwdLstmForCausalLM(AwdLstmConfig(vocab_size=9, **size))
+    layers = [
+        {f"transformer.layers.{i}.{w}" for w in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")} for i in range(3)
+    ]
+    table, bias = {"transformer.embeddings.weight"}, {"lm_head.bias"}
+    assert [set(group.weights) for group in depth_groups(lm)] == [table, *layers, bias]
+    assert [set(group.weights) for group in depth_groups(lm, tied="head")] == [*layers, table | bias]
+    classifier = AwdLstmForSequenceClassification(AwdLstmConfig(vocab_size=9, num_labels=2, **size))
+    head = {name for name, _ in classifier.named_parameters() if name.startswith("head.")}
+    assert [set(group.weights) for group in depth_groups(classifier)] == [table, *layers, head]
+    assert set(GROUPS) == set(FAMILIES)
 
 
 def test_the_pooler_is_the_heads_and_wrappers_change_names_alone() -> None:

@@ -424,7 +424,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "kept": ({"lm": {"vocabulary": "kept"}}, "lm.vocabulary is not read with a tokenizer that keeps its vocabulary"),
     "first rate": (
         {"pooling": "mean", "head_dropout": (0.2, 0.1)},
-        "head_dropout: the first rate is not read with pooling: mean",
+        "head_dropout: the first dropout rate is not read with pooling: mean",
     ),
     "one row": ({"batch": 1}, "a batch of one row has no batch statistics"),
     "micro": ({"micro_batch": 3}, "micro_batch must divide batch = 8"),

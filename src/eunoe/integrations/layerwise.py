@@ -25,7 +25,8 @@ def layerwise_groups(
     """Parameter groups for any optimizer: the head learns at ``lr``, each group below at 1 / ``factor`` of the one above it.
 
     The groups are those of ``eunoe.models.depth.depth_groups`` (embeddings, each layer, head), each with and without weight
-    decay: biases and norm weights have none. Frozen weights are left out, so call it before anything is frozen. Raises ``EunoeError``
+    decay: biases and norm weights have none. Frozen weights are left out, but for those that ``unfreezing`` froze and a broken-off run
+    left so. Raises ``EunoeError``
     for numbers out of range, where every weight is frozen, and for a model whose family is not known.
 
     >>> from transformers import BertConfig, BertForSequenceClassification
@@ -42,7 +43,7 @@ def layerwise_groups(
     by_depth, named = depth_groups(model, tied=tied), dict(model.named_parameters())
     groups: list[dict[str, Any]] = []
     for depth, share in zip(by_depth, discriminative(len(by_depth), factor), strict=True):
-        weights = [(name, named[name]) for name in depth.weights if named[name].requires_grad]
+        weights = [(name, named[name]) for name in depth.weights if _trains(named[name])]
         for decays in (True, False):
             params = [(name, p) for name, p in weights if (p.ndim > 1) is decays]
             if params:
@@ -131,7 +132,7 @@ class Unfreezing(TrainerCallback):  # type: ignore[misc]
                     "unfreezing: the length of a pass over the training rows is not known. Give every=STEPS."
                 ) from None
         named, by_depth = dict(model.named_parameters()), depth_groups(model)
-        self._groups = [[named[n] for n in group.weights if named[n].requires_grad] for group in by_depth]
+        self._groups = [[named[n] for n in group.weights if _trains(named[n])] for group in by_depth]
         self.phases = unfreezing_phases(self.order, len(by_depth), self.most)
         needed = (len(self.phases) - 1) * self._every + 1
         if state.max_steps < needed:
@@ -152,12 +153,23 @@ class Unfreezing(TrainerCallback):  # type: ignore[misc]
         for group in self._groups:
             for weight in group:
                 weight.requires_grad_(True)
+                setattr(weight, _WAITS, False)
 
     def _set(self, step: int) -> None:
         trains = self.phases[min(self.phase(step), len(self.phases) - 1)]
         for i, group in enumerate(self._groups):
             for weight in group:
                 weight.requires_grad_(i in trains)
+                setattr(weight, _WAITS, i not in trains)
+
+
+_WAITS = "_eunoe_waits_for_its_phase"
+"""On a weight that ``unfreezing`` has frozen. A run that is broken off (an exception, Ctrl-C) does not end, and leaves it so."""
+
+
+def _trains(weight: nn.Parameter) -> bool:
+    """Is it to be trained, now or in a later phase?"""
+    return weight.requires_grad or getattr(weight, _WAITS, False)
 
 
 __all__ = ["Unfreezing", "layerwise_groups", "slanted_triangle", "unfreezing"]

@@ -72,11 +72,13 @@ class CharacterEncoder(nn.Module):
         with torch.no_grad():
             self.table.weight[0] = 0  # padding
         for convolve in self.filters:
+            assert isinstance(convolve, nn.Conv1d)
             if config.activation == "relu":
                 nn.init.uniform_(convolve.weight, -0.05, 0.05)
             else:
                 nn.init.normal_(convolve.weight, std=convolve.weight[0].numel() ** -0.5)
-            nn.init.zeros_(convolve.bias)
+            if convolve.bias is not None:
+                nn.init.zeros_(convolve.bias)
         _normal(self.projection)
 
     def forward(self, characters: Tensor) -> Tensor:

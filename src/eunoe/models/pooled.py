@@ -6,8 +6,6 @@ reads each chunk by itself, and gradients reach all of them through the pooling.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 
 from torch import Tensor, nn
@@ -54,14 +52,13 @@ class PooledClassifier(nn.Module):
         return inner
 
     def forward(self, states: bool = False, **batch: Tensor) -> Tensor | tuple[Tensor, ...]:
-        with _one_row_normed(self, len(batch["input_ids"])):
-            if self.recurrent:
-                out = self.body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True)
-                return (out.logits, out.hidden, out.raw, out.mask) if states else out.logits
-            hidden, mask = at_least_float32(self._read(batch)), batch["attention_mask"]
-            from_end = mask.flip(1).cumsum(1).flip(1)  # 1 for the last token of a row, 2 for the one before it
-            logits: Tensor = self.head(concat_pool(hidden, mask.bool() & (from_end <= self.pooled)))
-            return (logits, hidden, hidden, mask.bool()) if states else logits
+        if self.recurrent:
+            out = self.body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True)
+            return (out.logits, out.hidden, out.raw, out.mask) if states else out.logits
+        hidden, mask = at_least_float32(self._read(batch)), batch["attention_mask"]
+        from_end = mask.flip(1).cumsum(1).flip(1)  # 1 for the last token of a row, 2 for the one before it
+        logits: Tensor = self.head(concat_pool(hidden, mask.bool() & (from_end <= self.pooled)))
+        return (logits, hidden, hidden, mask.bool()) if states else logits
 
     def _read(self, batch: dict[str, Tensor]) -> Tensor:
         """The states (B, T, width) of all tokens; what is only padding is not read."""
@@ -76,19 +73,6 @@ class PooledClassifier(nn.Module):
         states: Tensor = read.new_zeros(len(real), self.chunk, read.shape[-1])
         states[real] = read
         return states.view(rows, steps + more, -1)[:, :steps]
-
-
-@contextmanager
-def _one_row_normed(model: nn.Module, rows: int) -> Iterator[None]:
-    """A single row has no batch statistics: within the block its batch norms use, and leave, the running ones."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d) and m.training] if rows == 1 else []
-    for norm in norms:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.train()
 
 
 __all__ = ["PooledClassifier"]

@@ -104,7 +104,7 @@ def _checked(name: str, where: str, _stamp: tuple[int, int] | None) -> str:
 # -- text files -------------------------------------------------------------------------------------------------
 def _text_file(path: Path, wanted: set[str]) -> tuple[dict[str, NDArray[np.float32]], int]:
     width, rows = 0, dict[str, NDArray[np.float32]]()
-    promised, found = None, 0
+    promised, words = None, 0
     for number, line in _lines(path):
         fields = line.count(" ")
         if number == 1:
@@ -112,7 +112,7 @@ def _text_file(path: Path, wanted: set[str]) -> tuple[dict[str, NDArray[np.float
                 promised, width = map(int, line.split(" "))
                 continue
             width = fields
-        found += 1
+        words += 1
         if width < 1 or width > LINE:
             raise EunoeError(f"{visible(path)}, line {number}: {visible(line, 60)!r} is not a word with its numbers. Is it a text file of "
                              "word vectors, as GloVe and fastText (.vec) give them?")  # fmt: skip
@@ -138,8 +138,8 @@ def _text_file(path: Path, wanted: set[str]) -> tuple[dict[str, NDArray[np.float
         rows[word] = values
     if not width:
         raise EunoeError(f"{visible(path)} is empty. Give a text file of word vectors.")
-    if promised is not None and promised != found:
-        raise EunoeError(f"{visible(path)}, line 1 says {promised:,} words, and {found:,} follow. Is the file whole? Fetch it again, or "
+    if promised is not None and promised != words:
+        raise EunoeError(f"{visible(path)}, line 1 says {promised:,} words, and {words:,} follow. Is the file whole? Fetch it again, or "
                          "correct or remove line 1.")  # fmt: skip
     return rows, width
 

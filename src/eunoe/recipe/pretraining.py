@@ -145,6 +145,18 @@ class Pretraining:
         if self.finetune_epochs and self.optimizer != "nt_asgd":
             raise EunoeError(f"finetune_epochs is {self.finetune_epochs}, a pass of averaged SGD, but optimizer is {self.optimizer!r}. "
                              "Leave one of them out.")  # fmt: skip
+        for name in ("weight_decay", "patience"):
+            if self.optimizer != "nt_asgd" and getattr(self, name) != getattr(Pretraining, name):
+                where = " Set it among the optimizer's options." if name == "weight_decay" else " Leave it out."
+                raise EunoeError(
+                    f"{name} is {getattr(self, name):g}, which only nt_asgd reads, but optimizer is {self.optimizer!r}.{where}"
+                )
+        for name in ("largest", "least", "spacy"):
+            if self.vocabulary.tokenizer is not None and getattr(self.vocabulary, name) != getattr(
+                VocabularySettings, name
+            ):
+                raise EunoeError(f"vocabulary.{name} is of a vocabulary of words, but vocabulary.tokenizer is "
+                                 f"{self.vocabulary.tokenizer!r}. Leave one of them out.")  # fmt: skip
 
 
 def load_pretraining(path: str | os.PathLike[str], overrides: Overrides = (), scale: str | None = None) -> Pretraining:

@@ -181,10 +181,11 @@ def lm_training(
         if stage.steps is not None or epochs != int(epochs):
             raise EunoeError(f"{where}: an AWD-LSTM reads its text in whole passes, but steps is {stage.steps} and epochs {epochs:g}. Give "
                              "epochs as a whole number, and no steps.")  # fmt: skip
-        stream, carry = (
-            StreamBatches(text_ids(lm, task, stage.max_length), stage.batch, stage.block, int(epochs), seed),
-            Carry(),
-        )
+        ids = text_ids(lm, task, stage.max_length)
+        if len(ids) < 2 * stage.batch:
+            raise EunoeError(f"{where}.batch is {stage.batch}, but the text of {task.name!r} has {len(ids):,} tokens in all, too short for "
+                             f"{stage.batch} rows. Set it to {max(1, len(ids) // 8)} or less, or give unlabelled text.")  # fmt: skip
+        stream, carry = StreamBatches(ids, stage.batch, stage.block, int(epochs), seed), Carry()
         return LMTraining(batches=stream, loss=AwdLoss(carry), carry=carry, scale=stream.scale)
     blocks = text_blocks(lm, task, stage.block, where, stage.max_length)
     steps = row_steps(len(blocks), stage.batch, stage.epochs or 1.0, stage.steps)

@@ -181,7 +181,7 @@ def refuse_unread(settings: UlmfitSettings, recurrent: bool, objective: str, whe
         if getattr(lm, name) != getattr(plain, name):
             raise EunoeError(f"{where}.lm.{name} is not read with {why}; leave it out.")
     if settings.pooling != "concat" and settings.head_dropout[0] != UlmfitSettings.head_dropout[0]:
-        raise EunoeError(f"{where}.head_dropout: the first rate is not read with pooling: {settings.pooling}; set it to "
+        raise EunoeError(f"{where}.head_dropout: the first dropout rate is not read with pooling: {settings.pooling}; set it to "
                          f"{UlmfitSettings.head_dropout[0]:g}.")  # fmt: skip
 
 

@@ -35,6 +35,7 @@ def concat_pool(states: Tensor, mask: Tensor, last: Tensor | None = None) -> Ten
 class PoolingHead(nn.Module):
     """Batch norm, dropout, linear, ReLU; batch norm, dropout, linear: (B, inputs) -> (B, labels).
 
+    A single row has no batch statistics: it is normed by the running ones, and leaves them as they are.
     ``dropouts``: of the two blocks (the paper's 0.4 and 0.1). As in fastai the first linear layer of a block that is followed by a
     batch norm still has no bias, and neither has the last one.
     """
@@ -46,9 +47,18 @@ class PoolingHead(nn.Module):
         self.linear_in, self.linear_out = nn.Linear(inputs, hidden, bias=False), nn.Linear(hidden, labels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.linear_in(self.drop_in(self.norm_in(x))))
-        out: Tensor = self.linear_out(self.drop_out(self.norm_out(x)))
+        x = F.relu(self.linear_in(self.drop_in(_normed(self.norm_in, x))))
+        out: Tensor = self.linear_out(self.drop_out(_normed(self.norm_out, x)))
         return out
+
+
+def _normed(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    out: Tensor = (
+        norm(x)
+        if len(x) > 1 or not norm.training
+        else F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    )
+    return out
 
 
 __all__ = ["PoolingHead", "concat_pool"]

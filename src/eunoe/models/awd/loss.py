@@ -153,10 +153,7 @@ class AwdLoss:
         if self.sampled is None:
             return linear_cross_entropy(hidden, head.weight, head.bias, labels)
         words = head.weight.shape[0]
-        if self.sampled >= words:
-            raise EunoeError(
-                f"sampled is {self.sampled:,}, but the vocabulary has {words:,} words. Sample fewer, or leave it out."
-            )
+        refuse_sample(self.sampled, words)
         sample, chances = zipf_sample(words, self.sampled, hidden.device)
         sampled = torch.zeros(words, dtype=torch.bool, device=hidden.device)
         sampled[sample] = True
@@ -167,6 +164,14 @@ class AwdLoss:
         others = shift.masked_fill(~sampled[rows], -torch.inf)
         bias = head.bias.index_select(0, rows) if head.bias is not None else None
         return linear_cross_entropy(hidden, head.weight.index_select(0, rows), bias, place, shift, others)
+
+
+def refuse_sample(sampled: int, words: int) -> None:
+    """Raise ``EunoeError`` for a sample that is no smaller than the vocabulary."""
+    if sampled >= words:
+        raise EunoeError(
+            f"sampled is {sampled:,}, but the vocabulary has {words:,} words. Sample fewer, or leave it out."
+        )
 
 
 def zipf_sample(words: int, n: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -198,4 +203,4 @@ def _chances(words: int, n: int, p: Tensor) -> Tensor:
     return _kept[words, n].to(p.device)
 
 
-__all__ = ["AwdLoss", "Carry", "linear_cross_entropy", "zipf_sample"]
+__all__ = ["AwdLoss", "Carry", "linear_cross_entropy", "refuse_sample", "zipf_sample"]
