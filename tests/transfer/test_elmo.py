@@ -145,6 +145,8 @@ def test_a_step_is_bilm_tfs(text: str) -> None:
     lines = Lines.read([Path(text).read_text()])
     vocabulary = lines.vocabulary(100)
     ours, by_hand = (new_bilm(settings, vocabulary, 0).train() for _ in range(2))
+    for model in (ours, by_hand):  # gradients that are too long at first
+        model.softmax_weight.data.mul_(5)
     batches = StreamBatches(lines, tuple(vocabulary), 4, 5, 1, 0, 50)
     learn_bilm(ours, lines, vocabulary, settings, 1, None, 0, "x", {}, "float32")
     loss, optimizer = (
@@ -158,8 +160,7 @@ def test_a_step_is_bilm_tfs(text: str) -> None:
         (5 * total / items).backward()
         lengths.append(float(torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 10.0)))
         optimizer.step()
-    assert max(lengths) > 10
-    assert min(lengths) < 10
+    assert min(lengths) < 10 < max(lengths), lengths
     for one, other in zip(ours.parameters(), by_hand.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
