@@ -100,7 +100,8 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits(
         len((tmp_path / "whole/forward" / name).read_text().splitlines()) - 1
         for name in ("curve.csv", "curve_second_pass.csv")
     )
-    assert first < 115 < 115 + 20 < first + second + 10, (first, second)
+    assert 88 < first < 115, first
+    assert first + second > 115 + 4, (first, second)
     for steps in stops:
         with monkeypatch.context() as patch:
             stopping(patch, steps)
@@ -126,11 +127,19 @@ def test_averaging_starts_when_validation_stops_improving(
 def test_a_finished_folder_is_scored_again_with_another_cache_or_test_text(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = pretrain(recipe(text, epochs=1), tmp_path / "out")
+    both = {"epochs": 1, "directions": ["forward", "backward"]}
+    first = pretrain(recipe(text, **both), tmp_path / "out")
     weights = (tmp_path / "out/forward/model/model.safetensors").read_bytes()
     monkeypatch.setattr(module, "phase", None)  # nothing is trained
-    more = recipe(text, epochs=1, test={"source": str(text)}, pointer={"window": 20, "theta": 0.5, "share": 0.2})
+    told = []
+    monkeypatch.setattr(module, "encode", lambda *a, real=module.encode: (told.append(a[2]), real(*a))[1])
+    change = {"test": {"source": str(text)}, "pointer": {"window": 20, "theta": 0.5, "share": 0.2}}
+    one = pretrain(recipe(text, **{**both, "directions": ["forward"]}, **change), tmp_path / "out")
+    assert not any("train" in line for line in told), "scoring reads no training text"
+    more = recipe(text, **both, **change)
     again = pretrain(more, tmp_path / "out")
+    assert again["forward"] == one["forward"]
+    assert set(again["backward"]) == set(again["forward"])
     assert again["forward"]["valid"] == pytest.approx(first["forward"]["valid"], abs=1e-6)
     assert {"test", "test+pointer", "valid+pointer by word"} <= set(again["forward"])
     assert (tmp_path / "out/forward/model/model.safetensors").read_bytes() == weights

@@ -19,7 +19,7 @@ _AT_ONCE = 64 * 2**20
 def keep_freed_memory() -> bool:
     """Ask glibc to keep what is freed; False where there is no glibc, or the user has settings of their own.
 
-    For processes that train, and for nothing else: what is freed once may stay until the process ends.
+    For processes of eunoe's own: what is freed once may stay until the process ends.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False

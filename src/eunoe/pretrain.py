@@ -2,9 +2,9 @@
 
 ``OUT/forward/model`` (and ``OUT/backward/model``) is a folder as ``save_pretrained`` writes it, so ``model: {name: OUT/forward/model}``
 of any recipe reads it. Beside it: ``scores.json``, ``curve.csv`` and, of the second pass, ``curve_second_pass.csv``. Each score stands
-there twice, in nats a token and in nats a word of the file with its ends of lines, which is what published perplexities count. A training
-that was killed resumes and ends in the same bits; its two passes (NT-ASGD, then averaged SGD from the best weights) are phases of
-``transfer/phase.py``.
+there twice, in nats a token and in nats a word of its documents with their ends of lines: with ``documents: file`` (other ways drop blank
+lines) that is what published perplexities count. A training that was killed resumes and ends in the same bits; its two passes (NT-ASGD,
+then averaged SGD from the best weights) are phases of ``transfer/phase.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ from eunoe.recipe.pretraining import Pretraining
 from eunoe.transfer.phase import phase
 
 _SCORING = ("pointer", "test")
-"""Keys of a recipe that move scores alone: changed in a finished folder, its models are scored again."""
-_MOVES_NOTHING = ("about", "directions", "published", "published_note", "scales", *_SCORING)
+"""Keys of a recipe that move scores alone: changed where the training is done, its models are scored again."""
+_MOVES_NOTHING = ("about", "directions", "published", "published_note", "scales")
 """Keys of a recipe that move no number of a direction's training; directions may be trained by processes of their own."""
 BY_WORD = " by word"
 """What the name of a score in nats a word ends in."""
@@ -65,7 +65,7 @@ def pretrain(recipe: Pretraining, out: Path) -> dict[str, dict[str, float]]:
         choose(OPTIMIZERS, recipe.optimizer, "recipe.optimizer", "optimizer")
     lookup(SCHEDULES, recipe.schedule, "schedule in recipe")
     register()
-    scored_otherwise = _same_training(recipe, out)
+    _refuse_another(recipe, out)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     scores: dict[str, dict[str, float]] = {}
@@ -73,12 +73,10 @@ def pretrain(recipe: Pretraining, out: Path) -> dict[str, dict[str, float]]:
         done = out / direction / "scores.json"
         if not done.is_file():
             _one(recipe, direction == "backward", out / direction)
-        elif scored_otherwise:
+        elif _scored_with(out / direction) != _scoring(recipe):
             say(f"{direction}: scored again, as what to score it with has changed")
             _score_again(recipe, out / direction)
         scores[direction] = {name: float(value) for name, value in json.loads(done.read_text("utf-8")).items()}
-    if scored_otherwise:
-        write_text(out / "recipe.yaml", _written(recipe))
     return scores
 
 
@@ -86,23 +84,35 @@ def _written(recipe: Pretraining) -> str:
     return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True, width=110)
 
 
-def _same_training(recipe: Pretraining, out: Path) -> bool:
-    """Refuse a folder of another training; True where its models were scored otherwise than they are to be now."""
+def _refuse_another(recipe: Pretraining, out: Path) -> None:
+    """Refuse a folder of another training, where its models are all done of another but in what they are scored with."""
     file = out / "recipe.yaml"
     if not file.is_file():
-        return False
+        return
     there, now = parse_yaml(file.read_text("utf-8"), "there"), parse_yaml(_written(recipe), "now")
-    other = [line for line in differences(there, now) if not line.startswith(_MOVES_NOTHING)]
+    done = all((out / direction / "scores.json").is_file() for direction in recipe.directions)
+    free = (*_MOVES_NOTHING, *_SCORING) if done else _MOVES_NOTHING
+    other = [line for line in differences(there, now) if not line.startswith(free)]
     if other:
         raise EunoeError(
             f"{out} is the folder of another training: {'; '.join(other[:3])}{' and more' * (len(other) > 3)}. Give another --out."
         )
-    return isinstance(there, dict) and any(there.get(key) != now[key] for key in _SCORING)
+
+
+def _scoring(recipe: Pretraining) -> dict[str, Any]:
+    """What the models are scored with."""
+    return {key: value for key, value in asdict(recipe).items() if key in _SCORING}
+
+
+def _scored_with(out: Path) -> Any:
+    """What a direction's scores were made with; None where nothing says so (eunoe wrote no scores by word then)."""
+    file = out / "scored_with.json"
+    return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
 
 def _one(recipe: Pretraining, backward: bool, out: Path) -> None:
     tokenizer = _tokenizer(recipe, out, backward)
-    texts = _texts(recipe, tokenizer)
+    texts = _texts(recipe, tokenizer, ("train", "valid", "test"))
     if recipe.sampled is not None:
         refuse_sample(recipe.sampled, len(tokenizer))
     _begin(recipe, out, tokenizer)
@@ -123,6 +133,7 @@ def _one(recipe: Pretraining, backward: bool, out: Path) -> None:
     scores = _scores(recipe, model, texts)
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
+    write_text(out / "scored_with.json", json.dumps(_scoring(recipe), indent=1) + "\n")
     write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")  # last: it marks the direction as done
     shutil.rmtree(out / "steps", ignore_errors=True)
 
@@ -132,6 +143,7 @@ def _begin(recipe: Pretraining, out: Path, tokenizer: Any) -> None:
     (out / "tokenizer").mkdir(parents=True, exist_ok=True)
     if isinstance(tokenizer, AwdLstmTokenizer):
         write_text(out / "tokenizer" / "vocab.json", json.dumps(tokenizer.tokens, ensure_ascii=False))
+    _refuse_another(recipe, out.parent)  # a process that began while this one read its text
     if not (out.parent / "recipe.yaml").is_file():
         write_text(out.parent / "recipe.yaml", _written(recipe))
 
@@ -139,8 +151,9 @@ def _begin(recipe: Pretraining, out: Path, tokenizer: Any) -> None:
 def _score_again(recipe: Pretraining, out: Path) -> None:
     lm = load_lm(ModelSettings(name=str(out / "model")))
     assert isinstance(lm.model, AwdLstmForCausalLM)
-    scores = _scores(recipe, lm.model, _texts(recipe, lm.tokenizer))
+    scores = _scores(recipe, lm.model, _texts(recipe, lm.tokenizer, ("valid", "test")))
     write_text(out / "scores.json", json.dumps(scores, indent=1) + "\n")
+    write_text(out / "scored_with.json", json.dumps(_scoring(recipe), indent=1) + "\n")
 
 
 def _scores(recipe: Pretraining, model: AwdLstmForCausalLM, texts: Mapping[str, NDArray[Any]]) -> dict[str, float]:
@@ -205,10 +218,10 @@ def _sources(recipe: Pretraining, name: str) -> list[Iterable[str]]:
     return [part_of(corpus, "train" if name == "train" else "valid") for corpus in recipe.corpora]
 
 
-def _texts(recipe: Pretraining, tokenizer: Any) -> dict[str, NDArray[np.int64]]:
-    """``train``, ``valid`` (where any is held out) and ``test`` as ids, one document after the other."""
+def _texts(recipe: Pretraining, tokenizer: Any, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """The parts that ``names`` lists (``test`` only where there is one) as ids, one document after the other."""
     out: dict[str, NDArray[np.int64]] = {}
-    for name in ("train", "valid", "test"):
+    for name in names:
         pieces = [
             np.array(ids, dtype=np.int64)
             for source in _sources(recipe, name)
@@ -217,8 +230,8 @@ def _texts(recipe: Pretraining, tokenizer: Any) -> dict[str, NDArray[np.int64]]:
         ids = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
         if len(ids):
             out[name] = ids
-    if not {"train", "valid"} <= out.keys():
-        lacking = "train on" if "train" not in out else "validate with"
+    if missing := [name for name in names if name != "test" and name not in out]:
+        lacking = "train on" if "train" in missing else "validate with"
         raise EunoeError(
             f"the corpora hold no text to {lacking}. Give more text, or set valid_share or valid of a corpus."
         )

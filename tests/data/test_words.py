@@ -17,6 +17,8 @@ from eunoe.data.words import split_words
         ("It's half-open (9.30)!", ["It's", "half-open", "(", "9", ".", "30", ")", "!"]),
         ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
         (unicodedata.normalize("NFD", "café été."), [unicodedata.normalize("NFD", w) for w in ("café", "été", ".")]),
+        (unicodedata.normalize("NFD", "ré-élection d'été-"), [*(unicodedata.normalize("NFD", w) for w in ("ré-élection", "d'été")), "-"]),
+        ("धीरे-धीरे", ["धीरे-धीरे"]),
         ("می\u200cخواهم بروم", ["می\u200cخواهم", "بروم"]),
         ("我喜欢GPT模型。", ["我", "喜", "欢", "GPT", "模", "型", "。"]),
         ("ひらがなとカタカナ", list("ひらがなとカタカナ")),

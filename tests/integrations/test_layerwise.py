@@ -135,6 +135,18 @@ def test_broken_off_and_resumed_in_the_same_process_all_layers_train(tmp_path: P
     assert not again.bert.embeddings.LayerNorm.weight.requires_grad
 
 
+def test_what_the_user_freezes_after_a_broken_run_stays_frozen(tmp_path: Path) -> None:
+    model, args = tiny(), arguments(tmp_path, max_steps=14)
+    with pytest.raises(KeyboardInterrupt):
+        three(model, args, unfreezing(every=3), callbacks=[Broken(2)]).train()
+    model.requires_grad_(True)
+    model.bert.embeddings.requires_grad_(False)
+    before = model.bert.embeddings.word_embeddings.weight.detach().clone()
+    three(model, args, unfreezing(every=3)).train()
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, before)
+    assert not model.bert.embeddings.word_embeddings.weight.requires_grad
+
+
 def test_each_technique_alone(tmp_path: Path) -> None:
     """Rates without unfreezing move everything; unfreezing works with the Trainer's own optimizer and schedule."""
     model = tiny()

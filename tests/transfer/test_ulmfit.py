@@ -24,7 +24,7 @@ from eunoe.recipe import build
 from eunoe.transfer import TRANSFERS
 from eunoe.transfer import ulmfit as module
 from eunoe.transfer.base import Start, Tuned
-from eunoe.transfer.lm_text import LMStage, task_texts
+from eunoe.transfer.lm_text import LMStage, task_texts, text_ids
 from eunoe.transfer.ulmfit import UlmfitSettings, check, resolve, ulmfit
 from eunoe.transfer.ulmfit_settings import for_model
 from tests.tiny import WORDS, tiny_bert, tiny_folder, tiny_gpt2, tiny_tokenizer
@@ -418,7 +418,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dropout": ({"dropout": 0.5}, "for 'tiny' set model.dropout"),
     "no end": (
         {"preset": "paper", "pooling": "mean", "max_length": None},
-        "a row of 'tiny' is read whole, and has no end. Set max_length",
+        "max_length is 1400, but 'tiny' reads at most",
     ),
     "least": ({"lm": {"least": 3}}, "lm.least is not read with a tokenizer that keeps its vocabulary"),
     "kept": ({"lm": {"vocabulary": "kept"}}, "lm.vocabulary is not read with a tokenizer that keeps its vocabulary"),
@@ -437,6 +437,14 @@ def test_what_does_not_fit_is_refused_before_anything_trains(case: str) -> None:
     with pytest.raises(EunoeError) as caught:
         check(bert(), task(), settings(**change), "recipe.transfer")
     assert message in str(caught.value)
+
+
+def test_the_mark_at_a_texts_end_stays_where_it_is_cut() -> None:
+    lm, given = bert(), task()
+    rows = text_ids(lm, given, 4).reshape(-1, 4)
+    assert len(rows) == len(task_texts(given))
+    assert set(rows[:, 0]) == {lm.tokenizer.cls_token_id}
+    assert set(rows[:, -1]) == {lm.tokenizer.sep_token_id}
 
 
 def test_what_an_untuned_language_model_leaves_unread_is_refused() -> None:

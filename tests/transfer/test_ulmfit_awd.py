@@ -221,8 +221,10 @@ def test_a_model_that_knows_no_word_of_the_task_is_refused_and_how_many_it_knows
     assert [line.split(" words")[0].startswith("awd knows 3 of the ") for line in said] == [True]
     words = AwdLstmTokenizer.build(["maison rouge verte"] * 3, least=1)
     model = AwdLstmForCausalLM(AwdLstmConfig(vocab_size=len(words), hidden_size=12, cell_size=16, num_hidden_layers=3))
+    other = LanguageModel(model, words, "causal", "maison")
     with pytest.raises(EunoeError, match=r"x\.lm: 'maison' knows none of the \d+ words of 'made'"):
-        check(LanguageModel(model, words, "causal", "maison"), task(), settings(), "x")
+        check(other, task(), settings(), "x")
+    check(other, task(), settings(start="random"), "x")  # nothing of it is kept
     fewer = replace(awd(), tokenizer=AwdLstmTokenizer.build(["good"] * 3, least=1))
     with pytest.raises(EunoeError, match=r"has \d+ tokens and its weights \d+ rows"):
         check(fewer, task(), settings(lm={"vocabulary": "kept", "least": 2}), "x")
@@ -239,6 +241,7 @@ def test_without_a_length_a_row_is_read_to_its_end() -> None:
     assert read[1400] == 1400
     assert read[None] > 2100
     assert for_model(resolve(UlmfitSettings(preset="paper"), "x"), awd()).max_length is None
+    assert for_model(resolve(UlmfitSettings(preset="paper", pooling="mean"), "x"), awd()).max_length == 1400
 
 
 def test_ar_and_tar_do_not_depend_on_padding_nor_on_the_rows_beside_a_row() -> None:

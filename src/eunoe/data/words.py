@@ -58,10 +58,11 @@ def split_words(text: str) -> Words:
     for match in _WORD.finditer(text):
         start, end = match.span()
         mark = unicodedata.category(text[start]).startswith("M") or text[start] in _JOINERS
-        if places and places[-1][1] == start and (mark or (goes_on and text[start].isalnum())):
+        link = goes_on and text[start] in "'’-" and text[end : end + 1].isalnum()
+        if places and places[-1][1] == start and (mark or link or (goes_on and text[start].isalnum())):
             start = places.pop()[0]
         places.append((start, end))
-        goes_on = mark and text[start].isalnum()
+        goes_on = (mark or link) and text[start].isalnum()
     return Words(text, tuple(places))
 
 

@@ -40,10 +40,10 @@ def layerwise_groups(
             f"layerwise_groups received lr {lr!r}, factor {factor!r} and weight_decay {weight_decay!r}. Give lr above 0, factor of at "
             f"least 1 (the paper's is {FACTOR}) and weight_decay of at least 0."
         )
-    by_depth, named = depth_groups(model, tied=tied), dict(model.named_parameters())
+    by_depth, named, to_train = depth_groups(model, tied=tied), dict(model.named_parameters()), _to_train(model)
     groups: list[dict[str, Any]] = []
     for depth, share in zip(by_depth, discriminative(len(by_depth), factor), strict=True):
-        weights = [(name, named[name]) for name in depth.weights if _trains(named[name])]
+        weights = [(name, named[name]) for name in depth.weights if named[name] in to_train]
         for decays in (True, False):
             params = [(name, p) for name, p in weights if (p.ndim > 1) is decays]
             if params:
@@ -131,8 +131,8 @@ class Unfreezing(TrainerCallback):  # type: ignore[misc]
                 raise EunoeError(
                     "unfreezing: the length of a pass over the training rows is not known. Give every=STEPS."
                 ) from None
-        named, by_depth = dict(model.named_parameters()), depth_groups(model)
-        self._groups = [[named[n] for n in group.weights if _trains(named[n])] for group in by_depth]
+        named, by_depth, to_train = dict(model.named_parameters()), depth_groups(model), _to_train(model)
+        self._groups = [[named[n] for n in group.weights if named[n] in to_train] for group in by_depth]
         self.phases = unfreezing_phases(self.order, len(by_depth), self.most)
         needed = (len(self.phases) - 1) * self._every + 1
         if state.max_steps < needed:
@@ -164,12 +164,16 @@ class Unfreezing(TrainerCallback):  # type: ignore[misc]
 
 
 _WAITS = "_eunoe_waits_for_its_phase"
-"""On a weight that ``unfreezing`` has frozen. A run that is broken off (an exception, Ctrl-C) does not end, and leaves it so."""
+"""On the weights that ``unfreezing`` trains: is it frozen until its phase? A run that is broken off (an exception, Ctrl-C) leaves it."""
 
 
-def _trains(weight: nn.Parameter) -> bool:
-    """Is it to be trained, now or in a later phase?"""
-    return weight.requires_grad or getattr(weight, _WAITS, False)
+def _to_train(model: nn.Module) -> set[nn.Parameter]:
+    """The weights that train, now or in a later phase. Whoever froze or freed any after a run was broken off is taken at their word."""
+    known = [p for p in model.parameters() if hasattr(p, _WAITS)]
+    if any(p.requires_grad is getattr(p, _WAITS) for p in known):
+        for p in known:
+            delattr(p, _WAITS)
+    return {p for p in model.parameters() if p.requires_grad or getattr(p, _WAITS, False)}
 
 
 __all__ = ["Unfreezing", "layerwise_groups", "slanted_triangle", "unfreezing"]

@@ -139,17 +139,15 @@ def _text_file(path: Path, wanted: set[str]) -> tuple[dict[str, NDArray[np.float
     if not width:
         raise EunoeError(f"{visible(path)} is empty. Give a text file of word vectors.")
     if promised is not None and promised != words:
-        raise EunoeError(f"{visible(path)}, line 1 says {promised:,} words, and {words:,} follow. Is the file whole? Fetch it again, or "
-                         "correct or remove line 1.")  # fmt: skip
+        whole = "Is the file whole? Fetch it again, or correct" if words < promised else "Correct"
+        raise EunoeError(
+            f"{visible(path)}, line 1 says {promised:,} words, and {words:,} follow. {whole} or remove line 1."
+        )
     return rows, width
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return any(sign.isdigit() for sign in text) and not text.encode().translate(None, _SIGNS)
 
 
 def _no_numbers(path: Path, number: int, word: str, numbers: str) -> EunoeError:

@@ -15,7 +15,7 @@ from eunoe.data.collate import LMBatches, row_steps
 from eunoe.data.corpus import Blocks
 from eunoe.data.stream import StreamBatches
 from eunoe.data.tasks import Task
-from eunoe.data.tokens import backward, encode
+from eunoe.data.tokens import around, backward, encode
 from eunoe.errors import EunoeError
 from eunoe.methods.base import Batches, Loss
 from eunoe.models.anatomy import RECURRENT, anatomy
@@ -86,13 +86,25 @@ def text_ids(lm: LanguageModel, task: Task, most: int | None = None) -> NDArray[
     key = (id(lm.tokenizer), id(task), most)
     if key not in _TOKENS:
         doing = f"tokenising the text of {task.name}"
-        read = (
-            slice(most) if most is None or not backward(lm.tokenizer) else slice(-most, None)
-        )  # of a row turned round, its start too
+        marks, turned = len(around(lm.tokenizer)[1]), backward(lm.tokenizer)
         parts = encode(task_texts(task), lm.tokenizer, doing)
-        coded = np.fromiter((i for part in parts for i in part[read]), np.int64)
+        coded = np.fromiter((i for part in parts for i in _first(part, most, marks, turned)), np.int64)
         _keep(_TOKENS, key, (lm.tokenizer, task, coded))
     return _TOKENS[key][2]
+
+
+def _first(ids: list[int], most: int | None, marks: int, turned: bool) -> list[int]:
+    """The first ``most`` tokens of a text that ends in ``marks`` marks, which stay; of one that is ``turned`` round likewise.
+
+    >>> _first([101, 7, 8, 9, 102], 4, 1, False), _first([9, 8, 7, 2], 3, 0, True)
+    ([101, 7, 8, 102], [8, 7, 2])
+    """
+    if most is None or len(ids) <= most:
+        return ids
+    marks = min(marks, most)
+    if turned:
+        return ids[:marks] + ids[len(ids) - (most - marks) :]
+    return ids[: most - marks] + ids[len(ids) - marks :]
 
 
 def _keep(shelf: dict[Any, Any], key: Any, value: Any) -> None:

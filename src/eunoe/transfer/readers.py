@@ -124,7 +124,7 @@ class LayerReader:
     def identity(self) -> str:
         self.method.activate(self.domain)  # where a method keeps weights of the domain's own, those are what is read
         facts = [
-            "layers", weights_identity(self.lm.model), str(self._config.to_json_string()), tokenizer_identity(self.lm.tokenizer),
+            "layers 2", weights_identity(self.lm.model), str(self._config.to_json_string()), tokenizer_identity(self.lm.tokenizer),
             type(self.method).__name__, self.domain, self.max_length, self.pieces, self.all_layers,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -148,7 +148,11 @@ class LayerReader:
 
     def words_read(self, texts: Sequence[Words]) -> list[int]:
         """How many words of each text ``max_length`` lets the model read."""
-        return [kept for _, _, kept in self._coded(texts)]
+        read: list[int] = []
+        for start in range(0, len(texts), _CHUNK):
+            stop.check("counting the words that are read")
+            read += [kept for _, _, kept in self._coded(texts[start : start + _CHUNK])]
+        return read
 
     def _coded(self, texts: Sequence[Words]) -> list[tuple[list[int], list[tuple[int, int]], int]]:
         """Of each text its tokens, which word owns which, and how many words are read.

@@ -99,10 +99,6 @@ def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) 
     recurrent = anatomy(lm.model).model_type in RECURRENT
     refuse_unread(settings, recurrent, lm.objective, where)
     if not recurrent:
-        if settings.max_length is None and settings.chunk is None:
-            raise EunoeError(
-                f"{where}: a row of {lm.name!r} is read whole, and has no end. Set max_length, the tokens that are read."
-            )
         at_once = min(n for n in (settings.chunk, settings.max_length) if n is not None)
         refuse_longer(lm, at_once, f"{where}.{'max_length' if settings.chunk is None else 'chunk'}")
         for name in ("alpha", "beta"):
@@ -131,7 +127,8 @@ def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) 
             shares_of(
                 settings.lm.discriminative, None, depth_groups(lm.model, tied="head"), f"{where}.lm.discriminative"
             )
-    check_words(lm, task, settings.lm, f"{where}.lm")
+    if settings.start == "pretrained":  # of a random start nothing is kept
+        check_words(lm, task, settings.lm, f"{where}.lm")
     groups = len(anatomy(lm.model).layers) + 2
     if isinstance(settings.discriminative, list) and len(settings.discriminative) != groups:
         raise wrong_shares(settings.discriminative, groups, f"{where}.discriminative")

@@ -65,7 +65,8 @@ class UlmfitSettings:
     dropout: Annotated[float, Field(ge=0)] = 1.0
     """Multiplies the five dropout rates of an AWD-LSTM, in both steps; other models keep the dropout of their configuration."""
     max_length: Batch | None = None
-    """Tokens of a row; longer ones are cut. null: an AWD-LSTM reads rows whole, however long, and pools the last ``pooled`` tokens."""
+    """Tokens of a row; longer ones are cut. null: an AWD-LSTM with concat pooling reads rows whole, however long, and pools the last
+    ``pooled`` tokens; else 1,400."""
     chunk: Batch | None = None
     """Tokens that are read at once (BPT3C); null: an AWD-LSTM's 70, and for other models the whole row."""
     pooled: Batch = 1400
@@ -116,6 +117,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What null stands for. The paper tuned its epochs for each task and says of the optimizer's clipping and decay only that they are
 AWD-LSTM's; 50 epochs are those of its ablation."""
+CUT = 1400
+"""``max_length`` where nothing sets it and memory grows with a row."""
 LAST_CUT = 1 / 8
 """``cut_frac`` of the scripts' last phase."""
 
@@ -189,7 +192,10 @@ def for_model(settings: UlmfitSettings, lm: LanguageModel) -> UlmfitSettings:
     """As ``filled``, for a model: ``auto`` is decided by its kind."""
     recurrent = anatomy(lm.model).model_type in RECURRENT
     preset = settings.preset if settings.preset != "auto" else "paper" if recurrent else "transformer"
-    return filled(settings, preset)
+    whole = filled(settings, preset)
+    if whole.max_length is None and not (recurrent and whole.pooling == "concat"):
+        return replace(whole, max_length=CUT)  # what reads a row at once, or keeps all its chunks, has to have an end
+    return whole
 
 
 def resolve(settings: UlmfitSettings, where: str) -> UlmfitSettings:
