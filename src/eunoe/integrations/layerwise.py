@@ -168,7 +168,7 @@ _WAITS = "_eunoe_waits_for_its_phase"
 
 
 def _to_train(model: nn.Module) -> set[nn.Parameter]:
-    """The weights that train, now or in a later phase. Whoever froze or freed any after a run was broken off is taken at their word."""
+    """Trainable weights, now or in a later phase. Whoever froze or freed any after a run was broken off is taken at their word."""
     known = [p for p in model.parameters() if hasattr(p, _WAITS)]
     if any(p.requires_grad is getattr(p, _WAITS) for p in known):
         for p in known:
