@@ -12,7 +12,7 @@ from statistics import median
 
 from eunoe.report.costs import bytes_text
 from eunoe.report.matrices import BASE
-from eunoe.report.metrics import LM_LOSS, shown
+from eunoe.report.metrics import LM_LOSS, Estimate, Metric, shown
 from eunoe.report.read import Run, read_run
 from eunoe.report.summary import Line, Summary, summarize
 from eunoe.report.tradeoff import ahead, distinct
@@ -29,8 +29,12 @@ def against(line: Line, naive: Line) -> str:
     """How much better than naive training at the end, seed by seed; bold where the interval does not contain 0."""
     if line.method == naive.method:
         return "-"
-    gap = ahead(line, naive)
-    text = shown(gap, line.metric, signed=True)
+    return marked(ahead(line, naive), line.metric)
+
+
+def marked(gap: Estimate | None, metric: Metric) -> str:
+    """A difference, bold where its interval does not contain 0; ``-`` where there is none."""
+    text = shown(gap, metric, signed=True)
     return f"**{text}**" if distinct(gap) and gap and not gap.exact else text
 
 

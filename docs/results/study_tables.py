@@ -1,4 +1,4 @@
-"""The tables of ulmfit.md and transfer.md, made from the rows of a fine-tuning study:
+"""The tables of ulmfit.md, made from the rows of a fine-tuning study:
 
 python docs/results/study_tables.py runs/ulmfit_ablation_small
 """
@@ -7,27 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from methods_tables import marked, table
+
 from eunoe.report.growth import growth
 from eunoe.report.metrics import shown
 from eunoe.report.read import read_run
-from eunoe.report.study import Result, StudySummary, TaskResults, summarize_study
-from eunoe.report.tradeoff import distinct
-
-
-def table(columns: list[str], rows: list[list[str]]) -> None:
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
-
-
-def ahead(result: Result) -> str:
-    """By how much a system is above the first, seed by seed; bold where the interval does not contain 0."""
-    gap = result.ahead
-    if gap is None:
-        return "-"
-    text = shown(gap, result.metric, signed=True)
-    return f"**{text}**" if distinct(gap) and not gap.exact else text
+from eunoe.report.settings import StudySettings
+from eunoe.report.study import StudySummary, TaskResults, summarize_study
 
 
 def places(values: Sequence[float]) -> list[int]:
@@ -44,7 +30,7 @@ def scores(task: TaskResults, reference: str | None) -> None:
     columns = [f"{task.name}, {results[0].n:,} rows", "seeds", task.compared.title, f"above `{reference}`"]
     rows = []
     for r in results:
-        row = [f"`{r.name}`", str(len(r.seeds)), shown(r.scores, r.metric), ahead(r)]
+        row = [f"`{r.name}`", str(len(r.seeds)), shown(r.scores, r.metric), marked(r.ahead, r.metric)]
         if place:
             own, published = place.get(r.label, ("-", "-"))
             row += [str(own), str(published), "-" if r.published is None else f"{r.published:.2f}"]
@@ -52,10 +38,8 @@ def scores(task: TaskResults, reference: str | None) -> None:
     table(columns + (["place", "published place", "published"] if place else []), rows)
 
 
-def by_rows(summary: StudySummary, run: str) -> bool:
+def by_rows(summary: StudySummary, settings: StudySettings) -> bool:
     """Each chart of scores against labelled rows as a table; False where the study has none."""
-    settings = read_run(Path(run)).study
-    assert settings is not None
     charts = growth(summary, settings)
     for title, (metric, systems) in charts.items():
         sizes = sorted({rows for points in systems.values() for rows, _ in points})
@@ -72,7 +56,7 @@ def main(folder: str) -> None:
     assert run.study is not None
     summary = summarize_study(run.rows, run.study)
     print("\n".join(summary.unfinished))
-    if not by_rows(summary, folder):
+    if not by_rows(summary, run.study):
         for task in summary.tasks:
             scores(task, summary.reference)
 

@@ -26,8 +26,7 @@ def layerwise_groups(
 
     The groups are those of ``eunoe.models.depth.depth_groups`` (embeddings, each layer, head), each with and without weight
     decay: biases and norm weights have none. Frozen weights are left out, but for those that ``unfreezing`` froze and a broken-off run
-    left so. Raises ``EunoeError``
-    for numbers out of range, where every weight is frozen, and for a model whose family is not known.
+    left so. Raises ``EunoeError`` for numbers out of range, where every weight is frozen, and for a model whose family is not known.
 
     >>> from transformers import BertConfig, BertForSequenceClassification
     >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
