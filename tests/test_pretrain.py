@@ -112,6 +112,28 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits(
         assert (tmp_path / "cut/forward" / name).read_bytes() == (tmp_path / "whole/forward" / name).read_bytes()
 
 
+def test_a_second_pass_that_makes_nothing_better_leaves_the_first_ones_weights(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second pass and resumed too: a learning rate that spoils everything, and so better never comes."""
+    change: dict[str, Any] = {"epochs": 2, "lr": 2.0, "patience": 1, "clip": 10.0}
+    one = pretrain(recipe(text, **change), tmp_path / "one")
+    real = module.NtAsgd.__init__
+
+    def spoiling(self: Any, params: Any, lr: float, decay: float, averaging: bool = False) -> None:
+        real(self, params, 500.0 if averaging else lr, decay, averaging=averaging)
+
+    monkeypatch.setattr(module.NtAsgd, "__init__", spoiling)
+    made = recipe(text, finetune_epochs=1, **change)
+    with monkeypatch.context() as patch:
+        stopping(patch, 70)
+        with pytest.raises(Interrupted):
+            pretrain(made, tmp_path / "two")
+    assert pretrain(made, tmp_path / "two")["forward"]["valid"] == one["forward"]["valid"]
+    weights = [(tmp_path / name / "forward/model/model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
 def test_averaging_starts_when_validation_stops_improving(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

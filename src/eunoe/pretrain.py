@@ -267,7 +267,8 @@ def mean_loss(model: Any, ids: NDArray[Any], batch: int, bptt: int) -> float:
 class Validation:
     """After each epoch: the loss on held-out text with averaged weights, the best weights so far, and what follows from it.
 
-    In the first pass averaging starts where ``triggered`` says so; in the second the pass ends there.
+    In the first pass averaging starts where ``triggered`` says so; in the second the pass ends there, and what the first left is its
+    best so far, as in the authors' program (awd-lstm-lm, finetune.py).
     """
 
     def __init__(
@@ -277,6 +278,9 @@ class Validation:
         self.optimizer: Any = None
         self.losses: list[float] = []
         self.best: dict[str, Tensor] = {}
+        self.least = math.inf
+        if second:
+            self.least, self.best = mean_loss(model, ids, recipe.score_batch, recipe.bptt), self._weights()
 
     def build(self, model: nn.Module, steps: int) -> Any:
         """The optimizer, which a pass makes when it begins or resumes."""
@@ -308,16 +312,20 @@ class Validation:
             raise EunoeError(
                 f"the loss on held-out text is {loss} after epoch {len(self.losses) + 1}. Lower the learning rate (now {self.recipe.lr:g})."
             )
-        if not self.losses or loss < min(self.losses):
-            self.best = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        if loss < self.least:
+            self.least, self.best = loss, self._weights()
         self.losses.append(loss)
         say(f"epoch {len(self.losses)}: held-out loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.2f}")
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self.losses, "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         self.losses, self.best = [float(x) for x in state["losses"]], dict(state["best"])
+        self.least = min([self.least, *self.losses])
 
 
 def _pass(
@@ -332,14 +340,14 @@ def _pass(
     folder = out / "steps" / ("second" if second else "first")
     epochs = recipe.finetune_epochs if second else recipe.epochs
     batches = StreamBatches(texts["train"], recipe.batch, recipe.bptt, epochs, recipe.seed + second, recipe.variable)
-    validation = Validation(model, texts["valid"], recipe, batches.epoch_ends, second)
-    carry = Carry({"validation": validation})
     settings = LoopSettings(
         batch=recipe.batch, steps=len(batches), lr=recipe.lr, schedule=recipe.schedule, warmup=recipe.warmup, clip=recipe.clip,
         precision=recipe.precision, checkpoint_every=recipe.checkpoint_every,
     )  # fmt: skip
     kept = folder / "best"
     if not checkpoint.whole(kept):
+        validation = Validation(model, texts["valid"], recipe, batches.epoch_ends, second)
+        carry = Carry({"validation": validation})
         done = phase(
             model, batches, AwdLoss(carry, recipe.alpha, recipe.beta, recipe.sampled), lambda m: validation.build(m, len(batches)),
             settings, None, {}, folder, name=f"{recipe.name} · {out.name}{' · second pass' * second}", seed=recipe.seed + second,

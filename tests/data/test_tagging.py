@@ -53,6 +53,27 @@ def test_a_hash_inside_a_sentence_is_a_word(tmp_path: Path) -> None:
     assert load(tmp_path, "a O\n# O\nb B-X\n").train[0].tokens == ("a", "#", "b")
 
 
+def test_a_hash_that_begins_a_sentence_is_a_word_where_it_has_the_columns_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PTB's texts have "# 500 million"; comments of as many words are left out only where they cannot be a row, and counted."""
+    said: list[str] = []
+    monkeypatch.setattr("eunoe.data.tagging.say", said.append)
+    task = load(tmp_path, "the DT O\nday NN O\n\n# # B-X\n500 CD I-X\n\n# id 7 8\n500 CD I-X\n", test="500 CD I-X\n")
+    assert [e.tokens for e in task.train] == [("the", "day"), ("#", "500"), ("500",)]
+    assert len(said) == 1
+    assert "train.conll: 1 lines that begin with '# ' are comments" in said[0]
+    task = load(tmp_path, "# first\na O\nb B-X\n\n# second\na O\n\n# O\nb B-X\n", test="a O\n")
+    assert [e.tokens for e in task.train] == [("a", "b"), ("a",), ("#", "b")], "a tag that is known"
+    task = load(tmp_path, "a\tx\tO\n\n# by them\na\tx\tB-X\n")
+    assert [e.tokens for e in task.train] == [("a",), ("a",)], "no tabs as the rows have"
+
+
+def test_other_spaces_are_of_words_and_a_document_ends_a_sentence(tmp_path: Path) -> None:
+    task = load(tmp_path, "10\u00a0000 CD O\na\u3000b  NN O\n-DOCSTART- -X- O\nc NN B-X\n")
+    assert [e.tokens for e in task.train] == [("10\u00a0000", "a\u3000b"), ("c",)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

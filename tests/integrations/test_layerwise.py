@@ -38,10 +38,11 @@ class Watch(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.before = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        rate_of = {name: g["lr"] for g in kwargs["optimizer"].param_groups for name in g["param_names"]}
+        rate_of = {p: g["lr"] for g in kwargs["optimizer"].param_groups for p in g["params"]}
+        named = dict(self.model.named_parameters())
         for group in self.groups:
-            assert len({rate_of[name] for name in group.weights}) == 1
-        self.rates.append([rate_of[group.weights[0]] for group in self.groups])
+            assert len({rate_of[named[name]] for name in group.weights}) == 1
+        self.rates.append([rate_of[named[group.weights[0]]] for group in self.groups])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         named = dict(self.model.named_parameters())
@@ -133,6 +134,23 @@ def test_broken_off_and_resumed_in_the_same_process_all_layers_train(tmp_path: P
     three(again, args, unfreezing(every=3)).train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-4"))
     assert same(again, whole)
     assert not again.bert.embeddings.LayerNorm.weight.requires_grad
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_broken_off_and_begun_anew_with_the_trainers_own_optimizer(tmp_path: Path, added: bool) -> None:
+    """The Trainer leaves frozen weights out of its optimizer: they are freed before it is made, or the run is refused."""
+    model, args = tiny(), arguments(tmp_path, max_steps=14)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model, args, train_dataset=rows(), callbacks=[unfreezing(every=3), Broken(3)]).train()
+    watch = Watch(model)
+    trainer = Trainer(model, args, train_dataset=rows(), callbacks=[watch] if added else [unfreezing(every=3), watch])
+    if added:  # too late to free them
+        trainer.add_callback(unfreezing(every=3))
+        with pytest.raises(EunoeError, match=r"weights \(bert.* are still frozen by a run that was broken off"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert watch.moved == ["3"] * 3 + ["23"] * 3 + ["123"] * 3 + ["0123"] * 5
 
 
 def test_what_the_user_freezes_after_a_broken_run_stays_frozen(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eunoe.errors import EunoeError
-from eunoe.models.vectors import load_vectors
+from eunoe.models.vectors import load_vectors, vectors_identity
 
 GLOVE = "the 0.1 0.2 0.3\nrain 1 2 3\n. . . 7 8 9\nRain 4 5 6\nrain 9 9 9\n"
 
@@ -71,6 +71,17 @@ def test_other_vectors_have_another_identity(tmp_path: Path) -> None:
 def test_a_broken_line_is_named(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(EunoeError, match=message):
         load_vectors(written(tmp_path, text), ["rain", "sun"])
+
+
+@pytest.mark.parametrize("numbers", ["1 2..3 4", "1  4", "1 - 4", "1 e5 4", "1 2e 4", "1 .5 .", "1 +-2 4"])
+def test_numbers_of_words_that_nobody_asks_for_are_looked_at_when_the_file_is_checked(
+    tmp_path: Path, numbers: str
+) -> None:
+    path = written(tmp_path, f"the 1 -.5 3e-05\nsun 1. +2 3E5\nzzz {numbers}\n")
+    with pytest.raises(EunoeError, match=r"vectors\.txt, line 3"):
+        vectors_identity(path)
+    written(tmp_path, "the 1 -.5 3e-05\nsun 1. +2 3E5\n")
+    assert vectors_identity(path)
 
 
 def test_a_name_that_is_no_file_is_refused_with_what_is_allowed() -> None:

@@ -284,6 +284,26 @@ def test_a_phase_that_is_done_is_not_done_again(
     assert tune("elmo", lm, task(), tmp_path / "steps", **how).scores
 
 
+def test_checkpoints_of_a_bilm_come_as_often_as_is_asked(
+    lm: LanguageModel, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every: list[int] = []
+    real = loop.train
+    monkeypatch.setattr(
+        "eunoe.transfer.phase.train", lambda job: (every.append(job.settings.checkpoint_every), real(job))[1]
+    )
+    tune("elmo", lm, task(), **{**SMALL, "bilm_text": text, "tune_epochs": 1, "epochs": 1, "checkpoint_every": 7})
+    assert every == [7, 7, 7]
+
+
+def test_another_seed_or_precision_is_another_training(text: str, tmp_path: Path) -> None:
+    train_bilm(text, tmp_path / "bilm", BiLMSettings(**SMALL))
+    train_bilm(text, tmp_path / "bilm", BiLMSettings(**SMALL))
+    for change in ({"seed": 1}, {"precision": "bf16"}):
+        with pytest.raises(EunoeError, match="belongs to another training"):
+            train_bilm(text, tmp_path / "bilm", BiLMSettings(**SMALL), **change)
+
+
 def test_changed_text_is_another_training(text: str, tmp_path: Path) -> None:
     train_bilm(text, tmp_path / "bilm", BiLMSettings(**SMALL))
     Path(text).write_text(TEXT.replace("rain", "snow"))
@@ -323,6 +343,8 @@ def test_text_that_nothing_reads_and_folders_of_other_models_are_refused(
         EunoeError, match=r"bilm_epochs is for a biLM that is trained here, and bilm gives one\. Leave it out\."
     ):
         tune("elmo", lm, task(), bilm=str(tmp_path / "bilm"), bilm_epochs=500, tune_epochs=1)
+    with pytest.raises(EunoeError, match=r"bilm_words is for a biLM that is trained here, and bilm gives one\. Leave"):
+        tune("elmo", lm, task(), bilm=str(tmp_path / "bilm"), bilm_words=9, tune_epochs=1)
     with pytest.raises(
         EunoeError, match=r"bilm_lr is .* gives one that is not tuned\. Leave it out, or set tune_epochs"
     ):

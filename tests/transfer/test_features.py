@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,34 @@ def test_damaged_features_are_noticed_and_made_again(lm: LanguageModel, said: li
     again = read_texts(reader, texts, "it", "float32", 4)
     assert any("are damaged" in line for line in said)
     assert np.array_equal(again[0], expected)
+
+
+def test_features_for_a_task_alone_are_removed_and_others_keep_theirs(lm: LanguageModel) -> None:
+    reader, texts = LayerReader(lm, Method(lm.model, None, []), None, 16), [split_words("good bad")]
+    alone = read_texts(reader, texts, "it", "float32", 4, stays=False)
+    expected, beside = alone[0].copy(), read_texts(reader, texts, "it", "float32", 4, stays=False)
+    alone.remove()
+    assert not alone.folder.exists()
+    assert np.array_equal(beside[0], expected), "what is open stays readable"
+    kept = read_texts(reader, texts, "it", "float32", 4)
+    read_texts(reader, texts, "it", "float32", 4, stays=False).remove()
+    assert kept.folder.exists(), "it was made to stay"
+
+
+def test_an_entry_that_is_removed_as_it_is_made_is_no_damage(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process with ``keep_features: false`` is done with the same texts at that moment."""
+    reader, texts = LayerReader(lm, Method(lm.model, None, []), None, 16), [split_words("good bad")]
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        done = real(self, target)
+        shutil.rmtree(target)
+        return done
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert read_texts(reader, texts, "it", "float32", 4, stays=False)[0].shape[0] == 2
 
 
 def test_numbers_that_half_precision_does_not_hold_are_refused(lm: LanguageModel) -> None:

@@ -336,6 +336,15 @@ def test_a_masked_model_is_refused() -> None:
         check(lm, task(), quick(), "t")
 
 
+def test_a_model_that_reads_from_the_end_is_refused() -> None:
+    lm = language_model()
+    lm.tokenizer.backward = True
+    with pytest.raises(
+        EunoeError, match=r"reads from left to right, and .* reads from the end\. Name a model that reads forward"
+    ):
+        check(lm, task(), quick(), "t")
+
+
 def test_a_head_that_cannot_grow_is_refused_before_anything_is_written() -> None:
     lm = language_model()
     lm.model.lm_head = nn.Sequential(nn.Linear(16, size()))

@@ -232,6 +232,22 @@ def test_killed_as_a_phase_ends_and_resumed(
     assert not trained
 
 
+def test_a_damaged_checkpoint_of_finished_phases_is_said_and_they_train_again(
+    whole: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, said = start(folder=tmp_path, identity={"run": "r", "cell": "c"}), list[str]()
+    monkeypatch.setattr(module, "say", said.append)
+    ulmfit(begun, settings())
+    file = tmp_path / "done/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert same(ulmfit(begun, settings()), whole)
+    assert [("model.safetensors was changed" in line, line.endswith("are trained again.")) for line in said] == [
+        (True, True)
+    ]
+    (tmp_path / "done/model.safetensors").unlink()
+    assert same(ulmfit(begun, settings()), whole)
+
+
 def test_what_another_fine_tuning_finished_is_refused(tmp_path: Path) -> None:
     ulmfit(start(folder=tmp_path, identity={"cell": "a"}), settings(epochs=4))
     with pytest.raises(EunoeError, match="belongs to another training"):
@@ -344,6 +360,7 @@ def test_presets_are_the_papers_and_the_scripts() -> None:
         8.0,
         (0.8, 0.99),
     )
+    assert scripts.cut_frac is None  # a third, and an eighth in the last phase
     assert (scripts.clip, scripts.lm.clip, scripts.weight_decay, scripts.lm.weight_decay) == (25.0, 0.3, 1e-6, 1e-7)
     assert scripts.lm.discriminative == [1 / 6, 1 / 3, 1.0, 1 / 2]
     auto = resolve(UlmfitSettings(), "x")
@@ -415,6 +432,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "shares": ({"discriminative": [1.0, 1.0]}, "discriminative lists 2 shares, but the model has 4 groups"),
     "lm shares": ({"lm": {"discriminative": [1.0]}}, "lm.discriminative lists 1 shares, but the model has 4 groups"),
     "alpha": ({"alpha": 2.0}, "alpha is 2, but 'tiny' has no recurrent states"),
+    "preset": (
+        {"preset": "paper", "alpha": None},
+        "alpha is 2 (preset: paper is for an AWD-LSTM), but 'tiny' has no recurrent states",
+    ),
     "dropout": ({"dropout": 0.5}, "for 'tiny' set model.dropout"),
     "no end": (
         {"preset": "paper", "pooling": "mean", "max_length": None},
@@ -469,6 +490,7 @@ def test_tasks_that_do_not_fit_are_refused() -> None:
         ({"schedule": "linear", "ratio": 8.0}, "x.ratio is not read with schedule: linear"),
         ({"unfreeze": "none", "unfreeze_every": 1.0}, "x.unfreeze_every is not read with unfreeze: none"),
         ({"unfreeze": "last", "discriminative": 2.0}, "x.discriminative is not read with unfreeze: last"),
+        ({"discriminative": [1.0, 1.0], "body_lr": 0.1}, "x.body_lr is not read with discriminative: [...]"),
         ({"lm": {"tune": "none", "lr": 0.1}}, "x.lm.lr is not read with tune: none"),
         ({"lm": {"steps": 3, "epochs": 2}}, "x.lm.epochs is not read with steps: 3"),
         ({"pooling": "mean", "hidden": 20}, "hidden and pooled are not read with pooling: mean"),

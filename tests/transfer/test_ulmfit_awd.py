@@ -185,8 +185,8 @@ def test_forward_and_backward_read_the_same_rows_turned_round(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 1.5}, "x.lm: an AWD-LSTM reads its text in whole passes, but steps is None and epochs 1.5"),
-        ({"steps": 3, "epochs": None}, "but steps is 3"),
+        ({"epochs": 1.5}, "x.lm.epochs is 1.5, but an AWD-LSTM reads its text in whole passes"),
+        ({"steps": 3, "epochs": None}, "x.lm.steps is 3, but an AWD-LSTM reads its text in whole passes"),
         ({"batch": 200}, "too short for 200 rows"),
     ],
 )
@@ -203,6 +203,8 @@ def test_what_a_stream_cannot_do_is_refused(change: dict[str, Any], message: str
     [
         ({"dropout": 2.5}, "dropout is 2.5, which makes a dropout rate of 1 or more. Set it below 2"),
         ({"lm": {"vocabulary": "kept", "largest": 100}}, "lm.largest is not read with vocabulary: kept"),
+        ({"lm": {"least": 1000}}, "no word of 'made' stands in its text 1000 times or more"),
+        ({"start": "random", "lm": {"least": 1000}}, "no word of 'made' stands in its text 1000 times or more"),
         ({"lm": {"mask_rate": 0.3}}, "lm.mask_rate is not read with a model that learns by the next token"),
     ],
 )

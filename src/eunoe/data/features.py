@@ -2,7 +2,8 @@
 
 ``EUNOE_CACHE/features/DIGEST/values.bin`` holds (words of all texts, layers, width) numbers, ``meta.json`` how many words each
 text has and the file's SHA-256, which is verified once in a process. The digest is of all that the numbers depend on, so
-another model, text or tokenizer is another entry. Written as tokenised text is: whole or not at all, synced.
+another model, text or tokenizer is another entry. Written as tokenised text is: whole or not at all, synced. Whoever made an entry
+for a task alone takes it off the disk after it; others that read it at that moment have it open, or make it again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _verified: set[tuple[int, ...]] = set()
 class Stored:
     """Features as they lie on the disk, mapped: ``stored[i]`` is (words, layers, width) of text i."""
 
-    def __init__(self, folder: Path, values: NDArray[Any], lengths: list[int]) -> None:
-        self.folder, self.values, self.lengths = folder, values, lengths
+    def __init__(self, folder: Path, values: NDArray[Any], lengths: list[int], stays: bool) -> None:
+        self.folder, self.values, self.lengths, self.stays = folder, values, lengths, stays
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     def __len__(self) -> int:
@@ -50,15 +51,23 @@ class Stored:
         return self.values.nbytes
 
     def remove(self) -> None:
-        """Take the entry off the disk; what is mapped stays readable until it is let go."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Take the entry off the disk unless it was made to stay; what is mapped stays readable until it is let go."""
+        if not self.stays:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def stored_features(
-    digest: str, kind: str, layers: int, width: int, what: str, make: Callable[[], Iterable[NDArray[np.float32]]]
+    digest: str,
+    kind: str,
+    layers: int,
+    width: int,
+    what: str,
+    make: Callable[[], Iterable[NDArray[np.float32]]],
+    stays: bool = True,
 ) -> Stored:
     """The features that ``digest`` names, made by ``make`` (one array (words, layers, width) a text, in order) where they are
-    not there or are damaged; says how much of the disk they take. ``kind``: ``float16`` or ``float32``.
+    not there or are damaged; says how much of the disk they take. ``kind``: ``float16`` or ``float32``. ``stays``: are those made here for
+    later tasks too, which ``Stored.remove`` leaves?
 
     Raises ``EunoeError`` where the folder cannot be written, or a number does not fit the kind.
     """
@@ -72,12 +81,7 @@ def stored_features(
             say(f"the stored features of {what} are damaged ({fault}): they are made again")
             shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
-    _write(folder, kind, layers, width, what, make())
-    try:
-        stored = _read(folder, kind, layers, width)
-    except DamagedError as fault:
-        raise EunoeError(f"{folder} does not read back as it was written ({fault}). Is the disk damaged? Set EUNOE_CACHE to a folder "
-                         "on another one.") from None  # fmt: skip
+    stored = _write(folder, kind, layers, width, what, make(), stays)
     say(f"features of {what}: {len(stored):,} texts, {sum(stored.lengths):,} words, {shown_size(stored.bytes)} on the disk in {folder}, "
         f"made in {time.monotonic() - began:.1f} s")  # fmt: skip
     return stored
@@ -112,7 +116,7 @@ def _read(folder: Path, kind: str, layers: int, width: int) -> Stored:
                     raise DamagedError("the SHA-256 of values.bin differs")
                 _verified.add(seen)
             values = np.memmap(file, dtype=kind, mode="r", shape=shape) if state.st_size else np.empty(shape, kind)
-            return Stored(folder, values, lengths)
+            return Stored(folder, values, lengths, bool(meta.get("stays", True)))
     except FileNotFoundError as error:
         raise DamagedError(f"{Path(error.filename).name} is missing") from None
     except PermissionError as error:
@@ -122,8 +126,10 @@ def _read(folder: Path, kind: str, layers: int, width: int) -> Stored:
         raise DamagedError(first_line(error).rstrip(".")) from None
 
 
-def _write(folder: Path, kind: str, layers: int, width: int, what: str, rows: Iterable[NDArray[np.float32]]) -> None:
-    """Stream the rows to an entry, which appears whole or not at all."""
+def _write(
+    folder: Path, kind: str, layers: int, width: int, what: str, rows: Iterable[NDArray[np.float32]], stays: bool
+) -> Stored:
+    """Stream the rows to an entry, which appears whole or not at all, and open it before another process could remove it."""
     total, lengths = hashlib.sha256(), list[int]()
     try:
         with partial_folder(folder.parent) as partial:
@@ -151,15 +157,24 @@ def _write(folder: Path, kind: str, layers: int, width: int, what: str, rows: It
                 "width": width,
                 "lengths": lengths,
                 "sha256": total.hexdigest(),
+                "stays": stays,
             }
             write_synced(partial / "meta.json", json.dumps(meta).encode())
             sync_folder(partial)
+            try:
+                stored = _read(partial, kind, layers, width)
+            except DamagedError as fault:
+                raise EunoeError(f"{folder} does not read back as it was written ({fault}). Is the disk damaged? Set EUNOE_CACHE to a "
+                                 "folder on another one.") from None  # fmt: skip
+            stored.folder = folder
             try:
                 partial.rename(folder)
             except OSError as error:  # another process put the same entry there first
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
+                stored.stays = True  # theirs to remove
             sync_folder(folder.parent)
+            return stored
     except OSError as error:
         raise EunoeError(f"the features of {what} cannot be written to {folder.parent}: {error.strerror or error}. Free space there, set "
                          "EUNOE_CACHE to another folder, or give fewer rows.") from None  # fmt: skip

@@ -99,7 +99,7 @@ def _snli(source: str, encoding: str | None, limit: int) -> Placed:
 
 def _scitail(source: str, encoding: str | None, limit: int) -> Placed:
     for where, line in _lines(source, encoding, limit):
-        if line.startswith("{"):
+        if line.startswith("{") and "\t" not in line:  # in JSON a tab is written out
             row = _object(line, where, "SciTail's snli_format has one JSON object a line")
             texts = [cell(row, key, where) for key in ("sentence1", "sentence2", "gold_label")]
         else:

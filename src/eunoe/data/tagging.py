@@ -1,12 +1,14 @@
 """Words with a tag each: CoNLL's column files, and rows whose columns hold lists.
 
 A column file has a word a line, its columns separated by tabs or spaces: the word first, its tag last (CoNLL 2000: word, part of
-speech, chunk; CoNLL 2003: word, part of speech, chunk, entity). An empty line ends a sentence; ``-DOCSTART-`` lines, and lines that
-begin with ``# `` where a sentence would begin, are left out. Tags may be spans (IOB1, IOB2, IOBES) or stand alone (parts of speech).
+speech, chunk; CoNLL 2003: word, part of speech, chunk, entity). An empty line ends a sentence, and so does a ``-DOCSTART-`` line, which is
+left out as comments are: lines that begin with ``# `` where a sentence would begin, unless they have the columns of the rows before (of
+two columns: a tag that was there before). Tags may be spans (IOB1, IOB2, IOBES) or stand alone (parts of speech).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from eunoe.data.encoding import lines_of
 from eunoe.data.records import Record, cell, shown_value
 from eunoe.errors import EunoeError
 from eunoe.foreign import visible
+from eunoe.progress import say
 from eunoe.recipe import expand
 
 
@@ -27,21 +30,25 @@ def read_conll(source: str, encoding: str | None, limit: int) -> Iterator[tuple[
         raise EunoeError(
             f"{visible(path)} is not a file; a tagging task is read from CoNLL column files, or from rows with lists."
         )
-    columns = begins = number = 0
+    columns = begins = number = comments = 0
     words: list[str] = []
     tags: list[str] = []
+    seen: set[str] = set()
+    tabs = False
     for number, line in lines_of(path, encoding, limit=limit):
         if not number % 10_000:
             stop.check(f"reading {visible(path)}")
-        row = line.split("\t") if "\t" in line else line.split()
-        if not line.strip():
+        row = line.split("\t") if "\t" in line else re.split(" +", line.strip(" \r\n"))
+        if not line.strip() or row[0] == "-DOCSTART-":
             if words:
                 yield f"{visible(path)}, line {begins}", {"text": words, "label": tags}
             words, tags = [], []
             continue
-        if row[0] == "-DOCSTART-" or (not words and line.startswith("# ")):
+        like_a_row = len(row) == columns and tabs == ("\t" in line) and (columns > 2 or row[-1] in seen)
+        if line.startswith("# ") and not words and not like_a_row:
+            comments += 1
             continue
-        columns = columns or len(row)
+        columns, tabs = columns or len(row), "\t" in line if not columns else tabs
         if columns < 2 or len(row) != columns or not row[0] or not row[-1].strip():
             expected = (
                 f"{columns} columns as the first row"
@@ -53,8 +60,11 @@ def read_conll(source: str, encoding: str | None, limit: int) -> Iterator[tuple[
         begins = begins if words else number
         words.append(row[0])
         tags.append(row[-1].strip())
+        seen.add(tags[-1])
     if words:
         yield f"{visible(path)}, line {begins}", {"text": words, "label": tags}
+    if comments:
+        say(f"{visible(path)}: {comments:,} lines that begin with '# ' are comments, and left out")
 
 
 def words_and_tags(record: Record, text: str, label: str, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -85,7 +85,7 @@ def unfreezing(
     Weights that are frozen when training begins stay frozen; when it ends, all are as they were. Works with gradient
     accumulation and across ``resume_from_checkpoint``. In several processes DDP must be told that some weights have no
     gradient: ``ddp_find_unused_parameters=True``. Raises ``EunoeError`` for that, for numbers out of range, and where training begins
-    for a run that ends before all groups are unfrozen.
+    for a run that ends before all groups are unfrozen and for an optimizer without weights that a broken-off run left frozen.
 
     >>> unfreezing(every=100).phase(250)
     2
@@ -114,6 +114,13 @@ class Unfreezing(TrainerCallback):  # type: ignore[misc]
         """The phase that step ``step`` (from 0) falls in, were there no last one."""
         return step // self._every
 
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        for weight in _to_train(
+            kwargs["model"]
+        ):  # what a broken-off run left frozen: the Trainer's optimizer has to see it
+            if not weight.requires_grad:
+                _set_waiting(weight, False)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -131,6 +138,15 @@ class Unfreezing(TrainerCallback):  # type: ignore[misc]
                     "unfreezing: the length of a pass over the training rows is not known. Give every=STEPS."
                 ) from None
         named, by_depth, to_train = dict(model.named_parameters()), depth_groups(model), _to_train(model)
+        optimised = {p for group in kwargs["optimizer"].param_groups for p in group["params"]}
+        if lacking := [
+            name for name, p in named.items() if p in to_train and not p.requires_grad and p not in optimised
+        ]:
+            raise EunoeError(
+                f"unfreezing: {len(lacking)} weights ({lacking[0]}, ...) are still frozen by a run that was broken off, and the optimizer "
+                "was made without them: they would never train. Give unfreezing() to Trainer(callbacks=[...]), not to add_callback, or set "
+                "requires_grad on them before the optimizer is made."
+            )
         self._groups = [[named[n] for n in group.weights if named[n] in to_train] for group in by_depth]
         self.phases = unfreezing_phases(self.order, len(by_depth), self.most)
         needed = (len(self.phases) - 1) * self._every + 1
@@ -151,19 +167,22 @@ class Unfreezing(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         for group in self._groups:
             for weight in group:
-                weight.requires_grad_(True)
-                setattr(weight, _WAITS, False)
+                _set_waiting(weight, False)
 
     def _set(self, step: int) -> None:
         trains = self.phases[min(self.phase(step), len(self.phases) - 1)]
         for i, group in enumerate(self._groups):
             for weight in group:
-                weight.requires_grad_(i in trains)
-                setattr(weight, _WAITS, i not in trains)
+                _set_waiting(weight, i not in trains)
 
 
 _WAITS = "_eunoe_waits_for_its_phase"
 """On the weights that ``unfreezing`` trains: is it frozen until its phase? A run that is broken off (an exception, Ctrl-C) leaves it."""
+
+
+def _set_waiting(weight: nn.Parameter, waits: bool) -> None:
+    weight.requires_grad_(not waits)
+    setattr(weight, _WAITS, waits)
 
 
 def _to_train(model: nn.Module) -> set[nn.Parameter]:

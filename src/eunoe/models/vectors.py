@@ -42,6 +42,8 @@ HEADER = re.compile(r"\d+ \d+")
 """fastText's first line: how many words of what width."""
 _SIGNS = b"0123456789+-.eE "
 """What numbers are made of."""
+_NUMBERS = re.compile(rb"(?:[-+]?+(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?+\d++)?+(?: |$))++")
+"""Numbers, with one space between."""
 LINE = 2**20
 """Bytes that a line of a text file may have."""
 
@@ -103,7 +105,7 @@ def _checked(name: str, where: str, _stamp: tuple[int, int] | None) -> str:
 
 # -- text files -------------------------------------------------------------------------------------------------
 def _text_file(path: Path, wanted: set[str]) -> tuple[dict[str, NDArray[np.float32]], int]:
-    width, rows = 0, dict[str, NDArray[np.float32]]()
+    width, rows, checked = 0, dict[str, NDArray[np.float32]](), not wanted
     promised, words = None, 0
     for number, line in _lines(path):
         fields = line.count(" ")
@@ -119,13 +121,13 @@ def _text_file(path: Path, wanted: set[str]) -> tuple[dict[str, NDArray[np.float
         if fields < width:
             raise EunoeError(f"{visible(path)}, line {number} has {fields} numbers, and line 1 says {width}: {visible(line, 60)!r}. Is the "
                              "file whole?")  # fmt: skip
-        # most lines are of words that nobody asks for: their numbers are counted, and not read but for their signs
+        # most lines are of words that nobody asks for: their numbers are looked at when the file is checked, once a process, then counted
         word = line[: line.index(" ")] if fields == width else " ".join(line.split(" ")[: fields + 1 - width])
         if fields > width and _is_number(word.rpartition(" ")[2]):
             raise EunoeError(f"{visible(path)}, line {number} has more than {width} numbers, which line 1 says: {visible(line, 60)!r}. "
                              "Correct the line, or line 1.")  # fmt: skip
         numbers = line[len(word) + 1 :]
-        if numbers.encode().translate(None, _SIGNS):
+        if not (_NUMBERS.fullmatch(numbers.encode()) if checked else not numbers.encode().translate(None, _SIGNS)):
             raise _no_numbers(path, number, word, numbers)
         if word not in wanted or word in rows:
             continue

@@ -142,6 +142,9 @@ class Pretraining:
     def __post_init__(self) -> None:
         if len(set(self.directions)) < len(self.directions):
             raise EunoeError(f"directions are {self.directions}; give each once.")
+        if isinstance(self.optimizer, dict) and self.optimizer.get("name") == "nt_asgd":
+            raise EunoeError(f"optimizer is {self.optimizer}; write optimizer: nt_asgd. Its options, weight_decay and patience, are keys "
+                             "of the recipe.")  # fmt: skip
         if self.finetune_epochs and self.optimizer != "nt_asgd":
             raise EunoeError(f"finetune_epochs is {self.finetune_epochs}, a pass of averaged SGD, but optimizer is {self.optimizer!r}. "
                              "Leave one of them out.")  # fmt: skip

@@ -7,11 +7,11 @@ from typing import Any
 
 from eunoe.errors import EunoeError
 from eunoe.recipe import TaskSettings
-from eunoe.transfer import elmo, features, finetune, gpt, over_features, ulmfit, vectors
+from eunoe.transfer import elmo, features, finetune, gpt, over_features, ulmfit, vectors, watch
 from eunoe.transfer.base import Course, Entry, Start, Tuned
 
 _OVER_FEATURES: Any = {
-    "resolve": over_features.resolve, "no_best": over_features.no_best, "scorings": over_features.scorings,
+    "resolve": over_features.resolve, "no_best": watch.no_best, "scorings": watch.scorings,
     "kinds": over_features.KINDS, "reads": over_features.reads,
     "drafted": lambda epochs, tokens: {"epochs": epochs, "max_length": tokens},
 }  # fmt: skip
@@ -20,13 +20,13 @@ _OVER_FEATURES: Any = {
 TRANSFERS: dict[str, Entry] = {
     "finetune": Entry(
         transfer=finetune.finetune, settings=finetune.FinetuneSettings, check=finetune.check, resolve=finetune.resolve,
-        course=finetune.course, no_best=finetune.no_best, scorings=finetune.scorings,
+        course=finetune.course, no_best=watch.no_best, scorings=watch.scorings,
         composed={"evaluate_every": 0.1}, drafted=lambda epochs, tokens: {"epochs": epochs, "max_length": tokens},
         summary="fresh classifier, everything trains; optimizer adamw or recadam",
     ),
     "gpt": Entry(
         transfer=gpt.gpt, settings=gpt.GptSettings, check=gpt.check, resolve=gpt.resolve,
-        course=finetune.course, no_best=finetune.no_best, scorings=finetune.scorings,
+        course=finetune.course, no_best=watch.no_best, scorings=watch.scorings,
         composed={"evaluate_every": 0.1}, drafted=lambda epochs, tokens: {"epochs": epochs, "max_length": tokens},
         summary="causal LMs, as GPT-1: rows between new tokens, the LM's own loss beside the task's",
     ),

@@ -105,12 +105,13 @@ def check(lm: LanguageModel, task: Task, settings: ElmoSettings, where: str) -> 
     if settings.bilm is not None:
         if settings.bilm_text is not None:
             raise EunoeError(f"{where}: bilm_text trains a new biLM, and bilm gives one. Leave one of the two out.")
-        load_bilm(settings.bilm, f"{where}.bilm")
+        _, words = load_bilm(settings.bilm, f"{where}.bilm")
+        tuning = tuple(name for name in _TUNING if name != "bilm_words" or not words)  # a softmax that is there stays
         for name, default in _UNREAD.items():
-            if getattr(settings, name) != default and not (settings.tune_epochs and name in _TUNING):
+            if getattr(settings, name) != default and not (settings.tune_epochs and name in tuning):
                 raise EunoeError(f"{where}.{name} is for a biLM that is trained here, and bilm gives one"
-                                 f"{' that is not tuned' if name in _TUNING else ''}. Leave it out"
-                                 f"{', or set tune_epochs' if name in _TUNING else ''}.")  # fmt: skip
+                                 f"{' that is not tuned' if name in tuning else ''}. Leave it out"
+                                 f"{', or set tune_epochs' if name in tuning else ''}.")  # fmt: skip
     elif (
         any(len(pair) != 2 or min(pair) < 1 or pair[0] > 50 for pair in settings.bilm_filters)
         or not settings.bilm_filters
@@ -159,7 +160,7 @@ def train_bilm(
     """Train a new biLM on text and write it to ``folder`` (config.json, model.safetensors, vocabulary.txt), for ``bilm: FOLDER``.
 
     Stopped and called again with the same arguments it resumes, and ends in the same bits. Raises ``EunoeError`` for text that
-    cannot be read, and for a folder with a biLM of other text or settings.
+    cannot be read, and for a folder with a biLM of other text, settings, seed or precision.
 
     >>> train_bilm("wiki.txt", Path("my_bilm"), BiLMSettings(bilm_epochs=1))  # doctest: +SKIP
     """
@@ -167,7 +168,7 @@ def train_bilm(
     vocabulary = lines.vocabulary(settings.bilm_words)
     model = new_bilm(settings, vocabulary, seed)
     done = learn_bilm(model, lines, vocabulary, settings, settings.bilm_epochs, folder / "steps", seed, f"biLM on {source}",
-                      {"settings": repr(settings)}, precision)  # fmt: skip
+                      {"settings": repr(settings), "seed": str(seed), "precision": str(precision)}, precision)  # fmt: skip
     write_text(folder / VOCABULARY, "".join(f"{word}\n" for word in vocabulary))
     model.save_pretrained(folder)
     return done
@@ -375,7 +376,7 @@ def with_softmax(model: BiLM, vocabulary: list[str], lines: Lines, most: int, se
 
 def learn_bilm(
     model: BiLM, lines: Lines, vocabulary: Sequence[str], settings: BiLMSettings, epochs: float, folder: Path | None, seed: int,
-    name: str, identity: dict[str, str], precision: Any,
+    name: str, identity: dict[str, str], precision: Any, checkpoint_every: int = 200,
 ) -> Trained:  # fmt: skip
     """Train a biLM in place on text, resumable.
 
@@ -386,7 +387,8 @@ def learn_bilm(
                             model.config.longest_word)  # fmt: skip
     loss = BiLMLoss(model, batches.streams, settings.bilm_samples)
     times = settings.bilm_unroll
-    loop = LoopSettings(lr=settings.bilm_lr, schedule="constant", warmup=0.0, clip=10.0 / times, precision=precision)
+    loop = LoopSettings(lr=settings.bilm_lr, schedule="constant", warmup=0.0, clip=10.0 / times, precision=precision,
+                        checkpoint_every=checkpoint_every)  # fmt: skip
     return phase(
         model, batches, loss,
         lambda m: torch.optim.Adagrad(m.parameters(), settings.bilm_lr, initial_accumulator_value=times**-2, eps=0.0), loop,
@@ -399,7 +401,7 @@ def _learn(
 ) -> Trained:
     folder = None if start.folder is None else start.folder / part
     return learn_bilm(model, lines, vocabulary, settings, epochs, folder, start.seed, f"{start.name or start.task.name} · {part}",
-                      dict(start.identity), settings.precision)  # fmt: skip
+                      dict(start.identity), settings.precision, settings.checkpoint_every)  # fmt: skip
 
 
 __all__ = [

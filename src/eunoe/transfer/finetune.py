@@ -37,7 +37,7 @@ from eunoe.recipe import Below1, Epochs, LoopSettings, Positive
 from eunoe.transfer.base import Course, Start, Tuned
 from eunoe.transfer.encoded import encoded
 from eunoe.transfer.phase import phase
-from eunoe.transfer.watch import Watch, in_steps
+from eunoe.transfer.watch import Watch, best_of
 
 
 @dataclass(kw_only=True)
@@ -91,17 +91,6 @@ def course(settings: FinetuneSettings, rows: int) -> Course | None:
     steps = row_steps(rows, settings.batch, settings.epochs, settings.steps)
     loop = (settings.lr, steps, settings.schedule, settings.warmup)
     return Course(steps, lambda_curve(options, *loop), advice(options, *loop, start=settings.start))
-
-
-def scorings(settings: FinetuneSettings, steps: int) -> int:
-    """How often the test rows are scored: on the way, and after the last step."""
-    every = in_steps(settings.evaluate_every, steps)
-    return 1 if not every else 1 + -(-steps // every)
-
-
-def no_best(settings: FinetuneSettings) -> str | None:
-    """Why there is no best evaluation: there is one."""
-    return None if settings.evaluate_every else "evaluate_every is not set: there is one evaluation. Set evaluate_every"
 
 
 def encode_task(lm: LanguageModel, task: Task, settings: FinetuneSettings) -> tuple[Rows, Rows]:
@@ -166,7 +155,7 @@ def finetune(start: Start, settings: FinetuneSettings) -> Tuned:
         settings, None, rates, start.folder, name=start.name or f"end task {task.name}", seed=seed, identity=start.identity,
         observe=watch.observe if watch.asked else None,
     )  # fmt: skip
-    best, best_step = watch.best(done.observed, len(test_rows))
+    best, best_step = best_of(done.observed, len(test_rows))
 
     def predict(examples: Sequence[Example]) -> list[Any]:
         return predictions(model, encode_examples(lm, task, examples, settings.max_length), task, start.batch)

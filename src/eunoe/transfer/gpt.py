@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from eunoe.choices import make_optimizer
 from eunoe.data.collate import Batch, RowBatches, Rows, long_choice, say_cut, token_ids
 from eunoe.data.tasks import Example, Task
+from eunoe.data.tokens import backward
 from eunoe.errors import EunoeError
 from eunoe.evaluate.evaluator import Score, predictions, task_scores
 from eunoe.models.anatomy import anatomy
@@ -50,7 +51,7 @@ from eunoe.transfer import finetune
 from eunoe.transfer.base import Start, Tuned
 from eunoe.transfer.encoded import encoded
 from eunoe.transfer.phase import phase
-from eunoe.transfer.watch import Watch
+from eunoe.transfer.watch import Watch, best_of
 
 STD = 0.02
 """Standard deviation of the new tokens and of the linear layer at their start (the release's)."""
@@ -105,6 +106,9 @@ def check(lm: LanguageModel, task: Task, settings: GptSettings, where: str) -> N
     if lm.objective != "causal":
         raise EunoeError(f"{where}: this transfer reads from left to right and adds the loss of the next token, so it needs a causal LM; "
                          f"{lm.name!r} is a {lm.objective} one. Name a causal model, or choose another transfer.")  # fmt: skip
+    if backward(lm.tokenizer):
+        raise EunoeError(f"{where}: this transfer reads from left to right, and {lm.name!r} reads from the end. Name a model that reads "
+                         "forward, or choose finetune or ulmfit.")  # fmt: skip
     words_of(lm.model)
     if settings.both_orders is not None and (task.choices or not _pairs(task)):
         raise EunoeError(f"{where}: both_orders is {settings.both_orders}, which is about pairs of texts, and {task.name} has none. "
@@ -285,7 +289,7 @@ def gpt(start: Start, settings: GptSettings) -> Tuned:
         settings, None, rates, start.folder, name=start.name or f"end task {task.name}", seed=seed, identity=start.identity,
         observe=watch.observe if watch.asked else None,
     )  # fmt: skip
-    best, best_step = watch.best(done.observed, len(test_rows))
+    best, best_step = best_of(done.observed, len(test_rows))
 
     def predict(examples: Sequence[Example]) -> list[Any]:
         return predictions(model, encode(lm, task, examples, settings), task, start.batch)

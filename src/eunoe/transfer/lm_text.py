@@ -39,7 +39,7 @@ class LMStage:
     epochs: Epochs | None = None
     """Passes over the text."""
     steps: Count | None = None
-    """Optimizer steps, instead of ``epochs``."""
+    """Optimizer steps, instead of ``epochs``. An AWD-LSTM reads its text in whole passes, and takes epochs alone."""
     batch: Batch | None = None
     """Blocks (an AWD-LSTM: streams) in a step."""
     block: Block | None = None
@@ -124,19 +124,25 @@ def task_words(old: AwdLstmTokenizer, task: Task, stage: LMStage) -> AwdLstmToke
     return _WORDS[key][2]
 
 
-def check_words(lm: LanguageModel, task: Task, stage: LMStage, where: str) -> None:
-    """Raise ``EunoeError`` for an AWD-LSTM whose vocabulary is not that of its weights, or knows no word of the task's text; say how
-    many it knows."""
+def check_words(lm: LanguageModel, task: Task, stage: LMStage, where: str, afresh: bool = False) -> None:
+    """Raise ``EunoeError`` for an AWD-LSTM whose vocabulary is not that of its weights, that would have no word of the task, or, unless it
+    starts ``afresh``, knows none of them; say how many it knows."""
     old = lm.tokenizer
     if not isinstance(old, AwdLstmTokenizer):
         return
     rows, words = anatomy(lm.model).embeddings.num_embeddings, len(old.tokens)
-    if rows != words:
+    if rows != words and not afresh:
         raise EunoeError(f"{where}: the vocabulary of {lm.name!r} has {words:,} tokens and its weights {rows:,} rows. They are of "
                          "different models: give the vocabulary that the weights were trained with.")  # fmt: skip
-    new, known = set(task_words(old, task, stage).tokens) - set(SPECIAL), set(old.tokens)
+    least = 1 if stage.vocabulary == "kept" else stage.least
+    new, known = set(task_words(old, task, replace(stage, least=least)).tokens) - set(SPECIAL), set(old.tokens)
     here = len(new & known)
-    if new and not here:
+    if not new:
+        raise EunoeError(f"{where}: no word of {task.name!r} stands in its text {least} times or more, so that the model would read none. "
+                         "Set least to 1, or vocabulary to kept, or give unlabelled text.")  # fmt: skip
+    if afresh:
+        return
+    if not here:
         some = ", ".join(repr(word) for word in sorted(new)[:4])
         raise EunoeError(f"{where}: {lm.name!r} knows none of the {len(new):,} words of {task.name!r} ({some}). Are both of one "
                          "language, and split by one rule? Give another model.")  # fmt: skip
@@ -191,8 +197,9 @@ def lm_training(
     if anatomy(lm.model).model_type in RECURRENT:
         epochs = stage.epochs or 1.0
         if stage.steps is not None or epochs != int(epochs):
-            raise EunoeError(f"{where}: an AWD-LSTM reads its text in whole passes, but steps is {stage.steps} and epochs {epochs:g}. Give "
-                             "epochs as a whole number, and no steps.")  # fmt: skip
+            given = f"epochs is {epochs:g}" if stage.steps is None else f"steps is {stage.steps}"
+            raise EunoeError(f"{where}.{given}, but an AWD-LSTM reads its text in whole passes. Give epochs as a whole number, and no "
+                             "steps.")  # fmt: skip
         ids = text_ids(lm, task, stage.max_length)
         if len(ids) < 2 * stage.batch:
             raise EunoeError(f"{where}.batch is {stage.batch}, but the text of {task.name!r} has {len(ids):,} tokens in all, too short for "

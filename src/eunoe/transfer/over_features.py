@@ -41,6 +41,7 @@ from eunoe.transfer.base import Start, Tuned
 from eunoe.transfer.finetune import gold_labels
 from eunoe.transfer.phase import phase
 from eunoe.transfer.readers import Reader, VectorReader, read_texts
+from eunoe.transfer.watch import best_of, in_steps
 
 KINDS = ("classification", "regression", "tagging")
 NotNegative = Annotated[float, Field(ge=0)]
@@ -133,22 +134,6 @@ def check_task_model(task: Task, settings: Any, where: str) -> None:
 def reads(settings: Any) -> dict[str, str]:
     """The word vectors, where there are any."""
     return {} if settings.word_vectors is None else {"word vectors": vectors_identity(settings.word_vectors)}
-
-
-def scorings(settings: Any, steps: int) -> int:
-    """How often the test rows are scored: on the way, and after the last step."""
-    every = every_steps(settings.evaluate_every, steps)
-    return 1 if not every else 1 + -(-steps // every)
-
-
-def no_best(settings: Any) -> str | None:
-    """Why there is no best evaluation: there is one."""
-    return None if settings.evaluate_every else "evaluate_every is not set: there is one evaluation. Set evaluate_every"
-
-
-def every_steps(every: float | None, steps: int) -> int:
-    """A number of steps, or a share of the run, as steps; 0 for never."""
-    return 0 if every is None else max(1, round(every * steps if every < 1 else every))
 
 
 def too_long(task: Task, example: Example, read: int) -> EunoeError:
@@ -327,15 +312,17 @@ def train_task_model(
         texts = [text for example in task.train for text in words_of(example) if text is not None]
         tuned = {word: i for i, word in enumerate(dict.fromkeys(word for text in texts for word in text), 1)}
 
+    how = (settings.stored_as, start.batch, settings.keep_features)
+
     def rows_of(examples: Sequence[Example], what: str) -> FeatureRows:
         firsts, seconds = zip(*map(words_of, examples), strict=True)
         texts = [*firsts, *(text for text in seconds if text is not None)]
         vectors = layers = None
         if settings.word_vectors is not None:
-            vectors = read_texts(_vector_reader(texts, settings, what), texts, what, settings.stored_as, start.batch)
+            vectors = read_texts(_vector_reader(texts, settings, what), texts, what, *how)
             stores.append(vectors)
         if reader is not None:
-            layers = read_texts(reader, texts, what, settings.stored_as, start.batch)
+            layers = read_texts(reader, texts, what, *how)
             stores.append(layers)
         return FeatureRows(task, examples, texts, vectors, layers, tuned)
 
@@ -348,7 +335,7 @@ def train_task_model(
     batches = FeatureBatches(
         train_rows, settings.batch, settings.epochs, start.seed, settings.steps, settings.micro_batch
     )
-    every, gold = every_steps(settings.evaluate_every, len(batches)), [e.label for e in task.test]
+    every, gold = in_steps(settings.evaluate_every, len(batches)), [e.label for e in task.test]
 
     def scores() -> list[Score]:
         return answer_scores(task, gold, feature_predictions(model, test_rows, start.batch))
@@ -362,15 +349,12 @@ def train_task_model(
         None if start.folder is None else start.folder / "task", name=start.name or f"end task {task.name}", seed=start.seed,
         identity=start.identity, observe=observe if every else None,
     )  # fmt: skip
-    at: dict[int, list[Score]] = {}
-    for step, metric, value in done.observed:
-        at.setdefault(step, []).append(Score(metric, value, len(test_rows)))
-    best_step = max(at, key=lambda step: (at[step][0].value, -step)) if at else 0
+    best, best_step = best_of(done.observed, len(test_rows))
 
     def let_go() -> None:
         while stores:
             stored = stores.pop()
-            if not settings.keep_features:
+            if not settings.keep_features:  # those that another task keeps stay
                 stored.remove()
 
     def predict(examples: Sequence[Example]) -> list[Any]:
@@ -381,7 +365,7 @@ def train_task_model(
     last = scores()
     let_go()
     return Tuned(scores=last, phases={**(before or {}), "task": done}, predict=predict, trunk=None,
-                 best=at.get(best_step, []), best_step=best_step)  # fmt: skip
+                 best=best, best_step=best_step)  # fmt: skip
 
 
 def task_model(rows: FeatureRows, settings: Any) -> nn.Module:
@@ -408,5 +392,5 @@ def _vector_reader(texts: Sequence[Words], settings: Any, what: str) -> VectorRe
 
 __all__ = [
     "FeatureBatches", "FeatureLoss", "FeatureRows", "LayerSettings", "TaskModelSettings", "check_task_model", "feature_predictions",
-    "no_best", "reads", "resolve", "scorings", "task_model", "too_long", "train_task_model", "words_of",
+    "reads", "resolve", "task_model", "too_long", "train_task_model", "words_of",
 ]  # fmt: skip

@@ -53,11 +53,11 @@ class Reader(Protocol):
         """The features of the words of each text; of a text that is too long, those of its first words."""
 
 
-def read_texts(reader: Reader, texts: Sequence[Words], what: str, kind: str, batch: int) -> Stored:
+def read_texts(reader: Reader, texts: Sequence[Words], what: str, kind: str, batch: int, stays: bool = True) -> Stored:
     """The features of all texts, from the disk where they are there, else made now and put there.
 
-    ``what`` names them in messages; ``kind``: float16 or float32; ``batch``: texts that pass the model at once. Raises
-    ``EunoeError`` where they cannot be kept, ``Interrupted`` where a signal came.
+    ``what`` names them in messages; ``kind``: float16 or float32; ``batch``: texts that pass the model at once;
+    ``stays``: see ``stored_features``. Raises ``EunoeError`` where they cannot be kept, ``Interrupted`` where a signal came.
     """
     total = hashlib.sha256(f"{reader.identity}\n{kind}\n".encode())
     for text in texts:
@@ -77,7 +77,7 @@ def read_texts(reader: Reader, texts: Sequence[Words], what: str, kind: str, bat
                     bar.advance(len(some[i]))
                     yield done[i]
 
-    return stored_features(total.hexdigest(), kind, reader.layers, reader.width, f"{what} ({reader.name})", make)
+    return stored_features(total.hexdigest(), kind, reader.layers, reader.width, f"{what} ({reader.name})", make, stays)
 
 
 def weights_identity(model: nn.Module) -> str:

@@ -41,6 +41,7 @@ from eunoe.methods.base import restore
 from eunoe.models.anatomy import RECURRENT, anatomy
 from eunoe.models.awd.config import CLASSIFIER_RATES, LM_RATES
 from eunoe.models.awd.model import set_rates
+from eunoe.models.awd.tokenizer import AwdLstmTokenizer
 from eunoe.models.cross_entropy import at_least_float32
 from eunoe.models.depth import depth_groups
 from eunoe.models.heads import Classifier, LossSum
@@ -57,7 +58,8 @@ from eunoe.transfer.lm_text import LMStage, LMTraining, check_words, in_words_of
 from eunoe.transfer.phase import phase
 from eunoe.transfer.readers import weights_identity
 from eunoe.transfer.ulmfit_settings import (
-    LAST_CUT,
+    SCRIPTS_CUT,
+    SCRIPTS_LAST_CUT,
     UlmfitSettings,
     for_model,
     phase_steps,
@@ -97,14 +99,15 @@ def reads(settings: UlmfitSettings) -> dict[str, str]:
 
 def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) -> None:
     recurrent = anatomy(lm.model).model_type in RECURRENT
-    refuse_unread(settings, recurrent, lm.objective, where)
+    refuse_unread(settings, isinstance(lm.tokenizer, AwdLstmTokenizer), lm.objective, where)
     if not recurrent:
         at_once = min(n for n in (settings.chunk, settings.max_length) if n is not None)
         refuse_longer(lm, at_once, f"{where}.{'max_length' if settings.chunk is None else 'chunk'}")
         for name in ("alpha", "beta"):
             if getattr(settings, name):
-                raise EunoeError(f"{where}.{name} is {getattr(settings, name):g}, but {lm.name!r} has no recurrent states to regularise. "
-                                 "Leave it out, or set it to 0.")  # fmt: skip
+                preset = "" if settings.preset == "transformer" else f" (preset: {settings.preset} is for an AWD-LSTM)"
+                raise EunoeError(f"{where}.{name} is {getattr(settings, name):g}{preset}, but {lm.name!r} has no recurrent states to "
+                                 "regularise. Set it to 0, or take preset: transformer.")  # fmt: skip
         if settings.dropout != 1.0:
             raise EunoeError(f"{where}.dropout is {settings.dropout:g}, which multiplies the dropout of an AWD-LSTM; for {lm.name!r} set "
                              "model.dropout.")  # fmt: skip
@@ -127,8 +130,7 @@ def _check(lm: LanguageModel, task: Task, settings: UlmfitSettings, where: str) 
             shares_of(
                 settings.lm.discriminative, None, depth_groups(lm.model, tied="head"), f"{where}.lm.discriminative"
             )
-    if settings.start == "pretrained":  # of a random start nothing is kept
-        check_words(lm, task, settings.lm, f"{where}.lm")
+    check_words(lm, task, settings.lm, f"{where}.lm", afresh=settings.start == "random")
     groups = len(anatomy(lm.model).layers) + 2
     if isinstance(settings.discriminative, list) and len(settings.discriminative) != groups:
         raise wrong_shares(settings.discriminative, groups, f"{where}.discriminative")
@@ -201,14 +203,10 @@ def row_means(values: Tensor, mask: Tensor) -> Tensor:
 # -- the phases ------------------------------------------------------------------------------------------------------
 def ulmfit(start: Start, settings: UlmfitSettings) -> Tuned:
     """Fine-tune copies of the model (and of the backward one) and score them together on the test rows."""
-    directions = {"": (start, start.lm)}
-    for lm in _backward(settings):
-        directions["backward-"] = (replace(start, lm=lm), lm)
     done: dict[str, Trained] = {}
     tuned: list[tuple[LanguageModel, nn.Module, int]] = []
-    for prefix, (own, _) in directions.items():
-        lm, model, length = _Direction(own, for_model(settings, own.lm), prefix).tune(done)
-        tuned.append((lm, model, length))
+    for prefix, lm in (("", start.lm), *(("backward-", other) for other in _backward(settings))):
+        tuned.append(_Direction(replace(start, lm=lm), for_model(settings, lm), prefix).tune(done))
 
     def predict(
         examples: Sequence[Example], models: Sequence[tuple[LanguageModel, nn.Module, int]] = tuned
@@ -307,13 +305,14 @@ class _Direction:
         groups = depth_groups(model, tied="head")
         shares = shares_of(settings.lm.discriminative or 1.0, None, groups, "lm.discriminative")
         self._phase("lm", model, training, settings.lm, shares, None, settings.lm.cut_frac, 0)
-        if alike is not None:
+        if alike is not None:  # before it is kept: a kill in between costs the others nothing
             partial = alike.with_name(f"{alike.name}.{uuid4().hex}")
             checkpoint.save(partial, self._left(model, "lm"), {"lm": alike.name})
             try:
                 partial.rename(alike)
             except OSError:  # another process did the same meanwhile, and was first
                 shutil.rmtree(partial)
+        self._keep(model, "lm")
 
     def _lm_digest(self) -> str:
         """Of all that the tuned language model depends on."""
@@ -355,13 +354,12 @@ class _Direction:
                 seed = self.start.seed + 7919 * (i + 1)  # another order of the rows in each phase
                 batches = RowBatches(rows, settings.batch, 1.0, seed, n, settings.micro_batch)
                 weights = {w for g in trains for w in groups[g].weights}
-                cut = (
-                    LAST_CUT
-                    if last and settings.preset == "scripts" and settings.cut_frac == 1 / 3
-                    else settings.cut_frac
-                )
+                cut = settings.cut_frac
+                if cut is None and settings.preset == "scripts":
+                    cut = SCRIPTS_LAST_CUT if last else SCRIPTS_CUT
                 training = LMTraining(batches=batches, loss=loss)
                 self._phase(name, model, training, settings, shares, weights, cut, i + 1)
+                self._keep(model, name)
             done[f"{self.prefix}{name}"] = self.finished[name]
 
     def _phase(
@@ -387,7 +385,6 @@ class _Direction:
             carry=training.carry, rate_scale=lambda step: heights(step) * training.scale(step),
         )  # fmt: skip
         self.finished[name] = trained
-        self._keep(model, name)
 
     def _optimizer(self, weight_decay: float | None) -> dict[str, Any]:
         """The optimizer's options, with the decay of the step."""
@@ -423,7 +420,13 @@ class _Direction:
         folder = self._folder("done")
         if folder is None or not checkpoint.whole(folder):
             return None
-        return self._finished(folder, self._identity())
+        try:
+            return self._finished(folder, self._identity())
+        except checkpoint.Damaged as fault:
+            say(f"{fault} The phases that it held are trained again.")
+            self.finished.clear()
+            shutil.rmtree(folder)
+            return None
 
     def _finished(self, folder: Path, identity: dict[str, str]) -> dict[str, Any]:
         """Read what finished phases left, and note which they are."""

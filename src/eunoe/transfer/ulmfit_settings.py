@@ -37,7 +37,8 @@ class UlmfitSettings:
     batch: Batch | None = None
     """Labelled rows in a step."""
     micro_batch: Batch | None = None
-    """Rows or blocks that pass the model at once; batch norm sees as many. Default: all."""
+    """Rows or blocks that pass the model at once; batch norm sees as many. Default: all. The streams of an AWD-LSTM's language model pass
+    together in any case."""
     lr: Positive | None = None
     """Highest learning rate, of the head."""
     body_lr: Positive | None = None
@@ -103,7 +104,7 @@ _PAPER: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
     "scripts": {
-        **_PAPER, "batch": 32, "unfreeze_most": 2, "cut_frac": 1 / 3, "ratio": 8.0, "clip": 25.0, "weight_decay": 1e-6,
+        **_PAPER, "batch": 32, "unfreeze_most": 2, "cut_frac": None, "ratio": 8.0, "clip": 25.0, "weight_decay": 1e-6,
         "optimizer": {"name": "adamw", "betas": (0.8, 0.99)},
         "lm": {**_PAPER["lm"], "discriminative": [1 / 6, 1 / 3, 1.0, 1 / 2], "clip": 0.3, "weight_decay": 1e-7},
     },
@@ -119,8 +120,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 AWD-LSTM's; 50 epochs are those of its ablation."""
 CUT = 1400
 """``max_length`` where nothing sets it and memory grows with a row."""
-LAST_CUT = 1 / 8
-"""``cut_frac`` of the scripts' last phase."""
+SCRIPTS_CUT, SCRIPTS_LAST_CUT = 1 / 3, 1 / 8
+"""``cut_frac`` of the scripts' phases, where none is given, and of their last one."""
 
 
 def filled(settings: UlmfitSettings, preset: str) -> UlmfitSettings:
@@ -160,6 +161,8 @@ def _unread(settings: UlmfitSettings | LMStage) -> dict[str, str]:
         return unread
     if settings.unfreeze in ("none", "last"):
         unread |= dict.fromkeys(("unfreeze_every", "unfreeze_most"), f"unfreeze: {settings.unfreeze}")
+    if isinstance(settings.discriminative, list):
+        unread["body_lr"] = "discriminative: [...]"
     if settings.unfreeze == "last":
         unread |= dict.fromkeys(("discriminative", "body_lr"), "unfreeze: last")
     if settings.pooling != "concat":
@@ -167,14 +170,17 @@ def _unread(settings: UlmfitSettings | LMStage) -> dict[str, str]:
     return unread
 
 
-def refuse_unread(settings: UlmfitSettings, recurrent: bool, objective: str, where: str) -> None:
-    """Raise ``EunoeError`` for a setting that is not the default and that this kind of model leaves unread."""
+def refuse_unread(settings: UlmfitSettings, words: bool, objective: str, where: str) -> None:
+    """Raise ``EunoeError`` for a setting that is not the default and that this kind of model leaves unread.
+
+    ``words``: is its tokenizer AWD-LSTM's, which takes the words of the task?
+    """
     lm, plain = settings.lm, LMStage()
     unread: dict[str, str] = {}
-    if not recurrent or lm.vocabulary == "kept":
-        why = f"vocabulary: {lm.vocabulary}" if recurrent else "a tokenizer that keeps its vocabulary"
+    if not words or lm.vocabulary == "kept":
+        why = f"vocabulary: {lm.vocabulary}" if words else "a tokenizer that keeps its vocabulary"
         unread = dict.fromkeys(("largest", "least"), why)
-    if not recurrent:
+    if not words:
         unread["vocabulary"] = "a tokenizer that keeps its vocabulary"
     if lm.tune == "none":
         unread |= dict.fromkeys(("mask_rate", "max_length"), "tune: none")
@@ -268,8 +274,9 @@ def shares_of(
 
 
 __all__ = [
-    "LAST_CUT",
     "PRESETS",
+    "SCRIPTS_CUT",
+    "SCRIPTS_LAST_CUT",
     "UlmfitSettings",
     "filled",
     "for_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,16 +36,33 @@ class Watch:
             seen.update({score.metric: score.value for score in self.score()})
         return seen
 
-    def best(self, observed: list[tuple[int, str, float]], rows: int) -> tuple[list[Score], int]:
-        """The scores on ``rows`` test rows at the step with the best first metric, the earliest of equals, and that step."""
-        steps: dict[int, list[Score]] = {}
-        for step, metric, value in observed:
-            if metric != "anchor_distance":
-                steps.setdefault(step, []).append(Score(metric, value, rows))
-        if not steps:
-            return [], 0
-        best_step = max(steps, key=lambda step: (steps[step][0].value, -step))
-        return steps[best_step], best_step
+
+def best_of(observed: list[tuple[int, str, float]], rows: int) -> tuple[list[Score], int]:
+    """Of what was observed, (step, metric, value), the scores on ``rows`` test rows at the step with the best first metric, the earliest
+    of equals, and that step; ``[], 0`` where none was scored.
+
+    >>> best_of([(2, "accuracy", 0.5), (4, "accuracy", 0.75), (6, "accuracy", 0.75)], 8)[1]
+    4
+    """
+    steps: dict[int, list[Score]] = {}
+    for step, metric, value in observed:
+        if metric != "anchor_distance":
+            steps.setdefault(step, []).append(Score(metric, value, rows))
+    if not steps:
+        return [], 0
+    best_step = max(steps, key=lambda step: (steps[step][0].value, -step))
+    return steps[best_step], best_step
+
+
+def scorings(settings: Any, steps: int) -> int:
+    """How often the test rows are scored: on the way, and after the last step."""
+    every = in_steps(settings.evaluate_every, steps)
+    return 1 if not every else 1 + -(-steps // every)
+
+
+def no_best(settings: Any) -> str | None:
+    """Why there is no best evaluation: there is one."""
+    return None if settings.evaluate_every else "evaluate_every is not set: there is one evaluation. Set evaluate_every"
 
 
 def in_steps(every: float | None, steps: int) -> int:
@@ -54,4 +72,4 @@ def in_steps(every: float | None, steps: int) -> int:
     return max(1, round(every * steps if every < 1 else every))
 
 
-__all__ = ["Watch", "in_steps"]
+__all__ = ["Watch", "best_of", "in_steps", "no_best", "scorings"]

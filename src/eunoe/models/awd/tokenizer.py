@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizer
 from eunoe import stop
 from eunoe.errors import EunoeError
 from eunoe.models.awd.fastai import read_vocabulary
-from eunoe.models.awd.words import BOS, FLD, MAJ, PAD, REP, SPECIAL, UNK, UP, WREP, prepared, split, vocabulary
+from eunoe.models.awd.words import BOS, MAJ, PAD, REP, SPECIAL, UNK, UP, WREP, prepared, split, vocabulary
 
 
 class AwdLstmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
@@ -42,6 +42,7 @@ class AwdLstmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         if (vocab_file is None) == (vocab is None):
             raise EunoeError(
                 "an AwdLstmTokenizer needs vocab_file, a JSON list of tokens, or vocab, the list itself; give one of them."
+                + _lacking(kwargs)
             )
         self.tokens = read_vocabulary(vocab_file) if vocab_file is not None else list(vocab or ())
         self.rows: dict[str, int] = {}
@@ -53,9 +54,7 @@ class AwdLstmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
                              "fastai's is its itos as a JSON list; AwdLstmTokenizer.build(texts) makes one.")  # fmt: skip
         self.spacy, self.backward = spacy, backward
         self._cut = _spacy_cut() if spacy else split
-        marks = [token for token in (FLD, REP, WREP, UP, MAJ) if token in self.rows]
         kwargs.pop("additional_special_tokens", None)
-        self.marks = marks
         super().__init__(
             spacy=spacy, backward=backward, unk_token=unk_token, pad_token=pad_token, bos_token=bos_token, **kwargs
         )
@@ -135,6 +134,12 @@ class AwdLstmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         file = Path(save_directory) / f"{f'{filename_prefix}-' if filename_prefix else ''}vocab.json"
         file.write_text(json.dumps(self.tokens, ensure_ascii=False), "utf-8")
         return (str(file),)
+
+
+def _lacking(kwargs: dict[str, Any]) -> str:
+    """The folder that a tokenizer is read from."""
+    folder = kwargs.get("name_or_path")
+    return f" {folder} has no vocab.json." if folder else ""
 
 
 _LONGEST = 1000

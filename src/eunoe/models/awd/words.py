@@ -50,7 +50,7 @@ def prepared(text: str) -> str:
 _WORD = re.compile(
     r"""
     xx(?:unk|pad|bos|eos|fld|rep|wrep|up|maj)\b         # our own marks
-    | https?://\S*[\w/] | [\w.+-]+@[\w-]+\.[\w.]+       # addresses
+    | https?://\S*[\w/] | [\w.+-]{1,64}@[\w-]+\.[\w.]+   # addresses; no more is looked at from each place
     | \d+(?:[.,:]\d+)*                                   # 3, 1,000.5, 10:30
     | n['’]t\b | ['’](?:s|re|ve|ll|d|m)\b                 # what contractions leave
     | (?:[^\W\d_]\.){2,}                                # u.s.
