@@ -149,12 +149,12 @@ def test_killed_between_cells_and_resumed_a_study_ends_in_the_same_bytes(
 
     write, seen = features._write, 0
 
-    def stopping(*args: Any) -> None:
+    def stopping(*args: Any) -> Any:
         nonlocal seen
         seen += 1
         if seen == 2:
             raise KeyboardInterrupt
-        write(*args)
+        return write(*args)
 
     (here / "cache").rename(here / "old")
     monkeypatch.setattr(features, "_write", stopping)
