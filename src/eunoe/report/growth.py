@@ -81,11 +81,7 @@ def chart(systems: Mapping[str, Points], looks: Mapping[str, Style], metric: Met
         for x, (_, result) in zip(xs, points, strict=True):
             if interval := ends(result.scores, metric.scale):
                 ax.plot([x, x], interval, color=look.light, linewidth=1.2, solid_capstyle="butt")
-    means = [metric.scale * result.scores.mean for points in systems.values() for _, result in points]
-    around = max(
-        0.6 * (max(means) - min(means)), 0.05 * metric.scale
-    )  # two seeds have intervals that would flatten all else
-    ax.set_ylim(min(means) - around, max(means) + around)
+    ax.set_ylim(*_limits([result for points in systems.values() for _, result in points], metric))
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator([float(size) for size in sizes]))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -94,6 +90,17 @@ def chart(systems: Mapping[str, Points], looks: Mapping[str, Style], metric: Met
     ax.yaxis.set_major_locator(MaxNLocator(6))
     axis_names(ax, "labelled rows (logarithmic)", f"{metric.title}, {metric.unit or 'as it is'}")
     return draw.svg(figure, name)
+
+
+def _limits(results: Sequence[Result], metric: Metric) -> tuple[float, float]:
+    """All means and intervals, with a little room; of intervals no more than 0.6 of the means' range, as those of two seeds would flatten
+    all else."""
+    means = [metric.scale * result.scores.mean for result in results]
+    drawn = [*means, *(end for result in results for end in ends(result.scores, metric.scale) or ())]
+    around = max(0.6 * (max(means) - min(means)), 0.05 * metric.scale)
+    least, most = max(min(drawn), min(means) - around), min(max(drawn), max(means) + around)
+    room = max(0.05 * (most - least), 0.01 * metric.scale)
+    return least - room, most + room
 
 
 def _in_common(names: Sequence[str]) -> str:
