@@ -1,6 +1,7 @@
-"""The tables of ulmfit.md, made from the rows of a fine-tuning study:
+"""The tables of ulmfit.md and transfer.md, made from the rows of a fine-tuning study:
 
 python docs/results/study_tables.py runs/ulmfit_ablation_small
+python docs/results/study_tables.py runs/transfer_curve finetuning      # and each way above fine-tuning, by paired seeds
 """
 
 import sys
@@ -10,10 +11,10 @@ from pathlib import Path
 from methods_tables import marked, table
 
 from eunoe.report.growth import growth
-from eunoe.report.metrics import shown
+from eunoe.report.metrics import Estimate, shown
 from eunoe.report.read import read_run
 from eunoe.report.settings import StudySettings
-from eunoe.report.study import StudySummary, TaskResults, summarize_study
+from eunoe.report.study import Result, StudySummary, TaskResults, summarize_study
 
 
 def places(values: Sequence[float]) -> list[int]:
@@ -38,8 +39,15 @@ def scores(task: TaskResults, reference: str | None) -> None:
     table(columns + (["place", "published place", "published"] if place else []), rows)
 
 
-def by_rows(summary: StudySummary, settings: StudySettings) -> bool:
-    """Each chart of scores against labelled rows as a table; False where the study has none."""
+def above(result: Result, other: Result) -> Estimate:
+    """The difference of two systems by the seeds that both have."""
+    own, theirs = (dict(zip(r.seeds, r.scores.values, strict=True)) for r in (result, other))
+    return Estimate(tuple(value - theirs[seed] for seed, value in own.items() if seed in theirs))
+
+
+def by_rows(summary: StudySummary, settings: StudySettings, against: str | None) -> bool:
+    """Each chart of scores against labelled rows as a table, and as one of differences to the system ``against``; False where the study
+    has none."""
     charts = growth(summary, settings)
     for title, (metric, systems) in charts.items():
         sizes = sorted({rows for points in systems.values() for rows, _ in points})
@@ -48,18 +56,33 @@ def by_rows(summary: StudySummary, settings: StudySettings) -> bool:
             for name, points in systems.items()
         ]
         table([f"{title}: {metric.title}", *(f"{n:,} rows" for n in sizes)], rows)
+        if against is None:
+            continue
+        base = dict(systems[against])
+        rows = [
+            [
+                f"`{name}`",
+                *(
+                    marked(above(dict(points)[n], base[n]), metric) if n in dict(points) and n in base else "-"
+                    for n in sizes
+                ),
+            ]
+            for name, points in systems.items()
+            if name != against
+        ]
+        table([f"{title}: above `{against}`", *(f"{n:,} rows" for n in sizes)], rows)
     return bool(charts)
 
 
-def main(folder: str) -> None:
+def main(folder: str, against: str | None = None) -> None:
     run = read_run(Path(folder))
     assert run.study is not None
     summary = summarize_study(run.rows, run.study)
     print("\n".join(summary.unfinished))
-    if not by_rows(summary, run.study):
+    if not by_rows(summary, run.study, against):
         for task in summary.tasks:
             scores(task, summary.reference)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
