@@ -93,14 +93,14 @@ def chart(systems: Mapping[str, Points], looks: Mapping[str, Style], metric: Met
 
 
 def _limits(results: Sequence[Result], metric: Metric) -> tuple[float, float]:
-    """All means and intervals, with a little room; of intervals no more than 0.6 of the means' range, as those of two seeds would flatten
+    """All means and intervals, with a margin; of intervals no more than 0.6 of the means' range, as those of two seeds would flatten
     all else."""
     means = [metric.scale * result.scores.mean for result in results]
     drawn = [*means, *(end for result in results for end in ends(result.scores, metric.scale) or ())]
     around = max(0.6 * (max(means) - min(means)), 0.05 * metric.scale)
     least, most = max(min(drawn), min(means) - around), min(max(drawn), max(means) + around)
-    room = max(0.05 * (most - least), 0.01 * metric.scale)
-    return least - room, most + room
+    margin = max(0.05 * (most - least), 0.01 * metric.scale)
+    return least - margin, most + margin
 
 
 def _in_common(names: Sequence[str]) -> str:
