@@ -369,6 +369,21 @@ def test_presets_are_the_papers_and_the_scripts() -> None:
 
 
 # -- pooling ------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("given", "phases"), [(None, [1 / 3, 1 / 3, 1 / 8]), (1 / 3, [1 / 3] * 3), (0.2, [0.2] * 3)])
+def test_the_scripts_triangle_is_another_in_the_last_phase_unless_one_is_given(
+    given: float | None, phases: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts: list[float] = []
+    real = module.slanted_triangle
+    monkeypatch.setattr(
+        module, "slanted_triangle", lambda step, steps, cut, ratio: (cuts.append(cut), real(step, steps, cut, ratio))[1]
+    )
+    chosen = {"preset": "scripts", "alpha": 0.0, "beta": 0.0, "chunk": 8, "cut_frac": given, "lm": {"tune": "none"}}
+    ulmfit(start(), settings(**chosen))
+    assert list(dict.fromkeys(cuts)) == list(dict.fromkeys(phases))
+    assert cuts[-1] == phases[-1]
+
+
 def test_concat_pooling_by_hand_and_a_row_of_one() -> None:
     torch.manual_seed(0)
     model = PooledClassifier(tiny_bert(), 2, pooled=3).eval()

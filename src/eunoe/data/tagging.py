@@ -48,7 +48,8 @@ def read_conll(source: str, encoding: str | None, limit: int) -> Iterator[tuple[
         if line.startswith("# ") and not words and not like_a_row:
             comments += 1
             continue
-        columns, tabs = columns or len(row), "\t" in line if not columns else tabs
+        if not columns:
+            columns, tabs = len(row), "\t" in line
         if columns < 2 or len(row) != columns or not row[0] or not row[-1].strip():
             expected = (
                 f"{columns} columns as the first row"
